@@ -1,0 +1,35 @@
+# `make demo` and `make test` set everything up in .venv and then run; a second call installs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m cldfast demo --out demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/python -m cldfast bench --out benchmarks/results
+
+# What builds the core is installed here too, so that a changed source rebuilds incrementally.
+$(VENV)/tools: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch setuptools pybind11 cmake ninja
+	touch $@
+
+# ninja and cmake are looked up on the PATH by the build.
+$(VENV)/installed: $(VENV)/tools pyproject.toml setup.py $(wildcard csrc/*)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[demo,dev,ode]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info cldfast/_core*.so

@@ -1,0 +1,20 @@
+"""Shared fixtures: deterministic draws, and the backends that this installation has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cldfast import ops
+
+BACKENDS = ["reference"] if ops.missing_core() else ["cpu", "reference"]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend that can run on this machine."""
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_draws() -> None:
+    torch.manual_seed(0)

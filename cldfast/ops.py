@@ -70,8 +70,8 @@ def _warn_once() -> None:
     if not _warned:
         _warned = True
         warnings.warn(
-            f"cldfast: the compiled core is missing ({_core_missing}); the slower plain PyTorch reference "
-            "runs instead. Reinstall with a C++17 compiler at hand to build it.",
+            f"cldfast: the compiled core is missing ({_core_missing}); the slower plain PyTorch "
+            "reference runs instead. Reinstall with a C++17 compiler at hand to build it.",
             BackendWarning,
             stacklevel=4,
         )
@@ -111,26 +111,21 @@ def check_state(name: str, u: object) -> torch.Tensor:
 
 
 def check_planes(name: str, tensor: object, like: torch.Tensor, channels: int) -> int:
-    """The number of planes of a network output or history row beside a state; raises if it misfits."""
+    """The number of planes of an output or history row beside a state; raises if it misfits."""
     got = _check_tensor(name, tensor)
-    shape = got.shape
-    if (
-        len(shape) != like.dim()
-        or shape[0] != like.shape[0]
-        or shape[2:] != like.shape[2:]
-        or shape[1] == 0
-        or shape[1] % channels
-    ):
-        tail = "".join(f", {n}" for n in like.shape[2:])
+    shape, wanted = got.shape, like.shape
+    planes, rest = divmod(shape[1], channels) if len(shape) > 1 else (0, 0)
+    if rest or not planes or shape[0] != wanted[0] or shape[2:] != wanted[2:]:
+        tail = "".join(f", {n}" for n in wanted[2:])
         raise ValueError(
-            f"{name} must be ({like.shape[0]}, r * {channels}{tail}) with r = 1 or 2 planes, "
+            f"{name} must be ({wanted[0]}, r * {channels}{tail}) with r = 1 or 2 planes, "
             f"got {_describe(got)}"
         )
     if got.dtype not in OUTPUT_DTYPES:
         raise TypeError(f"{name} must be a float tensor, got {_describe(got)}")
     if got.device != like.device:
         raise ValueError(f"{name} must be on {like.device} like the state, got {_describe(got)}")
-    return shape[1] // channels
+    return planes
 
 
 def _check_weights(weights: object, rows: int, columns: int, device: torch.device) -> torch.Tensor:
@@ -140,15 +135,12 @@ def _check_weights(weights: object, rows: int, columns: int, device: torch.devic
     shape = tensor.shape
     if shape[0] not in (1, rows) or shape[1] < 2 or shape[2] != columns:
         raise ValueError(
-            f"weights must be (1 or {rows}, 2 + q, {columns}): a column per plane of state, outputs, "
-            f"history and the 2 of noise, got {tuple(shape)}"
+            f"weights must be (1 or {rows}, 2 + q, {columns}): a column per plane of state, "
+            f"outputs, history and the 2 of noise, got {tuple(shape)}"
         )
     if shape[0] == 1:
         if tensor.device.type != "cpu":
             raise ValueError(f"shared weights (R = 1) must be on the CPU, got {_describe(tensor)}")
-        # A graph that is being traced has no values to look at.
-        if not torch.compiler.is_compiling() and not math.isfinite(float(tensor.detach().sum())):
-            raise ValueError("weights must be finite, got NaN or infinity")
     elif tensor.device != device:
         raise ValueError(f"weights per row must be on {device}, got {_describe(tensor)}")
     if tensor.requires_grad:
@@ -179,8 +171,8 @@ def stage(
     history: earlier history rows (B, qC, ...).
     weights: float64 (R, 2 + q, n), columns in that order, the two noise columns last; R = 1 (on the
         CPU) shares one matrix, R = B gives each row its own.
-    seed, first_index, stage_index, stream: the address of the noise: key, global index of row 0, and
-        the last two counter words.
+    seed, first_index, stage_index, stream: the address of the noise: key, global index of row 0,
+        and the last two counter words.
     noise: (B, 2C, ...) normals to use instead.
     out: where to write u', may be u itself. cast: also return u' in this dtype.
     backend: "auto", "cpu" or "reference".
@@ -218,7 +210,9 @@ def stage(
     if noise is not None:
         _check_like("noise", noise, state_shape, like)
     if out is not None:
-        _check_out(out, state_shape, like, u, [*outputs, *history, *([] if noise is None else [noise])])
+        _check_out(
+            out, state_shape, like, u, [*outputs, *history, *([] if noise is None else [noise])]
+        )
     if cast is not None and cast not in OUTPUT_DTYPES:
         raise TypeError(f"cast must be a float dtype, got {cast}")
     name = resolve_backend(backend, like.device)
@@ -231,6 +225,48 @@ def stage(
     return backend_stage(name)(
         u, outputs, history, weights, seed=seed, first_index=first_index, stage_index=stage_index,
         stream=stream, noise=noise, out=out, cast=cast,
+    )  # fmt: skip
+
+
+def residual(
+    output: torch.Tensor,
+    u: torch.Tensor,
+    weights: torch.Tensor,
+    *,
+    seed: int = 0,
+    first_index: int = 0,
+    stage_index: int = 0,
+    stream: int = 0,
+    noise: torch.Tensor | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """`loss_i = sum |R_o o + R_u u + R_z z|^2` of each row, (B,), differentiable in the output.
+
+    output: (B, rC, ...), r planes, any float dtype. u: state (B, 2C, ...), float32 or float64.
+    weights: float64 (B, q, r + 4): per row the blocks R_o, R_u, R_z of q residual planes.
+    seed, first_index, stage_index, stream: the address at which z was made, as in `stage`.
+    noise: z (B, 2C, ...) itself, instead.
+
+    Raises ValueError or TypeError before anything is computed.
+    """
+    check_state("u", u)
+    channels = u.shape[1] // 2
+    planes = check_planes("output", output, u, channels)
+    shape = _check_tensor("weights", weights).shape
+    if weights.dtype != torch.float64 or len(shape) != 3:
+        raise TypeError(f"weights must be float64 (B, q, r + 4), got {_describe(weights)}")
+    if shape[0] != u.shape[0] or shape[2] != planes + 4 or weights.device != u.device:
+        raise ValueError(
+            f"weights must be ({u.shape[0]}, q, {planes + 4}) on {u.device}, "
+            f"got {_describe(weights)}"
+        )
+    check_seed(seed)
+    if noise is not None:
+        _check_like("noise", noise, tuple(u.shape), u)
+    resolve_backend(backend, u.device)
+    return reference.residual(
+        output, u, weights, seed=seed, first_index=first_index, stage_index=stage_index,
+        stream=stream, noise=noise,
     )  # fmt: skip
 
 
@@ -300,6 +336,8 @@ def _reference_stage(
     out: torch.Tensor | None = None,
     cast: torch.dtype | None = None,
 ) -> StageResult:
+    if weights.shape[0] == 1 and not all(map(math.isfinite, weights.flatten().tolist())):
+        raise ValueError("weights must be finite, got NaN or infinity")
     state, row = reference.stage(
         u, outputs, history, weights,
         seed=seed, first_index=first_index, stage_index=stage_index, stream=stream, noise=noise,
@@ -419,7 +457,9 @@ def _backward(ctx, grad_state, grad_row, grad_copy):  # type: ignore[no-untyped-
     (weights,) = ctx.saved_tensors
     transposed = weights.transpose(1, 2)[:, :-2, :]
     if not ctx.has_state:
-        transposed = torch.cat([transposed.new_zeros(weights.shape[0], 2, weights.shape[1]), transposed], 1)
+        transposed = torch.cat(
+            [transposed.new_zeros(weights.shape[0], 2, weights.shape[1]), transposed], 1
+        )
     if ctx.cast is not None and grad_copy is not None and grad_copy.numel():
         grad_state = grad_state + grad_copy.to(grad_state.dtype)
     no_noise = transposed.new_zeros(transposed.shape[0], transposed.shape[1], 2)

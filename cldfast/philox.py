@@ -23,6 +23,8 @@ STREAM_SAMPLER = 0
 STREAM_INITIAL_STATE = 1
 STREAM_PERTURBATION = 2
 STREAM_TIMES = 3
+STREAM_INPAINTING = 4
+STREAM_VELOCITY = 5
 
 Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -55,10 +57,11 @@ def pair_words(
     stream: int,
     device: torch.device | str = "cpu",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two words of each coordinate pair `first_pair ... first_pair + count - 1`, int64 (count,).
+    """The two words of each of `count` coordinate pairs from `first_pair` on, int64 (count,).
 
-    A call of the generator serves two neighbouring pairs: counter = (pair // 2 as two words,
-    stage_index, stream), key = the 64-bit seed; an even pair takes words 0 and 1, an odd one 2 and 3.
+    A call of the generator serves two neighbouring pairs: counter = (pair // 2 as two
+    words, stage_index, stream), key = the 64-bit seed; an even pair takes words 0 and 1, an odd one
+    words 2 and 3.
     """
     pair = torch.arange(first_pair, first_pair + count, dtype=torch.int64, device=device)
     half = pair >> 1
@@ -76,8 +79,8 @@ def normals_from_words(
 
     With `w = round_dtype(round_dtype(radius_word) + 1/2)` the radius is `sqrt(-2 ln(w / 2^32))` and
     the angle `2 pi angle_word / 2^32`; both in float64, the product rounded once to `dtype`. The
-    half keeps the logarithm finite, so the largest normal is sqrt(66 ln 2) = 6.76; the angle lattice
-    is symmetric, so the mean is zero exactly. Kernels agree to 2 units in the last place.
+    half keeps the logarithm finite, so the largest normal is sqrt(66 ln 2) = 6.76; the angle
+    lattice is symmetric, so the mean is zero exactly. Kernels agree to 2 units in the last place.
     """
     uniform = (radius_word.to(dtype) + 0.5).to(torch.float64) * 2.0**-32
     radius = torch.sqrt(-2.0 * torch.log(uniform))

@@ -4,9 +4,9 @@ A stage is one small matrix applied at every coordinate:
 
     (x', v', h ...) = W (x, v, o ..., h ..., z_x, z_v)
 
-A *plane* is one scalar per coordinate, (B, C, ...): the state has the planes x and v along dimension
-1, a network output or a history row has one or two, and the noise planes z are addressed normals
-that are made on the fly. `W` holds the blocks P, E, H, L, A, B of `cldfast.plan.Stage`.
+A *plane* is one scalar per coordinate, (B, C, ...): the state has the planes x and v along
+dimension 1, a network output or a history row has one or two, and the noise planes z are addressed
+normals that are made on the fly. `W` holds the blocks P, E, H, L, A, B of `cldfast.plan.Stage`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def noise_planes(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Addressed normals (z_x, z_v), each of the plane shape (B, C, ...).
 
-    The flat pair index is (first_index + row) * D + j, j the index in a contiguous (C, ...) plane of
-    D coordinates, so a sample's noise depends on (seed, sample index) alone.
+    The flat pair index is (first_index + row) * D + j, j the index in a contiguous (C, ...) plane
+    of D coordinates, so a sample's noise depends on (seed, sample index) alone.
     """
     pairs = 1
     for size in shape[1:]:
@@ -106,7 +106,51 @@ def stage(
                 term = plane.to(dtype) * matrix[i][j]
                 total = term if total is None else total + term
         results.append(
-            total if total is not None else torch.zeros(plane_shape, dtype=dtype, device=like.device)
+            total
+            if total is not None
+            else torch.zeros(plane_shape, dtype=dtype, device=like.device)
         )
     state = torch.cat(results[:2], dim=1)
     return state, torch.cat(results[2:], dim=1) if out_planes > 2 else None
+
+
+def residual(
+    output: torch.Tensor,
+    u: torch.Tensor,
+    weights: torch.Tensor,
+    *,
+    seed: int = 0,
+    first_index: int = 0,
+    stage_index: int = 0,
+    stream: int = 0,
+    noise: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The squared residual of each row, `loss_i = sum |R_o o + R_u u + R_z z|^2`, (B,).
+
+    output: (B, rC, ...), r planes. u: state (B, 2C, ...). The noise z is made again from the
+    address it was first made at, or given as `noise`, shaped like u.
+    weights: float64 (B, q, r + 4), the blocks R_o, R_u, R_z of q residual planes side by side.
+
+    Arguments are taken as valid: `cldfast.ops.residual` checks them.
+    """
+    channels = u.shape[1] // 2
+    plane_shape = (u.shape[0], channels, *u.shape[2:])
+    if noise is None:
+        z = noise_planes(
+            plane_shape, u.dtype, u.device,
+            seed=seed, first_index=first_index, stage_index=stage_index, stream=stream,
+        )  # fmt: skip
+    else:
+        z = split_planes(noise, channels)
+    planes = [*split_planes(output, channels), *split_planes(u, channels), *z]
+    rows = weights.to(device=u.device, dtype=u.dtype)
+    rows = rows.reshape(*rows.shape, *([1] * (u.dim() - 1)))
+    total: torch.Tensor | float = 0.0
+    for i in range(rows.shape[1]):
+        line: torch.Tensor | float = 0.0
+        for j, plane in enumerate(planes):
+            line = line + rows[:, i, j] * plane.to(u.dtype)
+        assert isinstance(line, torch.Tensor)
+        total = total + line.square().flatten(1).sum(1)
+    assert isinstance(total, torch.Tensor)
+    return total

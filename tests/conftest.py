@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from cldfast import ops
 
 BACKENDS = ["reference"] if ops.missing_core() else ["cpu", "reference"]

@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 import torch
+
 from cldfast import ops
 from cldfast.philox import pair_normals
 
@@ -39,7 +40,9 @@ def test_stage_is_the_matrix_of_planes(backend, dtype, per_row, shape):
     expected = dense(weights, planes)
     # Eight terms of size about 1 to 10 in the state's precision: 8 roundings each.
     tolerance = 64 * torch.finfo(dtype).eps * 10
-    assert torch.allclose(torch.cat(state.chunk(2, 1), 1).to(F64), expected[:, :2].flatten(1, 2), atol=tolerance)
+    assert torch.allclose(
+        torch.cat(state.chunk(2, 1), 1).to(F64), expected[:, :2].flatten(1, 2), atol=tolerance
+    )
     assert torch.allclose(row.to(F64), expected[:, 2], atol=tolerance)
     assert cast.dtype == torch.bfloat16
     assert torch.equal(cast, state.to(torch.bfloat16))
@@ -193,7 +196,19 @@ def test_opcheck(backend):
     )
     torch.library.opcheck(
         torch.ops.cldfast.stage,
-        (None, [torch.randn(3, 2)], [], torch.randn(3, 2, 3, dtype=F64), 1, 0, 0, 0, None, None, backend),
+        (
+            None,
+            [torch.randn(3, 2)],
+            [],
+            torch.randn(3, 2, 3, dtype=F64),
+            1,
+            0,
+            0,
+            0,
+            None,
+            None,
+            backend,
+        ),
     )
 
 

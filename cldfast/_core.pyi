@@ -1,0 +1,51 @@
+SERIAL_PAIRS: int
+MAX_PLANES: int
+
+def levels() -> list[str]: ...
+def info() -> dict[str, str | list[str]]: ...
+def stage(
+    inputs: tuple[int, ...],
+    outputs: tuple[int, ...],
+    copies: tuple[int, ...],
+    rows: int,
+    channels: int,
+    inner: int,
+    compute: int,
+    weights: int,
+    matrices: int,
+    weight_rows: int,
+    weight_columns: int,
+    addressed_noise: bool,
+    seed: int,
+    first_pair: int,
+    stage_index: int,
+    stream: int,
+    threads: int,
+    level: str,
+    /,
+) -> None: ...
+def philox4x32(counter: tuple[int, ...], key: int) -> tuple[int, int, int, int]: ...
+def philox_words(
+    seed: int,
+    first_pair: int,
+    count: int,
+    stage_index: int,
+    stream: int,
+    radius: int,
+    angle: int,
+    level: str = "",
+) -> None: ...
+def normals(
+    seed: int,
+    first_pair: int,
+    count: int,
+    stage_index: int,
+    stream: int,
+    wide: bool,
+    z_x: int,
+    z_v: int,
+    level: str = "",
+) -> None: ...
+def normals_from_words(
+    radius: int, angle: int, count: int, wide: bool, z_x: int, z_v: int
+) -> None: ...

@@ -1,0 +1,169 @@
+// Python's view of the core: integers for pointers, strides and sizes; no torch, no numpy.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+#include "philox.h"
+#include "stage_cpu.h"
+
+namespace py = pybind11;
+
+namespace {
+
+int64_t integer(PyObject* tuple, Py_ssize_t i) {
+  const int64_t value = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, i));
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+// Numbers that describe one tensor: pointer, planes, dtype, and the strides of batch, plane, channel
+// and inner position, in elements.
+constexpr Py_ssize_t FIELDS = 7;
+
+// Appends the planes of each tensor in a flat tuple of FIELDS integers a tensor.
+int read_planes(const py::tuple& tensors, cldfast::Plane* planes) {
+  PyObject* tuple = tensors.ptr();
+  const Py_ssize_t size = PyTuple_GET_SIZE(tuple);
+  if (size % FIELDS != 0) throw std::invalid_argument("a tensor is described by 7 integers");
+  int count = 0;
+  for (Py_ssize_t i = 0; i < size; i += FIELDS) {
+    char* data = reinterpret_cast<char*>(integer(tuple, i));
+    const int64_t number = integer(tuple, i + 1);
+    const int64_t code = integer(tuple, i + 2);
+    if (code < 0 || code > 3) throw std::invalid_argument("unknown dtype code " + std::to_string(code));
+    if (number < 0 || number > cldfast::MAX_PLANES - count) {
+      throw std::invalid_argument("at most " + std::to_string(cldfast::MAX_PLANES) + " planes");
+    }
+    const cldfast::Dtype dtype = static_cast<cldfast::Dtype>(code);
+    const int64_t bytes = code == 0 ? 4 : code == 1 ? 8 : 2;
+    for (int64_t p = 0; p < number; ++p) {
+      planes[count++] = {data + p * integer(tuple, i + 4) * bytes, integer(tuple, i + 3),
+                         integer(tuple, i + 5), integer(tuple, i + 6), dtype};
+    }
+  }
+  return count;
+}
+
+void stage(const py::tuple& inputs, const py::tuple& outputs, const py::tuple& copies, int64_t rows,
+           int64_t channels, int64_t inner, int compute, uintptr_t weights, int64_t matrices,
+           int64_t weight_rows, int64_t weight_columns, bool addressed_noise, uint64_t seed,
+           uint64_t first_pair, uint32_t stage_index, uint32_t stream, int threads,
+           const std::string& level) {
+  cldfast::StageArgs args;
+  args.rows = rows;
+  args.channels = channels;
+  args.inner = inner;
+  args.compute = static_cast<cldfast::Dtype>(compute);
+  args.inputs = read_planes(inputs, args.input);
+  args.outputs = read_planes(outputs, args.output);
+  args.copies = read_planes(copies, args.copy);
+  for (int i = 0; i < args.copies; ++i) args.copy_of[i] = i;
+  args.weights = reinterpret_cast<const double*>(weights);
+  args.matrices = matrices;
+  args.addressed_noise = addressed_noise;
+  args.seed = seed;
+  args.first_pair = first_pair;
+  args.stage_index = stage_index;
+  args.stream = stream;
+  if (compute != 0 && compute != 1) throw std::invalid_argument("the state must be float32 or float64");
+  if (matrices != 1 && matrices != rows) {
+    throw std::invalid_argument("weights must hold 1 or " + std::to_string(rows) + " matrices, got " +
+                                std::to_string(matrices));
+  }
+  if (args.outputs != weight_rows || args.inputs + (addressed_noise ? 2 : 0) != weight_columns ||
+      args.copies > args.outputs) {
+    throw std::invalid_argument(
+        "weights of shape (" + std::to_string(weight_rows) + ", " + std::to_string(weight_columns) +
+        ") do not fit " + std::to_string(args.inputs) + " input planes" +
+        (addressed_noise ? " and 2 of noise" : "") + ", " + std::to_string(args.outputs) + " outputs");
+  }
+  if (matrices == 1) {
+    for (int64_t i = 0; i < weight_rows * weight_columns; ++i) {
+      if (!std::isfinite(args.weights[i])) {
+        throw std::invalid_argument("weights must be finite, got NaN or infinity");
+      }
+    }
+  }
+  const cldfast::Kernels& kernels = cldfast::kernels_for(level);
+  if (rows * channels * inner < cldfast::SERIAL_PAIRS) {
+    cldfast::run_stage(args, kernels, threads);  // shorter than handing the interpreter over
+  } else {
+    py::gil_scoped_release release;
+    cldfast::run_stage(args, kernels, threads);
+  }
+}
+
+py::tuple philox4x32(const py::tuple& counter, uint64_t key) {
+  const auto word = [&](size_t i) { return counter[i].cast<uint32_t>(); };
+  const auto words = cldfast::scalar::philox4x32(
+      cldfast::scalar::Words<uint64_t>{word(0), word(1), word(2), word(3)}, key);
+  const auto low = [](uint64_t wide) { return static_cast<uint32_t>(wide); };
+  return py::make_tuple(low(words.w0), low(words.w1), low(words.w2), low(words.w3));
+}
+
+template <class T>
+void scalar_normals(uintptr_t radius, uintptr_t angle, int64_t count, uintptr_t z_x, uintptr_t z_v) {
+  using Word = typename cldfast::scalar::Lane<T>::Unsigned;
+  for (int64_t i = 0; i < count; ++i) {
+    cldfast::scalar::box_muller<T>(Word(reinterpret_cast<const uint32_t*>(radius)[i]),
+                                   Word(reinterpret_cast<const uint32_t*>(angle)[i]),
+                                   reinterpret_cast<T*>(z_x)[i], reinterpret_cast<T*>(z_v)[i]);
+  }
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, module) {
+  using namespace py::literals;
+  module.doc() = "Fused kernels of cldfast. Pointers and strides only: it knows no tensor library.";
+  module.attr("SERIAL_PAIRS") = cldfast::SERIAL_PAIRS;
+  module.attr("MAX_PLANES") = cldfast::MAX_PLANES;
+  module.def("levels", &cldfast::levels, "Instruction sets that this machine runs, slowest first.");
+  module.def(
+      "info",
+      [] {
+        return py::dict("level"_a = cldfast::levels().back(), "levels"_a = cldfast::levels(),
+                        "threading"_a = cldfast::threading());
+      },
+      "The level in use, the levels that run here, and \"gomp\" or \"serial\" threads.");
+  module.def("stage", &stage,
+             "One stage: out planes = weights * in planes. A tensor is 7 integers: pointer, planes, "
+             "dtype code, and the strides of batch, plane, channel and inner position.");
+  module.def("philox4x32", &philox4x32, "counter"_a, "key"_a,
+             "Four words of one counter (4 words) and a 64-bit key.");
+  module.def(
+      "philox_words",
+      [](uint64_t seed, uint64_t first_pair, int64_t count, uint32_t stage_index, uint32_t stream,
+         uintptr_t radius, uintptr_t angle, const std::string& level) {
+        cldfast::kernels_for(level).words(seed, first_pair, count, stage_index, stream,
+                                          reinterpret_cast<uint32_t*>(radius),
+                                          reinterpret_cast<uint32_t*>(angle));
+      },
+      "seed"_a, "first_pair"_a, "count"_a, "stage_index"_a, "stream"_a, "radius"_a, "angle"_a,
+      "level"_a = "", "Words of a run of pairs, to two uint32 arrays given by address.");
+  module.def(
+      "normals",
+      [](uint64_t seed, uint64_t first_pair, int64_t count, uint32_t stage_index, uint32_t stream,
+         bool wide, uintptr_t z_x, uintptr_t z_v, const std::string& level) {
+        cldfast::kernels_for(level).normals(
+            seed, first_pair, count, stage_index, stream,
+            wide ? cldfast::Dtype::float64 : cldfast::Dtype::float32, reinterpret_cast<void*>(z_x),
+            reinterpret_cast<void*>(z_v));
+      },
+      "seed"_a, "first_pair"_a, "count"_a, "stage_index"_a, "stream"_a, "wide"_a, "z_x"_a, "z_v"_a,
+      "level"_a = "", "Normals of a run of pairs, to two arrays of float32, or float64 if `wide`.");
+  module.def(
+      "normals_from_words",
+      [](uintptr_t radius, uintptr_t angle, int64_t count, bool wide, uintptr_t z_x, uintptr_t z_v) {
+        if (wide) {
+          scalar_normals<double>(radius, angle, count, z_x, z_v);
+        } else {
+          scalar_normals<float>(radius, angle, count, z_x, z_v);
+        }
+      },
+      "radius"_a, "angle"_a, "count"_a, "wide"_a, "z_x"_a, "z_v"_a,
+      "The scalar form, which device code shares: normals from two uint32 arrays of words.");
+}

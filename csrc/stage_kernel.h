@@ -1,0 +1,317 @@
+// The stage kernel for one instruction set: blocks of flat pairs, noise into L1, one small matrix.
+//
+// Every vector of a run, the last incomplete one included, goes through the same vector instructions,
+// so a coordinate's result does not depend on where in a batch, block or thread it lies.
+#pragma once
+
+#include "normals.h"
+#include "planes.h"
+
+namespace cldfast {
+namespace CLDFAST_LEVEL {
+namespace {
+
+// Rows at least this wide are worked on in place; narrower ones are gathered, several to a vector.
+constexpr int64_t WIDE_ROW = 64;
+
+// out[k][i] = sum_m weights[k * ins + m] in[m][i]. Outputs may be inputs: a vector's inputs are all
+// read before its outputs are written.
+template <class T>
+using Affine = void (*)(const T* const* in, T* const* out, const T* weights, int ins, int outs,
+                        int64_t count, bool past_cache);
+
+template <class T, int INS, int OUTS>
+void affine(const T* const* in, T* const* out, const T* weights, int, int, int64_t count,
+            bool past_cache) {
+  using F = typename Pack<T>::Float;
+  constexpr int64_t WIDTH = sizeof(F) / sizeof(T);
+  F w[OUTS][INS];
+  for (int k = 0; k < OUTS; ++k) {
+    for (int m = 0; m < INS; ++m) w[k][m] = F{} + weights[k * INS + m];
+  }
+  const T* from[INS];
+  T* to[OUTS];
+  for (int m = 0; m < INS; ++m) from[m] = in[m];
+  for (int k = 0; k < OUTS; ++k) to[k] = out[k];
+  const auto apply = [&](const F(&x)[INS], F(&y)[OUTS]) {
+    for (int k = 0; k < OUTS; ++k) {
+      y[k] = w[k][0] * x[0];
+      for (int m = 1; m < INS; ++m) y[k] = multiply_add(w[k][m], x[m], y[k]);
+    }
+  };
+  F x[INS], y[OUTS];
+  int64_t i = 0;
+  for (; i + WIDTH <= count; i += WIDTH) {
+    for (int m = 0; m < INS; ++m) x[m] = load<F>(from[m] + i);
+    apply(x, y);
+    for (int k = 0; k < OUTS; ++k) {
+      if (past_cache) {
+        store_past_cache(to[k] + i, y[k]);
+      } else {
+        store(to[k] + i, y[k]);
+      }
+    }
+  }
+  if (i < count) {
+    for (int m = 0; m < INS; ++m) x[m] = load_some<F>(from[m] + i, count - i);
+    apply(x, y);
+    for (int k = 0; k < OUTS; ++k) store_some(to[k] + i, y[k], count - i);
+  }
+}
+
+// Any numbers of planes.
+template <class T>
+void affine_any(const T* const* in, T* const* out, const T* weights, int ins, int outs,
+                int64_t count, bool) {
+  using F = typename Pack<T>::Float;
+  constexpr int64_t WIDTH = sizeof(F) / sizeof(T);
+  for (int64_t i = 0; i < count; i += WIDTH) {
+    const int64_t lanes = shorter(WIDTH, count - i);
+    F x[MAX_PLANES + 2], y[MAX_PLANES];
+    for (int m = 0; m < ins; ++m) {
+      x[m] = lanes == WIDTH ? load<F>(in[m] + i) : load_some<F>(in[m] + i, lanes);
+    }
+    for (int k = 0; k < outs; ++k) {
+      y[k] = ins == 0 ? F{} : weights[k * ins] * x[0];
+      for (int m = 1; m < ins; ++m) y[k] = multiply_add(F{} + weights[k * ins + m], x[m], y[k]);
+    }
+    for (int k = 0; k < outs; ++k) {
+      if (lanes == WIDTH) {
+        store(out[k] + i, y[k]);
+      } else {
+        store_some(out[k] + i, y[k], lanes);
+      }
+    }
+  }
+}
+
+template <class T, int INS>
+Affine<T> affine_for(int outs) {
+  switch (outs) {
+    case 1: return affine<T, INS, 1>;
+    case 2: return affine<T, INS, 2>;
+    case 3: return affine<T, INS, 3>;
+    case 4: return affine<T, INS, 4>;
+    default: return affine_any<T>;
+  }
+}
+
+// The unrolled loop for the counts that solvers use, six inputs and both normals at most.
+template <class T>
+Affine<T> affine_for(int ins, int outs) {
+  switch (ins) {
+    case 1: return affine_for<T, 1>(outs);
+    case 2: return affine_for<T, 2>(outs);
+    case 3: return affine_for<T, 3>(outs);
+    case 4: return affine_for<T, 4>(outs);
+    case 5: return affine_for<T, 5>(outs);
+    case 6: return affine_for<T, 6>(outs);
+    case 7: return affine_for<T, 7>(outs);
+    case 8: return affine_for<T, 8>(outs);
+    default: return affine_any<T>;
+  }
+}
+
+// One row's matrix without its columns of zeros: what they would multiply is not read at all.
+template <class T>
+struct Matrix {
+  int columns = 0;  // used ones
+  int column[MAX_PLANES + 2];
+  T weights[MAX_PLANES * (MAX_PLANES + 2)];
+  Affine<T> apply;
+
+  void take(const double* matrix, int rows, int all) {
+    columns = 0;
+    for (int j = 0; j < all; ++j) {
+      bool used = false;
+      for (int k = 0; k < rows; ++k) used |= matrix[k * all + j] != 0.0;
+      if (used) column[columns++] = j;
+    }
+    for (int k = 0; k < rows; ++k) {
+      for (int m = 0; m < columns; ++m) {
+        weights[k * columns + m] = static_cast<T>(matrix[k * all + column[m]]);
+      }
+    }
+    apply = affine_for<T>(columns, rows);
+  }
+};
+
+// Images of few channels in channels-last memory are taken as rows of one pixel each, in memory order;
+// the same matrix applies there, and only the normals have to be put in that order.
+constexpr int64_t PIXEL_CHANNELS = 16;
+
+inline bool pixel_rows(const Plane* planes, int count, const StageArgs& args) {
+  for (int i = 0; i < count; ++i) {
+    const Plane& plane = planes[i];
+    if (plane.channel_stride != 1 || plane.inner_stride < args.channels) return false;
+    if (args.rows > 1 && plane.batch_stride != plane.inner_stride * args.inner) return false;
+  }
+  return true;
+}
+
+inline bool pixel_rows(const StageArgs& args) {
+  return args.inner > 1 && args.channels > 1 && args.channels <= PIXEL_CHANNELS &&
+         pixel_rows(args.output, args.outputs, args) && pixel_rows(args.input, args.inputs, args) &&
+         pixel_rows(args.copy, args.copies, args);
+}
+
+inline StageArgs as_pixel_rows(const StageArgs& args) {
+  StageArgs pixels = args;
+  pixels.rows = args.rows * args.inner;
+  pixels.inner = 1;
+  for (int i = 0; i < args.inputs; ++i) pixels.input[i].batch_stride = args.input[i].inner_stride;
+  for (int i = 0; i < args.outputs; ++i) pixels.output[i].batch_stride = args.output[i].inner_stride;
+  for (int i = 0; i < args.copies; ++i) pixels.copy[i].batch_stride = args.copy[i].inner_stride;
+  return pixels;
+}
+
+template <class T>
+class StageRun {
+ public:
+  // pixels: how many of the rows make one sample, 1 if args were not turned into pixels.
+  StageRun(const StageArgs& args, int64_t pixels, bool past_cache)
+      : args_(args),
+        width_(args.channels * args.inner),
+        pixels_(pixels),
+        columns_(args.inputs + (args.addressed_noise ? 2 : 0)),
+        past_cache_(past_cache) {}
+
+  void run(int64_t begin, int64_t end) {
+    const int64_t sample = width_ * pixels_;
+    const int64_t first = begin / sample, last = (end - 1) / sample;
+    T* z_x = wants_normal(0, first, last) ? normals_[0] : nullptr;
+    T* z_v = wants_normal(1, first, last) ? normals_[1] : nullptr;
+    const bool own_matrix = args_.matrices > 1;
+    if (!own_matrix) matrix_.take(args_.weights, args_.outputs, columns_);
+    const bool by_row = width_ >= WIDE_ROW || (own_matrix && pixels_ == 1);
+    int64_t matrix_row = -1;
+    Run run = {begin / width_, begin % width_, 0};
+    for (int64_t pair = begin; pair < end;) {
+      int64_t count = shorter(BLOCK, end - pair);
+      if (pixels_ > 1) count = shorter(count, sample - pair % sample);
+      const int64_t offset = z_x || z_v ? make_normals(pair, count, z_x, z_v) : 0;
+      for (int64_t done = 0; done < count; done += run.count) {
+        run.count = by_row ? shorter(width_ - run.column, count - done) : count - done;
+        if (own_matrix && matrix_row != run.row / pixels_) {
+          matrix_row = run.row / pixels_;
+          matrix_.take(args_.weights + matrix_row * args_.outputs * columns_, args_.outputs, columns_);
+        }
+        segment(run, offset + done);
+        run.column += run.count;
+        if (run.column >= width_) {
+          run.row += by_row ? 1 : run.column / width_;
+          run.column = by_row ? 0 : run.column % width_;
+        }
+      }
+      pair += count;
+    }
+    if (past_cache_) store_fence();
+  }
+
+ private:
+  // Whether a matrix of the samples first ... last has anything in a noise column.
+  bool wants_normal(int column, int64_t first, int64_t last) const {
+    if (!args_.addressed_noise) return false;
+    if (args_.matrices == 1) first = last = 0;
+    const double* entry = args_.weights + columns_ - 2 + column;
+    for (int64_t i = first * args_.outputs; i < (last + 1) * args_.outputs; ++i) {
+      if (entry[i * columns_] != 0.0) return true;
+    }
+    return false;
+  }
+
+  // Makes the normals of a block, in the order of its pairs; returns where in the buffers they begin.
+  int64_t make_normals(int64_t pair, int64_t count, T* z_x, T* z_v) {
+    if (pixels_ == 1) {
+      return fill_run(args_.first_pair + static_cast<uint64_t>(pair), count, z_x, z_v);
+    }
+    // Channel by channel, as they are addressed; whole pixels.
+    const int64_t first = pair / width_, pixels = (pair + count - 1) / width_ + 1 - first;
+    const int64_t sample = first / pixels_ * pixels_ * width_;
+    T* from_x = z_x ? channel_[0] : nullptr;
+    T* from_v = z_v ? channel_[1] : nullptr;
+    for (int64_t c = 0; c < width_; ++c) {
+      const int64_t flat = sample + c * pixels_ + first % pixels_;
+      const uint64_t address = args_.first_pair + static_cast<uint64_t>(flat);
+      const int64_t odd = fill_run(address, pixels, from_x, from_v);
+      if (z_x) move_strided<Way::out>(z_x + c, width_, from_x + odd, pixels);
+      if (z_v) move_strided<Way::out>(z_v + c, width_, from_v + odd, pixels);
+    }
+    return pair - first * width_;
+  }
+
+  // A flat run's normals, and the one before it where the run begins at an odd pair: returns 1 then.
+  int64_t fill_run(uint64_t pair, int64_t count, T* z_x, T* z_v) const {
+    const uint64_t odd = pair & 1;
+    fill_normals(args_.seed, pair - odd, count + static_cast<int64_t>(odd), args_.stage_index,
+                 args_.stream, z_x, z_v);
+    return static_cast<int64_t>(odd);
+  }
+
+  // The matrix at one run of pairs, whose normals begin at `offset` of the block's.
+  void segment(const Run& run, int64_t offset) {
+    const T* in[MAX_PLANES + 2];
+    T* out[MAX_PLANES];
+    for (int m = 0; m < matrix_.columns; ++m) {
+      const int j = matrix_.column[m];
+      in[m] = j < args_.inputs ? gather<T>(View(args_.input[j], args_), run, scratch_in_[j], bits_)
+                               : normals_[j - args_.inputs] + offset;
+    }
+    bool past_cache = past_cache_;
+    for (int k = 0; k < args_.outputs; ++k) {
+      const View view(args_.output[k], args_);
+      const bool direct = view.dtype == dtype_of<T>() && view.is_dense(run);
+      out[k] = direct ? static_cast<T*>(address(view, run)) : scratch_out_[k];
+      past_cache = past_cache && direct && reinterpret_cast<uintptr_t>(out[k]) % VECTOR_BYTES == 0;
+    }
+    matrix_.apply(in, out, matrix_.weights, matrix_.columns, args_.outputs, run.count, past_cache);
+    for (int k = 0; k < args_.outputs; ++k) {
+      if (out[k] == scratch_out_[k]) scatter<T>(View(args_.output[k], args_), run, out[k], bits_);
+    }
+    for (int k = 0; k < args_.copies; ++k) {
+      scatter<T>(View(args_.copy[k], args_), run, out[args_.copy_of[k]], bits_);
+    }
+  }
+
+  const StageArgs& args_;
+  const int64_t width_;
+  const int64_t pixels_;
+  const int columns_;
+  const bool past_cache_;
+  Matrix<T> matrix_;
+  // A block that begins at an odd pair makes one more, groups are made whole, and so are pixels.
+  static constexpr int64_t MORE = GROUP > 2 * PIXEL_CHANNELS ? GROUP : 2 * PIXEL_CHANNELS;
+  alignas(64) T normals_[2][BLOCK + MORE];
+  alignas(64) T channel_[2][BLOCK + GROUP];
+  alignas(64) T scratch_in_[MAX_PLANES][BLOCK];
+  alignas(64) T scratch_out_[MAX_PLANES][BLOCK];
+  alignas(64) double bits_[BLOCK];
+};
+
+template <class T>
+void stage_of(const StageArgs& args, int64_t begin, int64_t end, bool past_cache) {
+  if (pixel_rows(args)) {
+    const StageArgs pixels = as_pixel_rows(args);
+    StageRun<T>(pixels, args.inner, past_cache).run(begin, end);
+  } else {
+    StageRun<T>(args, 1, past_cache).run(begin, end);
+  }
+}
+
+void stage(const StageArgs& args, int64_t begin, int64_t end, bool past_cache) {
+  if (args.compute == Dtype::float32) {
+    stage_of<float>(args, begin, end, past_cache);
+  } else {
+    stage_of<double>(args, begin, end, past_cache);
+  }
+}
+
+}  // namespace
+
+#define CLDFAST_QUOTE(name) #name
+#define CLDFAST_NAME(name) CLDFAST_QUOTE(name)
+extern const Kernels kernels;
+const Kernels kernels = {CLDFAST_NAME(CLDFAST_LEVEL), stage, words, normals};
+
+}  // namespace CLDFAST_LEVEL
+}  // namespace cldfast

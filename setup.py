@@ -1,0 +1,68 @@
+r"""Builds the compiled core with CMake and Ninja; all metadata is in pyproject.toml.
+
+Nothing here imports torch, looks for a GPU or downloads. One build-time option, an environment
+variable: CLDFAST_SANITIZE=address, undefined or address,undefined builds the core with sanitizers.
+Beside the source tree, and with the runtimes loaded first, the kernel's tests then run as
+
+    CLDFAST_SANITIZE=address,undefined \
+        python setup.py build --build-base build/san --build-lib build/san/lib
+    LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)" \
+        ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/san/lib \
+        pytest tests/test_core.py tests/test_core_module.py tests/test_philox.py
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCES = Path(__file__).resolve().parent / "csrc"
+
+
+def tool(name: str) -> str:
+    """The program of the environment that builds, whether or not its folder is on the PATH."""
+    found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    if found is None:
+        raise SystemExit(f"cldfast needs {name} to build its core: pip install {name}")
+    return found
+
+
+class CMakeBuild(build_ext):
+    """Runs CMake for each extension, and puts the module where setuptools wants it."""
+
+    def build_extension(self, ext: Extension) -> None:
+        compiler = os.environ.get("CXX", "").split() or ["c++", "g++", "clang++"]
+        if not any(shutil.which(name) for name in compiler):
+            raise SystemExit(
+                "cldfast needs a C++17 compiler to build its core, and none was found "
+                f"(looked for {', '.join(compiler)}); install g++ or clang++, or set CXX"
+            )
+        module = Path(self.get_ext_fullpath(ext.name)).resolve()
+        sanitize = os.environ.get("CLDFAST_SANITIZE", "")
+        kind = sanitize.replace(",", "-") or "release"
+        build = Path(self.build_temp).resolve() / f"core-{kind}"
+        build.mkdir(parents=True, exist_ok=True)
+        configure = [
+            tool("cmake"), "-S", str(SOURCES), "-B", str(build), "-G", "Ninja",
+            # Given every time: a build folder may outlive the environment that it was made in.
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={module.parent}",
+            f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
+            f"-DCLDFAST_SANITIZE={sanitize}",
+        ]  # fmt: skip
+        subprocess.run(configure, check=True)
+        subprocess.run([tool("cmake"), "--build", str(build)], check=True)
+
+
+setup(
+    ext_modules=[Extension("cldfast._core", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -1,0 +1,64 @@
+"""Calls of the compiled core's own functions, as tensors."""
+
+from __future__ import annotations
+
+import torch
+
+from cldfast import _core
+
+LEVELS = _core.levels()
+
+
+def words(
+    seed: int, first_pair: int, count: int, stage_index: int, stream: int, level: str = ""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two words of each pair of a run, int64 (count,)."""
+    radius = torch.empty(count, dtype=torch.uint32)
+    angle = torch.empty(count, dtype=torch.uint32)
+    _core.philox_words(
+        seed, first_pair, count, stage_index, stream, radius.data_ptr(), angle.data_ptr(), level
+    )
+    return radius.to(torch.int64), angle.to(torch.int64)
+
+
+def normals(
+    seed: int,
+    first_pair: int,
+    count: int,
+    stage_index: int = 0,
+    stream: int = 0,
+    dtype: torch.dtype = torch.float32,
+    level: str = "",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(z_x, z_v) of each pair of a run."""
+    z_x, z_v = torch.empty(count, dtype=dtype), torch.empty(count, dtype=dtype)
+    wide = dtype == torch.float64
+    _core.normals(
+        seed, first_pair, count, stage_index, stream, wide, z_x.data_ptr(), z_v.data_ptr(), level
+    )
+    return z_x, z_v
+
+
+def normals_from_words(
+    radius: torch.Tensor, angle: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scalar form of the kernels, which device code shares."""
+    z_x, z_v = torch.empty(len(radius), dtype=dtype), torch.empty(len(radius), dtype=dtype)
+    radius, angle = radius.to(torch.uint32), angle.to(torch.uint32)
+    _core.normals_from_words(
+        radius.data_ptr(), angle.data_ptr(), len(radius), dtype == torch.float64,
+        z_x.data_ptr(), z_v.data_ptr(),
+    )  # fmt: skip
+    return z_x, z_v
+
+
+def ulps(a: torch.Tensor, b: torch.Tensor) -> int:
+    """The largest distance of two tensors in units in the last place."""
+    integer = torch.int32 if a.dtype == torch.float32 else torch.int64
+
+    def ordered(x: torch.Tensor) -> torch.Tensor:
+        bits = x.view(integer).to(torch.int64)
+        lowest = torch.iinfo(integer).min
+        return torch.where(bits < 0, lowest - bits, bits)
+
+    return int((ordered(a) - ordered(b)).abs().max())

@@ -1,0 +1,349 @@
+"""Noise schedules: `beta(t)`, its exact integral `tau(t)` from 0 to t, and the inverse `t(tau)`.
+
+Time runs forward. Methods take floats, numpy or torch arrays, compute in float64 and keep the
+shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from array_api_compat import array_namespace, is_array_api_obj
+
+Array = Any
+
+
+def as_float64(value: Array) -> Array:
+    """A float64 array of the same library and device; numbers become numpy arrays."""
+    if not is_array_api_obj(value):
+        return np.asarray(value, dtype=np.float64)
+    xp = array_namespace(value)
+    return xp.astype(value, xp.float64, copy=False)
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """What the SDE asks of a schedule."""
+
+    def beta(self, t: Array) -> Array:
+        """Rate at time t."""
+
+    def integral(self, t: Array) -> Array:
+        """`tau(t)`, the integral of beta over [0, t]."""
+
+    def inverse(self, tau: Array) -> Array:
+        """The time at which the integral reaches `tau`."""
+
+
+def _require_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0.0):
+            raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+
+
+def _require_not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= 0.0):
+            raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+
+
+@dataclass(frozen=True)
+class ConstantBeta:
+    """`beta(t) = value` (Dockhorn, Vahdat, Kreis 2022 use 4)."""
+
+    value: float = 4.0
+
+    def __post_init__(self) -> None:
+        _require_positive(value=self.value)
+
+    def beta(self, t: Array) -> Array:
+        """Rate at time t."""
+        t = as_float64(t)
+        return t * 0.0 + self.value
+
+    def integral(self, t: Array) -> Array:
+        """`value * t`."""
+        return as_float64(t) * self.value
+
+    def inverse(self, tau: Array) -> Array:
+        """`tau / value`."""
+        return as_float64(tau) / self.value
+
+
+@dataclass(frozen=True)
+class LinearBeta:
+    """`beta(t) = beta_min + (beta_max - beta_min) t / T`: the values at 0 and at T."""
+
+    beta_min: float
+    beta_max: float
+    T: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_not_negative(beta_min=self.beta_min)
+        _require_positive(beta_max=self.beta_max, T=self.T)
+
+    @property
+    def _slope(self) -> float:
+        return (self.beta_max - self.beta_min) / self.T
+
+    def beta(self, t: Array) -> Array:
+        """Rate at time t."""
+        return as_float64(t) * self._slope + self.beta_min
+
+    def integral(self, t: Array) -> Array:
+        """`beta_min t + slope t^2 / 2`."""
+        t = as_float64(t)
+        return t * (self.beta_min + 0.5 * self._slope * t)
+
+    def inverse(self, tau: Array) -> Array:
+        """Root of the quadratic, in the form that does not cancel for small `tau` or slope."""
+        tau = as_float64(tau)
+        xp = array_namespace(tau)
+        root = xp.sqrt(self.beta_min**2 + 2.0 * self._slope * tau)
+        denominator = root + self.beta_min
+        return xp.where(
+            denominator > 0.0,
+            2.0 * tau / xp.where(denominator > 0.0, denominator, xp.ones_like(tau)),
+            tau,
+        )
+
+
+@dataclass(frozen=True)
+class ExponentialBeta:
+    """`beta(t) = beta_min + delta (exp(k t) - 1)` with `k > 0`."""
+
+    beta_min: float
+    delta: float
+    k: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_not_negative(beta_min=self.beta_min, delta=self.delta)
+        _require_positive(k=self.k, beta_min_plus_delta=self.beta_min + self.delta)
+
+    def beta(self, t: Array) -> Array:
+        """Rate at time t."""
+        t = as_float64(t)
+        xp = array_namespace(t)
+        return self.beta_min + self.delta * xp.expm1(self.k * t)
+
+    def integral(self, t: Array) -> Array:
+        """`beta_min t + delta (expm1(k t)/k - t)`, the bracket by its series where it cancels."""
+        t = as_float64(t)
+        xp = array_namespace(t)
+        return self.beta_min * t + (self.delta / self.k) * _expm1_minus(xp, self.k * t)
+
+    def inverse(self, tau: Array) -> Array:
+        """Newton's method on the convex, increasing integral from an upper bound."""
+        tau = as_float64(tau)
+        xp = array_namespace(tau)
+        # Both parts of the integral are bounds: beta_min t <= tau and delta k t^2 / 2 <= tau. From
+        # above, Newton on a convex increasing function decreases monotonically to the root.
+        bounds = []
+        if self.beta_min > 0.0:
+            bounds.append(tau / self.beta_min)
+        if self.delta > 0.0:
+            bounds.append(xp.sqrt(2.0 * tau / (self.delta * self.k)))
+            bounds.append(
+                xp.log1p(xp.sqrt(2.0 * tau * self.k / self.delta) + self.k * tau / self.delta)
+                / self.k
+            )
+        t = bounds[0]
+        for bound in bounds[1:]:
+            t = xp.minimum(t, bound)
+        for _ in range(_NEWTON_STEPS):
+            slope = self.beta(t)
+            ok = slope > 0.0
+            step = (self.integral(t) - tau) / xp.where(ok, slope, xp.ones_like(slope))
+            t = xp.where(ok, t - step, t)
+        return t
+
+
+# Quadratic convergence: from a bound within a factor of a few, 10 steps reach rounding with room.
+_NEWTON_STEPS = 10
+
+
+def _expm1_minus(xp: Any, z: Array) -> Array:
+    """`exp(z) - 1 - z`, by its series (1/19! < 2^-53) for z < 1, where the terms cancel."""
+    small = xp.where(z < 1.0, z, xp.zeros_like(z))
+    series = xp.zeros_like(z)
+    for n in range(19, 1, -1):
+        series = (series + 1.0 / math.factorial(n)) * small
+    return xp.where(z < 1.0, series * small, xp.expm1(z) - z)
+
+
+@dataclass(frozen=True)
+class CosineBeta:
+    """`tau(t) = -2 scale ln(cos(a + (b - a) t/T) / cos a)`: Nichol and Dhariwal's cosine schedule.
+
+    Their `alpha_bar = exp(-tau)` at `scale = 1`, with `a = (pi/2) offset/(1 + offset)`; the angle
+    at T is `b = (pi/2) end`, `end < 1` keeping beta finite (they clip beta instead).
+    Source: Nichol and Dhariwal (2021), "Improved DDPM", eq. 17.
+    """
+
+    scale: float = 1.0
+    offset: float = 0.008
+    end: float = 0.99
+    T: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive(scale=self.scale, T=self.T)
+        _require_not_negative(offset=self.offset)
+        if not self.offset / (1.0 + self.offset) < self.end < 1.0:
+            raise ValueError(f"end must lie between offset/(1 + offset) and 1, got {self.end!r}")
+
+    @property
+    def _start_angle(self) -> float:
+        return 0.5 * math.pi * self.offset / (1.0 + self.offset)
+
+    @property
+    def _speed(self) -> float:
+        return (0.5 * math.pi * self.end - self._start_angle) / self.T
+
+    def beta(self, t: Array) -> Array:
+        """Rate at time t."""
+        t = as_float64(t)
+        xp = array_namespace(t)
+        return (2.0 * self.scale * self._speed) * xp.tan(self._start_angle + self._speed * t)
+
+    def integral(self, t: Array) -> Array:
+        """By `cos(a + x)/cos a = 1 - (2 sin^2(x/2) + tan(a) sin(x))`, exact for small t."""
+        x = as_float64(t) * self._speed
+        xp = array_namespace(x)
+        drop = 2.0 * xp.sin(0.5 * x) ** 2 + math.tan(self._start_angle) * xp.sin(x)
+        return -2.0 * self.scale * xp.log1p(-drop)
+
+    def inverse(self, tau: Array) -> Array:
+        """`2 sin^2(x/2) + tan(a) sin x = drop` solved through the half angle, `h = tan(x/2)`.
+
+        With `drop = 1 - exp(-tau/(2 scale))` the half angle solves
+        `(2 - drop) h^2 + 2 tan(a) h - drop = 0`.
+        """
+        tau = as_float64(tau)
+        xp = array_namespace(tau)
+        drop = -xp.expm1(tau * (-0.5 / self.scale))
+        tangent = math.tan(self._start_angle)
+        denominator = tangent + xp.sqrt(tangent**2 + (2.0 - drop) * drop)
+        positive = denominator > 0.0
+        half = xp.where(positive, drop / xp.where(positive, denominator, xp.ones_like(drop)), drop)
+        return 2.0 * xp.atan(half) / self._speed
+
+
+@dataclass(frozen=True)
+class CallableBeta:
+    """Any positive `beta(t)`, integrated by SciPy's adaptive quadrature (`scipy.integrate.quad`).
+
+    function: maps a float in [0, T] to a finite rate >= 0; kinks cost accuracy. The integral is
+    good to about 1e-12 relative for smooth rates; its cost is one quadrature per distinct time, on
+    the host, so prefer a closed form for training.
+    """
+
+    function: Callable[[float], float]
+    T: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(
+                f"beta must be a number, a schedule or a callable, got {self.function!r}"
+            )
+        _require_positive(T=self.T)
+
+    def beta(self, t: Array) -> Array:
+        """Rate at time t."""
+        return _through_numpy(t, lambda x: np.array([float(self.function(s)) for s in x]))
+
+    def integral(self, t: Array) -> Array:
+        """Quadrature between neighbouring distinct times, summed."""
+        return _through_numpy(t, self._integral)
+
+    def _integral(self, times: np.ndarray) -> np.ndarray:
+        from scipy.integrate import quad
+
+        nodes, where = np.unique(times, return_inverse=True)
+        starts = np.concatenate([[0.0], nodes[:-1]])
+        pieces = [
+            quad(self.function, start, end, epsabs=0.0, epsrel=QUADRATURE_ERROR, limit=200)[0]
+            for start, end in zip(starts, nodes, strict=True)
+        ]
+        if not all(math.isfinite(piece) and piece >= 0.0 for piece in pieces):
+            raise ValueError("beta must be finite and >= 0 on [0, T], and so its integral")
+        result: np.ndarray = np.cumsum(pieces)[where]
+        return result
+
+    def inverse(self, tau: Array) -> Array:
+        """Bracketed root finding (`scipy.optimize.brentq`) on [0, T], to about 1e-15 T."""
+        return _through_numpy(tau, self._inverse)
+
+    def _inverse(self, targets: np.ndarray) -> np.ndarray:
+        from scipy.optimize import brentq
+
+        end = float(self._integral(np.array([self.T]))[0])
+        outside = (targets < 0.0) | (targets > end * (1.0 + 10.0 * QUADRATURE_ERROR))
+        if np.any(outside):
+            raise ValueError(f"tau must lie in [0, {end}], got {targets[outside][0]}")
+
+        def excess(t: float, target: float) -> float:
+            return float(self._integral(np.array([t]))[0]) - min(target, end)
+
+        return np.array(
+            [brentq(excess, 0.0, self.T, args=(y,), xtol=1e-15 * self.T) for y in targets]
+        )
+
+
+# The relative error asked of each quadrature; QUADPACK warns of rounding if asked for much less.
+QUADRATURE_ERROR = 1e-13
+
+
+def _through_numpy(value: Array, function: Callable[[np.ndarray], np.ndarray]) -> Array:
+    """Apply a function of flat numpy float64 arrays to an array of any library."""
+    array = as_float64(value)
+    if isinstance(array, np.ndarray | np.generic):
+        return function(np.ravel(array)).reshape(np.shape(array))
+    host = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
+    result = function(host.ravel()).reshape(host.shape)
+    xp = array_namespace(array)
+    return xp.asarray(result, device=array.device)
+
+
+_KINDS: dict[str, type] = {
+    "constant": ConstantBeta,
+    "linear": LinearBeta,
+    "exponential": ExponentialBeta,
+    "cosine": CosineBeta,
+}
+
+
+def as_schedule(beta: object, T: float) -> Schedule:
+    """A number becomes `ConstantBeta`, a bare callable `CallableBeta`; schedules pass."""
+    if isinstance(beta, Schedule):
+        return beta
+    if isinstance(beta, int | float | np.number) and not isinstance(beta, bool):
+        return ConstantBeta(float(beta))
+    return CallableBeta(beta, T)  # type: ignore[arg-type]
+
+
+def schedule_config(schedule: Schedule) -> dict[str, Any]:
+    """The schedule as plain data, for a run folder."""
+    for name, kind in _KINDS.items():
+        if type(schedule) is kind:
+            return {"kind": name, **asdict(schedule)}  # type: ignore[call-overload]
+    raise ValueError(
+        f"only the schedules {', '.join(_KINDS)} can be written to a file, "
+        f"got {type(schedule).__name__}"
+    )
+
+
+def schedule_from_config(config: dict[str, Any]) -> Schedule:
+    """Inverse of `schedule_config`."""
+    fields = dict(config)
+    kind = fields.pop("kind", None)
+    if kind not in _KINDS:
+        raise ValueError(f"unknown schedule {kind!r}; expected one of {', '.join(_KINDS)}")
+    try:
+        result: Schedule = _KINDS[kind](**fields)
+    except TypeError as error:
+        raise ValueError(f"bad fields for the {kind} schedule: {error}") from error
+    return result

@@ -1,0 +1,103 @@
+"""Solvers: each turns an SDE and a time grid into the stages of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cldfast.grids import Grid, make_grid
+from cldfast.guidance import added_score, classifier_free
+from cldfast.parameterization import denoiser_map, score_map
+from cldfast.plan import Plan, Stage
+from cldfast.sde import LinearPhaseSDE
+from cldfast.solvers.ancestral import ORDER as ANCESTRAL_ORDER
+from cldfast.solvers.ancestral import ancestral
+from cldfast.solvers.dpm import ORDER_2 as DPM2_ORDER
+from cldfast.solvers.dpm import ORDER_3 as DPM3_ORDER
+from cldfast.solvers.dpm import dpm2, dpm3
+from cldfast.solvers.em import ORDER as EM_ORDER
+from cldfast.solvers.em import em
+from cldfast.solvers.heun import ORDER as HEUN_ORDER
+from cldfast.solvers.heun import heun
+from cldfast.solvers.multistep import multistep, multistep_order
+from cldfast.solvers.sscs import ORDER as SSCS_ORDER
+from cldfast.solvers.sscs import sscs
+from cldfast.solvers.sscs2 import ORDER as SSCS2_ORDER
+from cldfast.solvers.sscs2 import sscs2
+from cldfast.solvers.stochastic_multistep import (
+    stochastic_multistep,
+    stochastic_multistep_order,
+)
+
+Solver = Callable[..., tuple[Stage, ...]]
+
+# name -> (solver, order in law: a number, or a function of the solver's options)
+SOLVERS: dict[str, tuple[Solver, int | Callable[..., int]]] = {
+    "em": (em, EM_ORDER),
+    "sscs": (sscs, SSCS_ORDER),
+    "sscs2": (sscs2, SSCS2_ORDER),
+    "ancestral": (ancestral, ANCESTRAL_ORDER),
+    "stochastic_multistep": (stochastic_multistep, stochastic_multistep_order),
+    "multistep": (multistep, multistep_order),
+    "heun": (heun, HEUN_ORDER),
+    "dpm2": (dpm2, DPM2_ORDER),
+    "dpm3": (dpm3, DPM3_ORDER),
+}
+
+
+def make_plan(
+    sde: LinearPhaseSDE,
+    solver: str = "sscs",
+    steps: int | None = None,
+    grid: Grid = "quadratic",
+    t_min: float = 1e-3,
+    parameterization: str = "score",
+    denoise: bool = False,
+    guidance_scale: float | None = None,
+    guidance_term: bool = False,
+    **options: Any,
+) -> Plan:
+    """A sampler on a fixed grid as a `Plan`.
+
+    sde: the forward process. solver: a name of `SOLVERS`. steps: grid intervals (None: 50, or those
+    of a grid given as an array). grid: a name or a descending array of times. t_min: last time > 0.
+    parameterization: what the network returns. denoise: one more evaluation at the last time, which
+    replaces the state by `E[u_0 | u]`. guidance_scale: classifier-free guidance, for a network that
+    returns (conditional, unconditional). guidance_term: read one more output, added to the score.
+    options: the solver's own, e.g. `merge=False` for sscs, and
+    `rho` for the power grid.
+
+    Raises ValueError or TypeError naming what was expected.
+    """
+    if not isinstance(sde, LinearPhaseSDE):
+        raise TypeError(
+            f"sde must be a LinearPhaseSDE such as cldfast.CLD, got {type(sde).__name__}"
+        )
+    if solver not in SOLVERS:
+        raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(SOLVERS)}")
+    grid_options = {"rho": options.pop("rho")} if "rho" in options else {}
+    times = make_grid(grid, T=sde.T, t_min=t_min, steps=steps, **grid_options)
+    build, order = SOLVERS[solver]
+    try:
+        stages = build(sde, times, parameterization, **options)
+    except TypeError as error:
+        if options:
+            raise TypeError(f"solver {solver} does not take {sorted(options)}: {error}") from error
+        raise
+    if denoise:
+        stages = (*stages, denoising_stage(sde, float(times[-1]), parameterization))
+    if guidance_scale is not None:
+        stages = classifier_free(stages, guidance_scale)
+    if guidance_term:
+        stages = added_score(stages, sde, parameterization)
+    claimed = order if isinstance(order, int) else order(**options)
+    return Plan(stages, sde, solver, claimed, parameterization, times)
+
+
+def denoising_stage(sde: LinearPhaseSDE, t: float, parameterization: str) -> Stage:
+    """The state at t replaced by `E[u_0 | u_t]`, without noise: one evaluation."""
+    times = np.array([t])
+    clean = denoiser_map(sde, times, score_map(sde, times, parameterization))
+    return Stage(t=t, t_next=0.0, P=clean.from_state[0], E=(clean.from_output[0],))

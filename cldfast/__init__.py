@@ -1,0 +1,51 @@
+"""Accelerated samplers and losses for critically-damped Langevin diffusion (CLD)."""
+
+from cldfast.grids import make_grid
+from cldfast.info import info
+from cldfast.inpainting import Inpainting
+from cldfast.losses import dsm_loss, hsm_loss, perturb
+from cldfast.ops import BackendWarning, stage
+from cldfast.plan import Plan, Stage
+from cldfast.sampling import StopSampling, initial_state, run, sample
+from cldfast.schedules import (
+    CallableBeta,
+    ConstantBeta,
+    CosineBeta,
+    ExponentialBeta,
+    LinearBeta,
+)
+from cldfast.sde import CLD, PSLD, LinearPhaseSDE, sde_from_config
+from cldfast.solvers import make_plan
+from cldfast.times import sample_times
+from cldfast.trajectory import Trajectory
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CLD",
+    "PSLD",
+    "BackendWarning",
+    "CallableBeta",
+    "ConstantBeta",
+    "CosineBeta",
+    "ExponentialBeta",
+    "Inpainting",
+    "LinearBeta",
+    "LinearPhaseSDE",
+    "Plan",
+    "Stage",
+    "StopSampling",
+    "Trajectory",
+    "dsm_loss",
+    "hsm_loss",
+    "info",
+    "initial_state",
+    "make_grid",
+    "make_plan",
+    "perturb",
+    "run",
+    "sample",
+    "sample_times",
+    "sde_from_config",
+    "stage",
+]

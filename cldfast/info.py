@@ -1,0 +1,46 @@
+"""What this installation can do on this machine, and why not more."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from cldfast import ops
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def info() -> dict[str, Any]:
+    """Versions, backends with the reason where one is missing, SIMD level and threads.
+
+    Keys: `versions` (name -> version or None), `backends` (name -> "available" or the reason it is
+    not), `auto` (device type -> backend that "auto" takes), `core` (what the compiled module says
+    of itself, None if missing), `threads` (PyTorch's count), `platform`, `device`.
+    """
+    missing = ops.missing_core()
+    core: dict[str, Any] | None = None
+    if not missing:
+        from cldfast import _core
+
+        core = _core.info()
+    packages = ("cldfast", "torch", "numpy", "scipy", "triton")
+    return {
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
+        "backends": {
+            "cpu": f"not available: {missing}" if missing else "available",
+            "reference": "available",
+        },
+        "auto": {"cpu": "reference" if missing else "cpu", "cuda": "reference"},
+        "core": core,
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }

@@ -1,0 +1,261 @@
+"""Score matching in phase space: perturbed data, and the loss between a network and their score.
+
+Every loss here is `sum |R_o o + R_u u + R_z z|^2` with 2x2 blocks per row: the network's score
+`s = C_o o + C_u u` against the kernel's `-L^-T z`, both under a weighting matrix M,
+
+    residual = M (s + L^-T z),      M = L^T for "reweighted".
+
+A network that returns the velocity score alone is held to the velocity row, `-ell z_v`, with the
+scalar M = 1/ell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from cldfast import ops
+from cldfast.parameterization import FULL_MAPS, VELOCITY_MAPS, check_parameterization
+from cldfast.philox import STREAM_PERTURBATION, STREAM_VELOCITY
+from cldfast.sampling import Network, draw_seed
+from cldfast.sde import LinearPhaseSDE, Marginal
+from cldfast.times import sample_times
+
+Weighting = str | Callable[[torch.Tensor], torch.Tensor]
+WEIGHTINGS = ("reweighted", "reweighted_g2", "likelihood", "det")
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def perturb(
+    sde: LinearPhaseSDE,
+    x0: torch.Tensor,
+    t: torch.Tensor,
+    *,
+    v0: torch.Tensor | None = None,
+    seed: int = 0,
+    first_index: int = 0,
+    noise: torch.Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, Marginal]:
+    """Noise data: `u = mean + L z` with a time for each row, one stage with per-row coefficients.
+
+    x0: (B, d) or (B, C, H, W), float32 or float64. t: (B,) times > 0 on the same device.
+    v0: initial velocities like x0; the mean is then `Phi (x0, v0)` (denoising score matching), else
+        `m x0` with the velocity integrated out (hybrid score matching).
+    noise: (B, 2d) or (B, 2C, H, W) normals z; None takes those addressed by (seed, first_index).
+    Returns u, in the layout of noise, and the float64 kernels of the rows.
+    """
+    objective = "hsm" if v0 is None else "dsm"
+    kernel = sde.marginal(t.to(torch.float64), objective)
+    factor = kernel.factor
+    columns = [kernel.mean[..., None] if v0 is None else kernel.mean, factor]
+    u, _, _ = ops.stage(
+        None, (x0,) if v0 is None else (x0, v0), (), torch.cat(columns, 2), seed=seed,
+        first_index=first_index, stream=STREAM_PERTURBATION, noise=noise, backend=backend,
+    )  # fmt: skip
+    return u, kernel
+
+
+def hsm_loss(
+    net: Network,
+    sde: LinearPhaseSDE,
+    x0: torch.Tensor,
+    weighting: Weighting = "reweighted",
+    parameterization: str = "score",
+    seed: int | None = None,
+    t: torch.Tensor | None = None,
+    *,
+    t_min: float = 1e-3,
+    times: str = "uniform",
+    first_index: int = 0,
+    noise: torch.Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Hybrid score matching loss, summed over the coordinates of a row and averaged over rows.
+
+    net: `net(u, t)` returns what `parameterization` says, see `cldfast.make_plan`.
+    x0: data (B, d) or (B, C, H, W), float32 or float64.
+    weighting: of `|s - s*|^2`, s* the kernel's score. "reweighted": in units of its noise,
+        `|s_v - s_v*|^2 / ell^2` or `|L^T (s - s*)|^2`. "reweighted_g2": that times `beta D_vv / 2`.
+        "likelihood": `beta |D^1/2 (s - s*)|^2 / 2` (the path-measure bound). "det": `det(Sigma)
+        |s - s*|^2`. A function of t (B,) that returns w (B,): w times "reweighted".
+    seed: of times and noise; None draws one from PyTorch's default generator.
+    t: (B,) times; None draws them on [t_min, T] as `times` says, see `cldfast.sample_times`.
+    first_index: global index of row 0. noise: (B, 2d) or (B, 2C, H, W) normals to use instead.
+    reduction: "mean" or "sum" over rows, or "none", (B,). backend: see `cldfast.ops.stage`.
+
+    Raises ValueError or TypeError naming what was expected.
+    Source: Dockhorn, Vahdat, Kreis (2022), eqs. 6 to 9; "det": Strasman, Surendran et al. (2025).
+    """
+    return _score_matching(
+        net, sde, x0, weighting, parameterization, seed, t, t_min, times, first_index, noise,
+        reduction, backend, with_velocity=False,
+    )  # fmt: skip
+
+
+def dsm_loss(
+    net: Network,
+    sde: LinearPhaseSDE,
+    x0: torch.Tensor,
+    weighting: Weighting = "reweighted",
+    parameterization: str = "score",
+    seed: int | None = None,
+    t: torch.Tensor | None = None,
+    *,
+    t_min: float = 1e-3,
+    times: str = "uniform",
+    first_index: int = 0,
+    noise: torch.Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Denoising score matching loss in phase space, with the initial velocity as data.
+
+    Same minimiser as `hsm_loss`, larger variance; kept as a baseline. Arguments as in `hsm_loss`;
+    the kernel in weightings is that given (x0, v0), with `v0 ~ N(0, v0_var)` addressed noise too.
+    Source: Dockhorn, Vahdat, Kreis (2022), appendix B.3.
+    """
+    return _score_matching(
+        net, sde, x0, weighting, parameterization, seed, t, t_min, times, first_index, noise,
+        reduction, backend, with_velocity=True,
+    )  # fmt: skip
+
+
+def _score_matching(
+    net: Network,
+    sde: LinearPhaseSDE,
+    x0: torch.Tensor,
+    weighting: Weighting,
+    parameterization: str,
+    seed: int | None,
+    t: torch.Tensor | None,
+    t_min: float,
+    times: str,
+    first_index: int,
+    noise: torch.Tensor | None,
+    reduction: str,
+    backend: str,
+    with_velocity: bool,
+) -> torch.Tensor:
+    _check_data(x0)
+    check_parameterization(parameterization)
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    if isinstance(weighting, str) and weighting not in WEIGHTINGS:
+        raise ValueError(
+            f"unknown weighting {weighting!r}; "
+            f"expected a function or one of {', '.join(WEIGHTINGS)}"
+        )
+    if not 0.0 < t_min < sde.T:
+        raise ValueError(f"t_min must lie in (0, T) with T = {sde.T}, got {t_min}")
+    seed = draw_seed() if seed is None else ops.check_seed(seed)
+    factors = None
+    if t is None:
+        t, factors = sample_times(
+            x0.shape[0], sde, t_min=t_min, method=times, seed=seed, first_index=first_index,
+            device=x0.device,
+        )  # fmt: skip
+    elif t.shape != (x0.shape[0],) or t.device != x0.device:
+        raise ValueError(
+            f"t must be ({x0.shape[0]},) on {x0.device}, got {tuple(t.shape)} on {t.device}"
+        )
+    t = t.to(torch.float64)
+    v0 = _velocity(sde, x0, seed, first_index, backend) if with_velocity else None
+    u, kernel = perturb(
+        sde, x0, t, v0=v0, seed=seed, first_index=first_index, noise=noise, backend=backend
+    )
+    output = net(u, t.to(u.dtype))
+    weights = residual_weights(sde, t, kernel, weighting, parameterization)
+    if factors is not None and times == "importance":
+        weights = weights * factors.sqrt()[:, None, None]
+    planes = 2 if parameterization in FULL_MAPS else 1
+    channels = u.shape[1] // 2
+    if not isinstance(output, torch.Tensor):
+        raise TypeError(f"the network's output must be a tensor, got {type(output).__name__}")
+    got = ops.check_planes("the network's output", output, u, channels)
+    if got != planes:
+        raise ValueError(
+            f"parameterization {parameterization!r} needs a network output of "
+            f"{planes * channels} along dimension 1, got {got * channels}"
+        )
+    losses = ops.residual(
+        output, u, weights, seed=seed, first_index=first_index, stream=STREAM_PERTURBATION,
+        noise=noise, backend=backend,
+    )  # fmt: skip
+    if reduction == "none":
+        return losses
+    return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def residual_weights(
+    sde: LinearPhaseSDE,
+    t: torch.Tensor,
+    kernel: Marginal,
+    weighting: Weighting,
+    parameterization: str,
+) -> torch.Tensor:
+    """The blocks `(R_o, R_u, R_z)` of `M (C_o o + C_u u + L^-T z)` side by side, (B, q, r + 4).
+
+    The parameterisation C is that of hybrid score matching, as in sampling; L and M belong to the
+    kernel of the loss. Divided out in float64: the factors span many orders near t = 0.
+    """
+    beta = sde.beta(t)
+    hybrid = kernel if kernel.mean.dim() == 2 else sde.marginal(t)
+    if parameterization in VELOCITY_MAPS:
+        ell = kernel.ell
+        scale: Any = {
+            "reweighted_g2": lambda: (0.5 * float(sde.D[1]) * beta).sqrt() / ell,
+            "likelihood": lambda: (0.5 * float(sde.D[1]) * beta).sqrt(),
+            "det": lambda: kernel.det.sqrt(),
+        }.get(weighting if isinstance(weighting, str) else "", lambda: 1.0 / ell)()
+        if callable(weighting):
+            scale = scale * weighting(t).sqrt()
+        row = VELOCITY_MAPS[parameterization](sde, hybrid)
+        columns = [row.gain, row.shift_x, row.shift_v, torch.zeros_like(ell), ell]
+        return (torch.stack(columns, 1) * scale[:, None])[:, None, :]
+    full = FULL_MAPS[parameterization](sde, hybrid)
+    factor = kernel.factor
+    zero = torch.zeros_like(kernel.det)
+    l_xx, l_vx, l_vv = factor[:, 0, 0], factor[:, 1, 0], factor[:, 1, 1]
+    # L^-T = [[1/l_xx, -l_vx/(l_xx l_vv)], [0, 1/l_vv]]
+    unit = torch.stack(
+        [torch.stack([1 / l_xx, -l_vx / (l_xx * l_vv)], 1), torch.stack([zero, 1 / l_vv], 1)], 1
+    )
+    blocks = torch.cat([full.from_output, full.from_state, unit], 2)
+    if weighting == "likelihood":
+        amplitude = torch.tensor(sde.D.tolist(), dtype=torch.float64, device=t.device).sqrt()
+        return blocks * ((0.5 * beta).sqrt()[:, None] * amplitude)[:, :, None]
+    if weighting == "det":
+        return blocks * kernel.det.sqrt()[:, None, None]
+    identity = torch.eye(2, dtype=factor.dtype, device=t.device).expand_as(unit)
+    weights = torch.cat([factor.mT @ blocks[:, :, :4], identity], 2)
+    if weighting == "reweighted_g2":
+        weights = weights * (0.5 * float(sde.D[1]) * beta).sqrt()[:, None, None]
+    if callable(weighting):
+        weights = weights * weighting(t).sqrt()[:, None, None]
+    return weights
+
+
+def _velocity(
+    sde: LinearPhaseSDE, x0: torch.Tensor, seed: int, first_index: int, backend: str
+) -> torch.Tensor:
+    """Addressed initial velocities `N(0, v0_var)`, shaped like x0."""
+    weights = torch.zeros(1, 2, 3, dtype=torch.float64)
+    weights[0, 0, 1] = sde.v0_var**0.5
+    state, _, _ = ops.stage(
+        None, (x0,), (), weights, seed=seed, first_index=first_index, stream=STREAM_VELOCITY,
+        backend=backend,
+    )  # fmt: skip
+    return state[:, : x0.shape[1]]
+
+
+def _check_data(x0: object) -> None:
+    if not isinstance(x0, torch.Tensor):
+        raise TypeError(f"x0 must be a tensor, got {type(x0).__name__}")
+    if x0.dtype not in ops.STATE_DTYPES:
+        raise TypeError(f"x0 must be float32 or float64, got {x0.dtype}")
+    if x0.dim() < 2 or x0.numel() == 0:
+        raise ValueError(f"x0 must be a non-empty (B, d) or (B, C, H, W), got {tuple(x0.shape)}")

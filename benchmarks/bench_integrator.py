@@ -1,0 +1,18 @@
+"""Whole sampling around a network that costs nothing: the integrator alone."""
+
+from __future__ import annotations
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from cldfast.bench.runs import INTEGRATOR, RUN_CASES, loops
+
+CASE = RUN_CASES[INTEGRATOR]
+
+
+@pytest.mark.parametrize("loop", loops(CASE.shape, CASE.steps))
+def test_sampling(benchmark: BenchmarkFixture, loop: str) -> None:
+    """A whole run, noise and coefficient tables included."""
+    net = CASE.network(CASE.shape)
+    run = loops(CASE.shape, CASE.steps)[loop]
+    benchmark.pedantic(run, args=(net,), rounds=3, warmup_rounds=1)

@@ -1,0 +1,16 @@
+"""4096 images, 3x32x32, far beyond every cache: one stage."""
+
+from __future__ import annotations
+
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from cldfast.bench import cases
+from cldfast.bench.contestants import Contestant
+
+CASE = cases.LARGE
+
+
+def test_stage(benchmark: BenchmarkFixture, contestant: Contestant) -> None:
+    """A call, in place where the contestant can."""
+    contestant.call()  # compilation and first touch
+    benchmark(contestant.call)

@@ -1,0 +1,114 @@
+"""The benchmark suite behind `python -m cldfast bench`: measure, write, check the targets.
+
+One run measures everything that it compares, in interleaved rounds, and writes `<name>.csv`,
+`<name>.png` and `<name>.md`. How to read them: `benchmarks/README.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from cldfast.bench.cases import CASES
+from cldfast.bench.plot import bandwidth
+from cldfast.bench.report import Results, summary
+from cldfast.bench.results import Row, environment, write_atomically, write_csv
+from cldfast.bench.runs import RUN_CASES, STEADY_CASE, measure_run, measure_steady_case
+from cldfast.bench.stages import measure_case
+from cldfast.bench.tables import markdown
+from cldfast.bench.timing import FULL, QUICK, threads_set
+
+__all__ = ["ALL_CASES", "main", "measure"]
+
+ALL_CASES = (*CASES, *RUN_CASES, STEADY_CASE)
+DEFAULT_OUT = Path("benchmarks/results")
+_RUN_ROUNDS, _QUICK_RUN_ROUNDS = 5, 2
+
+
+def measure(
+    cases: Sequence[str] = ALL_CASES,
+    threads: Sequence[int] = (1,),
+    quick: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Row]:
+    """The rows of the named cases.
+
+    cases: names of `ALL_CASES`. threads: ascending counts for the stages; whole runs use the last.
+    quick: smaller sizes, fewer rounds, no `torch.compile`. say: told after each case.
+
+    Raises ValueError for an unknown case or a thread count below 1.
+    """
+    unknown = [name for name in cases if name not in ALL_CASES]
+    if unknown or not cases:
+        raise ValueError(
+            f"unknown case {', '.join(map(repr, unknown)) or '(none given)'}; "
+            f"expected some of {', '.join(ALL_CASES)}"
+        )
+    if not threads or min(threads) < 1:
+        raise ValueError(f"threads must be at least 1, got {list(threads)}")
+    rows: list[Row] = []
+    for name in cases:
+        start = time.perf_counter()
+        if name in CASES:
+            effort = QUICK if quick else FULL
+            found = measure_case(CASES[name], threads, effort, quick=quick, compiled=not quick)
+        else:
+            with threads_set(threads[-1]):
+                if name == STEADY_CASE:
+                    found = measure_steady_case(quick=quick)
+                else:
+                    rounds = _QUICK_RUN_ROUNDS if quick else _RUN_ROUNDS
+                    found = measure_run(RUN_CASES[name], rounds, quick=quick)
+        rows += found
+        say(f"{name}: {len(found)} rows in {time.perf_counter() - start:.0f} s")
+    return rows
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the suite as the command line asks.
+
+    args: `quick`; `threads`, one count for everything (None: 1 and PyTorch's count); `out`, a .csv
+    file or a directory (None: benchmarks/results); `cases`, names of `ALL_CASES` (None: all). In a
+    directory the file is `cpu.csv`, or `cpu-quick.csv`, `cpu-part.csv` for a run that is not whole.
+
+    Raises ValueError before anything is measured for a bad argument, and for an `out` whose parent
+    directory does not exist.
+    """
+    quick = bool(getattr(args, "quick", False))
+    cases = tuple(getattr(args, "cases", None) or ALL_CASES)
+    count = getattr(args, "threads", None)
+    threads = (count,) if count is not None else tuple(sorted({1, torch.get_num_threads()}))
+    target = _target(getattr(args, "out", None), quick, set(cases) != set(ALL_CASES))
+    rows = measure(cases, threads, quick, lambda line: print(line, file=sys.stderr, flush=True))
+    where = environment()
+    target.parent.mkdir(exist_ok=True)
+    write_csv(target, where, rows)
+    table = markdown(where, rows)
+    write_atomically(target.with_suffix(".md"), table)
+    written = [target, target.with_suffix(".md")]
+    if any(name in CASES for name in cases):
+        try:
+            bandwidth(where, rows, target.with_suffix(".png"))
+            written.append(target.with_suffix(".png"))
+        except ImportError as error:
+            print(f"no picture: {error}", file=sys.stderr)
+    print(table)
+    print(summary(Results(where, rows)))
+    print("\nwritten: " + ", ".join(map(str, written)))
+    return 0
+
+
+def _target(out: object, quick: bool, part: bool) -> Path:
+    path = DEFAULT_OUT if out is None else Path(str(out))
+    if path.suffix != ".csv":
+        path = path / f"cpu{'-quick' if quick else ''}{'-part' if part else ''}.csv"
+    if path.is_dir():
+        raise ValueError(f"out: {path} is a directory")
+    if not path.parent.is_dir() and not path.parent.parent.is_dir():
+        raise ValueError(f"out: the directory {path.parent.parent} does not exist")
+    return path

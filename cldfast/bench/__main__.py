@@ -1,0 +1,25 @@
+"""`python -m cldfast.bench RESULTS.csv README.md`: put the table of a run between the markers."""
+
+import sys
+from pathlib import Path
+
+from cldfast.bench.results import read_csv, write_atomically
+from cldfast.bench.tables import markdown, with_table
+
+
+def _main(arguments: list[str]) -> int:
+    if len(arguments) != 2:
+        print("usage: python -m cldfast.bench RESULTS.csv README.md", file=sys.stderr)
+        return 2
+    source, document = map(Path, arguments)
+    try:
+        text = with_table(document.read_text(encoding="utf-8"), markdown(*read_csv(source)))
+        write_atomically(document, text)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1:]))

@@ -1,0 +1,124 @@
+"""Everything that is timed on one case, as calls without arguments on shared inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from cldfast import ops, reference
+from cldfast.bench.baselines import MergedEager, PublishedSteps
+from cldfast.bench.cases import (
+    COPY,
+    EM,
+    NOISE_FREE,
+    OPERATIONS,
+    RANDN,
+    SSCS,
+    Inputs,
+    stage_time,
+    stage_weights,
+)
+from cldfast.sde import CLD
+
+# Names in the results; "cldfast <level>" is the compiled kernel, in place as a sampler runs it.
+FUSED, FUSED_OUT = "cldfast", "cldfast to other memory"
+PUBLIC_OP, PUBLIC_OP_INPLACE = "cldfast.ops.stage", "cldfast.ops.stage in place"
+REFERENCE, PUBLISHED, COMPILED = "reference", "published", "published, torch.compile"
+MERGED, RANDN_LIKE, COPY_CALL = "merged eager", "torch.randn_like", "copy_"
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A timed call: `name` and `operation` as in the results; `level` is its SIMD level or ""."""
+
+    name: str
+    operation: str
+    call: Callable[[], object]
+    level: str = ""
+
+
+def levels() -> tuple[str, ...]:
+    """SIMD levels of the compiled core on this machine, lowest first; () where it is missing."""
+    if ops.missing_core():
+        return ()
+    from cldfast import _core
+
+    return tuple(_core.levels())
+
+
+def best_level() -> str:
+    """The SIMD level that the core takes by itself, or "" where it is missing."""
+    if ops.missing_core():
+        return ""
+    from cldfast import _core
+
+    return str(_core.info()["level"])
+
+
+def contestants(inputs: Inputs, compiled: bool = True) -> list[Contestant]:
+    """All contestants on these inputs.
+
+    compiled: also the published steps under `torch.compile`, which takes seconds each.
+    """
+    found = [*_fused(inputs), *_eager(inputs), *_published(inputs, compiled)]
+    found.append(Contestant(RANDN_LIKE, RANDN, lambda: torch.randn_like(inputs.u)))
+    found.append(Contestant(COPY_CALL, COPY, lambda: inputs.out.copy_(inputs.u)))
+    return found
+
+
+def _fused(inputs: Inputs) -> list[Contestant]:
+    found: list[Contestant] = []
+    u, output, out = inputs.u, inputs.output, inputs.out
+    if not ops.missing_core():
+        from cldfast.backends import cpu
+
+        for level in levels():
+            for operation in OPERATIONS:
+                call = partial(
+                    cpu.stage, u, (output,), (), stage_weights(operation), out=u, level=level
+                )
+                found.append(Contestant(FUSED, operation, call, level))
+        for operation in (SSCS, NOISE_FREE):
+            call = partial(cpu.stage, u, (output,), (), stage_weights(operation), out=out)
+            found.append(Contestant(FUSED_OUT, operation, call, best_level()))
+    weights = stage_weights(SSCS)
+    found.append(
+        Contestant(PUBLIC_OP, SSCS, lambda: ops.stage(u, (output,), weights=weights), best_level())
+    )
+    found.append(
+        Contestant(
+            PUBLIC_OP_INPLACE, SSCS, lambda: ops.stage(u, (output,), weights=weights, out=u),
+            best_level(),
+        )
+    )  # fmt: skip
+    return found
+
+
+def _eager(inputs: Inputs) -> list[Contestant]:
+    found = []
+    for operation in OPERATIONS:
+        weights = stage_weights(operation)
+        call = partial(reference.stage, inputs.u, (inputs.output,), (), weights)
+        found.append(Contestant(REFERENCE, operation, call))
+        merged = MergedEager(weights, inputs.u)
+        found.append(Contestant(MERGED, operation, partial(merged, inputs.u, inputs.output)))
+    return found
+
+
+def _published(inputs: Inputs, compiled: bool) -> list[Contestant]:
+    t, dt = (torch.tensor(value, dtype=torch.float64) for value in stage_time())
+    arguments = (inputs.u, inputs.output, t, dt)
+    steps = PublishedSteps(CLD())
+    found = [
+        Contestant(PUBLISHED, SSCS, partial(steps.sscs, *arguments)),
+        Contestant(PUBLISHED, EM, partial(steps.em, *arguments)),
+    ]
+    if compiled:
+        traced = PublishedSteps(CLD(), check=False)
+        for operation, step in ((SSCS, traced.sscs), (EM, traced.em)):
+            fast = torch.compile(step, fullgraph=True, dynamic=False)
+            found.append(Contestant(COMPILED, operation, partial(fast, *arguments)))
+    return found

@@ -1,0 +1,142 @@
+"""The tables of the README, made from the rows of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cldfast.bench import contestants as names
+from cldfast.bench.cases import CASES, COPY, EM, LARGE, NOISE_FREE, RANDN, SSCS, TOY
+from cldfast.bench.report import Results
+from cldfast.bench.results import SAMPLING, Environment, Row
+from cldfast.bench.runs import RUN_CASES
+
+BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
+
+_COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("cldfast, noisy", names.FUSED, SSCS),
+    ("velocity noise", names.FUSED, EM),
+    ("no noise", names.FUSED, NOISE_FREE),
+    ("`copy_`", names.COPY_CALL, COPY),
+    ("`randn_like`", names.RANDN_LIKE, RANDN),
+    ("merged, eager", names.MERGED, SSCS),
+    ("published SSCS", names.PUBLISHED, SSCS),
+    ("+ `torch.compile`", names.COMPILED, SSCS),
+    ("reference", names.REFERENCE, SSCS),
+)
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, plain; a dash for None."""
+    if value is None:
+        return "-"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *("---:" for _ in header[1:])]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
+
+
+def markdown(where: Environment, rows: Sequence[Row]) -> str:
+    """The README's speed section from one run: stages, SIMD levels, whole runs, notes."""
+    results = Results(where, rows)
+    intro = (
+        f"Nanoseconds per coordinate pair and stage, {results.threads} threads, {where.device}, "
+        f"{where.simd}, PyTorch {where.torch}; medians of interleaved rounds"
+        + (", quick sizes" if results.quick else "")
+        + f", {where.date}."
+    )
+    parts = (_stage_table(results), _level_table(results), _run_table(results), _notes(results))
+    return "\n\n".join(part for part in (intro, *parts) if part) + "\n"
+
+
+def _stage_table(results: Results) -> str:
+    lines = []
+    for case in CASES:
+        found = [results.stage(case, contestant, op) for _, contestant, op in _COLUMNS]
+        present = [row for row in found if row is not None]
+        if present:
+            cells = [number(row.ns_per_pair) if row is not None else "-" for row in found]
+            lines.append([present[0].shape, *cells])
+    if not lines:
+        return ""
+    return _table(["batch x shape", *(title for title, _, _ in _COLUMNS)], lines)
+
+
+def _level_table(results: Results) -> str:
+    lines = []
+    for level in reversed(results.levels):
+        found = [results.fused(LARGE, op, level) for op in (SSCS, EM, NOISE_FREE)]
+        one = results.stage(LARGE, names.FUSED, SSCS, results.fewest, level)
+        if any(row is not None for row in found):
+            cells = [number(row.ns_per_pair if row else None) for row in (*found, one)]
+            lines.append([level, *cells])
+    if not lines:
+        return ""
+    header = ["SIMD level, largest case", "noisy", "velocity noise", "no noise"]
+    return _table([*header, f"noisy, {results.fewest} thread(s)"], lines)
+
+
+def _run_table(results: Results) -> str:
+    lines = []
+    for case in RUN_CASES.values():
+        for contestant in (names.FUSED, names.REFERENCE, names.PUBLISHED):
+            row = results.run(SAMPLING, case.name, contestant)
+            if row is None or row.integrator_seconds is None:
+                continue
+            lines.append(
+                [
+                    f"{row.shape}, {row.evaluations} steps, {case.about}",
+                    contestant,
+                    number(row.seconds),
+                    number(row.network_seconds),
+                    number(row.integrator_seconds * 1e3),
+                    f"{row.integrator_seconds / row.seconds:.1%}",
+                ]
+            )
+    if not lines:
+        return ""
+    header = ["whole sampling", "loop", "s", "network, s", "integrator, ms", "its share"]
+    return _table(header, lines)
+
+
+def _notes(results: Results) -> str:
+    """Memory of the largest case and the cost of a call, as sentences."""
+    sentences = []
+    contestants = (names.FUSED, names.MERGED, names.PUBLISHED, names.REFERENCE)
+    found = [(name, results.stage(LARGE, name, SSCS)) for name in contestants]
+    taken = [
+        f"{name} {row.allocated_bytes / 2**20:,.0f} MiB"
+        for name, row in found
+        if row is not None and row.allocated_bytes is not None
+    ]
+    if taken:
+        sentences.append(
+            f"Memory taken during a noisy stage of the largest case: {', '.join(taken)}."
+        )
+    call, published = (
+        results.stage(TOY, name, SSCS) for name in (names.PUBLIC_OP, names.PUBLISHED)
+    )
+    if call is not None and published is not None:
+        sentences.append(
+            f"A checked call of `cldfast.stage` on 64x2 takes {call.seconds * 1e6:.1f} us, the "
+            f"published step {published.seconds * 1e6:.0f} us."
+        )
+    return " ".join(sentences)
+
+
+def between_markers(text: str) -> str:
+    """What stands between the speed markers of a document. Raises ValueError without them."""
+    begin, end = text.find(BEGIN), text.find(END)
+    if begin < 0 or end < begin:
+        raise ValueError(f"expected the markers {BEGIN} and {END}, in this order")
+    return text[begin + len(BEGIN) : end].strip("\n") + "\n"
+
+
+def with_table(text: str, table: str) -> str:
+    """The document with `table` between its speed markers."""
+    between_markers(text)
+    head, tail = text[: text.find(BEGIN)], text[text.find(END) :]
+    return f"{head}{BEGIN}\n\n{table.strip()}\n\n{tail}"

@@ -1,0 +1,8 @@
+"""`python -m cldfast`."""
+
+import sys
+
+from cldfast.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

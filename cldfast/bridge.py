@@ -9,8 +9,8 @@ Then the probability flow is `w_s = R_s R_t^-1 w_t`, and any other process of th
 
     w_s = R_s C R_t^-1 w_t + R_s (I - C C^T)^(1/2) z         C(s, t) a contraction, I for the flow.
 
-R is any square root of Sigma up to a rotation, so `R = L O(theta)` with L the exact lower factor and
-one angle; the entry above the diagonal of `L^-1 (dR/dtau) O^T` leaves for it
+R is any square root of Sigma up to a rotation, so `R = L O(theta)` with L the exact lower factor
+and one angle; the entry above the diagonal of `L^-1 (dR/dtau) O^T` leaves for it
 
     dtheta/dtau = -(sqrt(det Sigma)/Sigma_xx) (A_xv - D_x Sigma_xv / (2 det Sigma)),
 
@@ -18,8 +18,9 @@ an integral, no differential equation: the determinant and the zero row of R at 
 
 The reverse SDE has `C_1 = (R_t^-1 Phi R_s)^T`, the exact Gaussian posterior of u_s given (u_t, x0).
 Between the two, C_churn is C_1 = S U in polar form (S symmetric, U a rotation by phi) with both
-taken to the power churn: `S^churn U(churn phi)`. (Adding K s to the drift with K of any antisymmetric
-part and noise of its symmetric part keeps the marginals, so each such path is a reverse process.)
+taken to the power churn: `S^churn U(churn phi)`. (Adding K s to the drift with K of any
+antisymmetric part and noise of its symmetric part keeps the marginals, so each such path is a
+reverse process.)
 """
 
 from __future__ import annotations

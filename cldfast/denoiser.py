@@ -1,4 +1,4 @@
-"""The data prediction of a network, `x0 = E[x0 | u_t]`, as a linear map of its output and the state.
+"""The data prediction of a network, `E[x0 | u_t]`, as a linear map of its output and the state.
 
 Under hybrid score matching the exact score is `s = -Sigma^-1 (u - m x0)`, so its velocity row alone
 gives the prediction,

@@ -135,6 +135,7 @@ def residual(
     """
     channels = u.shape[1] // 2
     plane_shape = (u.shape[0], channels, *u.shape[2:])
+    z: tuple[torch.Tensor, ...]
     if noise is None:
         z = noise_planes(
             plane_shape, u.dtype, u.device,

@@ -28,12 +28,13 @@ PLANNER = {
     "parameterization": "linalg2 sde",
     "bridge": "linalg2 sde",
     "denoiser": "linalg2 parameterization sde",
+    "noise_level": "linalg2 sde",
     "law": "linalg2 parameterization sde",
     "error_budget": "law parameterization sde",
     "plan": "error_budget law parameterization sde",
     "guidance": "parameterization plan sde",
-    "solvers": "linalg2 schedules grids sde parameterization bridge denoiser law plan guidance "
-    "solvers",
+    "solvers": "linalg2 schedules grids sde parameterization bridge denoiser law noise_level plan "
+    "guidance solvers",
 }
 EXECUTOR = {
     "philox": "",

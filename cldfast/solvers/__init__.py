@@ -9,6 +9,7 @@ import numpy as np
 
 from cldfast.grids import Grid, make_grid
 from cldfast.guidance import added_score, classifier_free
+from cldfast.noise_level import NoiseLevel
 from cldfast.parameterization import denoiser_map, score_map
 from cldfast.plan import Plan, Stage
 from cldfast.sde import LinearPhaseSDE
@@ -30,6 +31,7 @@ from cldfast.solvers.stochastic_multistep import (
     stochastic_multistep,
     stochastic_multistep_order,
 )
+from cldfast.solvers.unipc import unipc, unipc_order
 
 Solver = Callable[..., tuple[Stage, ...]]
 
@@ -41,9 +43,25 @@ SOLVERS: dict[str, tuple[Solver, int | Callable[..., int]]] = {
     "ancestral": (ancestral, ANCESTRAL_ORDER),
     "stochastic_multistep": (stochastic_multistep, stochastic_multistep_order),
     "multistep": (multistep, multistep_order),
+    "unipc": (unipc, unipc_order),
     "heun": (heun, HEUN_ORDER),
     "dpm2": (dpm2, DPM2_ORDER),
     "dpm3": (dpm3, DPM3_ORDER),
+}
+
+
+# grid="auto": the best of those measured for each solver, docs/solvers.md.
+AUTO_GRIDS = {
+    "em": "quadratic",
+    "sscs": "quadratic",
+    "sscs2": "logistic",
+    "ancestral": "logistic",
+    "stochastic_multistep": "logistic",
+    "multistep": "logistic",
+    "unipc": "logistic",
+    "heun": "logistic",
+    "dpm2": "logistic",
+    "dpm3": "logistic",
 }
 
 
@@ -62,7 +80,9 @@ def make_plan(
     """A sampler on a fixed grid as a `Plan`.
 
     sde: the forward process. solver: a name of `SOLVERS`. steps: grid intervals (None: 50, or those
-    of a grid given as an array). grid: a name or a descending array of times. t_min: last time > 0.
+    of a grid given as an array). grid: a name of `cldfast.make_grid`, "auto" for the solver's best
+    measured one, or a descending array of times. t_min: last time; 0 is allowed, and exact data
+    predictions then end on the data.
     parameterization: what the network returns. denoise: one more evaluation at the last time, which
     replaces the state by `E[u_0 | u]`. guidance_scale: classifier-free guidance, for a network that
     returns (conditional, unconditional). guidance_term: read one more output, added to the score.
@@ -78,7 +98,11 @@ def make_plan(
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(SOLVERS)}")
     grid_options = {"rho": options.pop("rho")} if "rho" in options else {}
-    times = make_grid(grid, T=sde.T, t_min=t_min, steps=steps, **grid_options)
+    if isinstance(grid, str) and grid == "auto":
+        grid = AUTO_GRIDS[solver]
+    times = make_grid(
+        grid, T=sde.T, t_min=t_min, steps=steps, noise=NoiseLevel(sde), **grid_options
+    )
     build, order = SOLVERS[solver]
     try:
         stages = build(sde, times, parameterization, **options)

@@ -29,7 +29,7 @@ def runge_kutta(
     times = [t] + [np.where(c == 1.0, s, t + c * (s - t)) for c, _ in tableau]
     stages_per_step = len(tableau)
     asked = [rule.quantity(np.where(when > 0.0, when, t)) for when in times[:-1]]
-    rows = []
+    rows: list[np.ndarray] = []
     for m, (_, used) in enumerate(tableau):
         weights = np.zeros((len(t), stages_per_step, 2, 1))
         nodes = np.stack([times[j] for j in used], axis=1)

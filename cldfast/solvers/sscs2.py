@@ -50,7 +50,8 @@ def sscs2(
             behind = rule.weights(end[None], grid[i + 1 : i + 2], nodes[None])[0]
             into = rule.move(end, grid[i + 1])
             weights = into @ weights
-            weights = np.concatenate([weights, np.zeros((max(len(behind) - len(weights), 0), 2, 1))])
+            missing = max(len(behind) - len(weights), 0)
+            weights = np.concatenate([weights, np.zeros((missing, 2, 1))])
             weights[: len(behind)] += behind
             F = into @ F
         stages.append(

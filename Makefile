@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint sanitize bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m cldfast demo --out demo
@@ -16,6 +16,14 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The sanitizers' runtimes must be loaded before Python; its own leaks are none of ours.
+sanitize: $(VENV)/installed
+	CLDFAST_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build \
+	    --build-base build/sanitized --build-lib build/sanitized/lib
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized/lib \
+	    $(BIN)/pytest -q tests/test_core.py tests/test_core_module.py tests/test_philox.py
 
 bench: $(VENV)/installed
 	$(BIN)/python -m cldfast bench --out benchmarks/results

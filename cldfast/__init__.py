@@ -1,5 +1,6 @@
 """Accelerated samplers and losses for critically-damped Langevin diffusion (CLD)."""
 
+from cldfast.error_budget import ErrorBudget
 from cldfast.grids import make_grid
 from cldfast.info import info
 from cldfast.inpainting import Inpainting
@@ -28,6 +29,7 @@ __all__ = [
     "CallableBeta",
     "ConstantBeta",
     "CosineBeta",
+    "ErrorBudget",
     "ExponentialBeta",
     "Inpainting",
     "LinearBeta",

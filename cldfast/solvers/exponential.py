@@ -29,8 +29,8 @@ from cldfast.sde import LinearPhaseSDE
 
 FORMS = ("x0", "R", "L")
 VARIABLES = ("t", "tau", "log_snr", "sigma")
-# Nodes per step, in log t. A step over a factor of 10 in t is integrated to 1e-12.
-_NODES = 12
+# Nodes per step, in log t. A step over a factor of 3 in t is integrated to about 1e-10.
+_NODES = 8
 # The "L" form starts its last step, to t = 0, where the integrand is a power of sqrt(t).
 _NODES_TO_ZERO = 32
 
@@ -100,9 +100,7 @@ class Exponential:
         result = np.zeros((n, k, 2, self.planes))
         inside = s > 0.0
         if not np.all(inside):
-            last = ~inside
-            hold = self._constant(s[last], t[last])
-            result[last, 0] = hold
+            result[~inside, 0] = self._constant(s[~inside], t[~inside])
         if np.any(inside):
             result[inside] = self._polynomial(s[inside], t[inside], nodes[inside])
         return result
@@ -189,6 +187,14 @@ class Exponential:
         log_rate = -np.sum(self.sde.D * pull**2, axis=-1) / snr
         result: np.ndarray = beta * log_rate
         return result if self.variable == "log_snr" else -0.5 * result * snr**-0.5
+
+
+def add_weights(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Sum of two stacks of weights, the shorter one filled up with zeros."""
+    result = np.zeros((max(len(a), len(b)), *a.shape[1:]))
+    result[: len(a)] += a
+    result[: len(b)] += b
+    return result
 
 
 def lagrange(nodes: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

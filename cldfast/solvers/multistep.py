@@ -6,7 +6,7 @@ import numpy as np
 
 from cldfast.plan import Stage
 from cldfast.sde import LinearPhaseSDE
-from cldfast.solvers.exponential import Exponential
+from cldfast.solvers.exponential import Exponential, add_weights
 
 MAX_ORDER = 4
 
@@ -78,7 +78,7 @@ def adams(rule: Exponential, grid: np.ndarray, order: int, correct: bool) -> tup
             # Of the last step: the new weights less those used, where the newest node had none.
             change = np.array(corrected[i - 1])
             change[1:] -= predicted[i - 1][: len(change) - 1]
-            weights = _add(F[i] @ change, weights)
+            weights = add_weights(F[i] @ change, weights)
         keep = i + 1 < n and (order > 1 or correct)
         stages.append(
             Stage(
@@ -93,14 +93,6 @@ def adams(rule: Exponential, grid: np.ndarray, order: int, correct: bool) -> tup
             )
         )
     return tuple(stages)
-
-
-def _add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Sum of two stacks of weights, the shorter one filled up with zeros."""
-    result = np.zeros((max(len(a), len(b)), *a.shape[1:]))
-    result[: len(a)] += a
-    result[: len(b)] += b
-    return result
 
 
 def _weights(

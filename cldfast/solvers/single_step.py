@@ -27,44 +27,40 @@ def runge_kutta(
     rule = Exponential(sde, grid, parameterization)
     t, s = grid[:-1], grid[1:]
     times = [t] + [np.where(c == 1.0, s, t + c * (s - t)) for c, _ in tableau]
-    stages_per_step = len(tableau)
-    asked = [rule.quantity(np.where(when > 0.0, when, t)) for when in times[:-1]]
-    rows: list[np.ndarray] = []
+    count = len(tableau)
+    asked, moves, weights = [], [], []
     for m, (_, used) in enumerate(tableau):
-        weights = np.zeros((len(t), stages_per_step, 2, 1))
-        nodes = np.stack([times[j] for j in used], axis=1)
-        if np.any(nodes[-1] == 0.0):
-            # No network at t = 0: the last step keeps what brought it there.
-            weights[:-1, list(used)] = rule.weights(s[:-1], t[:-1], nodes[:-1])
-            weights[-1] = rows[m - 1][-1]
-        else:
-            weights[:, list(used)] = rule.weights(times[m + 1], t, nodes)
-        rows.append(weights)
+        early, late = times[m], times[m + 1]
+        # There is no network at t = 0: what would ask it there is left out below.
+        safe = np.where(early > 0.0, early, t)
+        asked.append(rule.quantity(safe))
+        # A state is also computed again at its own time.
+        same = (early == late)[:, None, None]
+        moves.append(np.where(same, np.eye(2), rule.move(late, safe)))
+        nodes = np.stack([np.where(times[j] > 0.0, times[j], t) for j in used], axis=1)
+        row = np.zeros((len(t), count, 2, 1))
+        ok = early > 0.0
+        row[np.ix_(ok, list(used))] = rule.weights(late[ok], t[ok], nodes[ok])
+        weights.append(row)
     stages = []
     for i in range(len(t)):
-        taken = np.zeros((stages_per_step, 2, 1))
-        for m in range(stages_per_step):
+        taken = np.zeros((count, 2, 1))
+        for m in range(count):
             if times[m][i] == 0.0:
                 break
-            F = rule_move(rule, float(times[m + 1][i]), float(times[m][i]))
-            weights = rows[m][i] - F @ taken
-            taken = rows[m][i]
-            q = asked[m]
-            keep = m + 1 < stages_per_step
+            F, q = moves[m][i], asked[m]
+            change = weights[m][i] - F @ taken
+            taken = weights[m][i]
+            keep = m + 1 < count
             stages.append(
                 Stage(
                     t=float(times[m][i]),
                     t_next=float(times[m + 1][i]),
-                    P=F + weights[m] @ q.from_state[i],
-                    E=(weights[m] @ q.from_output[i],),
-                    H=tuple(weights[m - 1 :: -1][:m]) if m else (),
+                    P=F + change[m] @ q.from_state[i],
+                    E=(change[m] @ q.from_output[i],),
+                    H=tuple(change[:m][::-1]),
                     A=(q.from_output[i],) if keep else None,
                     B=q.from_state[i] if keep else None,
                 )
             )
     return tuple(stages)
-
-
-def rule_move(rule: Exponential, s: float, t: float) -> np.ndarray:
-    """F(s, t), the identity where s = t."""
-    return np.eye(2) if s == t else rule.move(np.float64(s), np.float64(t))

@@ -6,21 +6,21 @@ import numpy as np
 
 from cldfast.plan import Stage
 from cldfast.sde import LinearPhaseSDE
-from cldfast.solvers.exponential import Exponential
+from cldfast.solvers.exponential import Exponential, add_weights
 
 ORDER = 2
 
 
 def sscs2(
-    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str, *, extrapolate: bool = False
+    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str, *, extrapolate: bool = True
 ) -> tuple[Stage, ...]:
     """The reverse SDE by the exponential midpoint rule, the midpoint reached with an older x0.
 
     As in SSCS a half-step of an exactly solved linear SDE leads to the middle time r, where the
     network is asked, and another one on. But the linear part is the whole posterior given x0, not
     that of the stationary law, so the kick is `(m_s - F(s, t) m_t) x0(u_r)`, exact for data that
-    are a point. The way to r needs a prediction: that of the last step (`extrapolate`: the line
-    through the last two), which is taken out again once x0(u_r) is known:
+    are a point. The way to r needs a prediction: the line through the last two (or the last one
+    itself, `extrapolate=False`), which is taken out again once x0(u_r) is known:
 
         u_s = F(s, r) (u_r - (m_r - F(r, t) m_t) x0_old) + (m_s - F(s, t) m_t) x0(u_r) + noise.
 
@@ -37,33 +37,34 @@ def sscs2(
     q = rule.quantity(asked)
     whole = rule.weights(grid[1:], grid[:-1], asked[:, None])[:, 0]
     out = rule.move(grid[1:], asked)
+    into = rule.move(asked[1:], grid[1:-1])
+    L = rule.noise(np.append(asked[1:], grid[-1]), asked)
+    # Entry i leads from grid[i + 1] to asked[i + 1] by the predictions made so far.
+    old = [rule.weights(asked[1:], grid[1:-1], asked[:-1, None])] if n > 1 else []
+    if extrapolate and n > 2:
+        pairs = np.stack([asked[1:-1], asked[:-2]], axis=1)
+        old = [old[0][:1], rule.weights(asked[2:], grid[2:-1], pairs)]
+    behind = [weights for block in old for weights in block]
     stages = []
-    behind = np.zeros((0, 2, 1))
     for i in range(n):
-        # u at grid[i + 1] = out u~ + own q_i - out (behind q_(i - 1), ...)
-        weights = np.concatenate([whole[i : i + 1], -out[i] @ behind])
-        F, end = out[i], grid[i + 1]
+        # u at grid[i + 1] = out u~ + whole q_i - out (behind q_(i - 1), ...)
+        weights, F = whole[i : i + 1], out[i]
+        if i > 0:
+            weights = np.concatenate([weights, -F @ behind[i - 1]])
         if i + 1 < n:
-            end = asked[i + 1]
-            nodes = asked[i : max(i - 1 - extrapolate, -1) : -1] if i else asked[:1]
-            nodes = nodes[: 1 + extrapolate]
-            behind = rule.weights(end[None], grid[i + 1 : i + 2], nodes[None])[0]
-            into = rule.move(end, grid[i + 1])
-            weights = into @ weights
-            missing = max(len(behind) - len(weights), 0)
-            weights = np.concatenate([weights, np.zeros((missing, 2, 1))])
-            weights[: len(behind)] += behind
-            F = into @ F
+            weights = add_weights(into[i] @ weights, behind[i])
+            F = into[i] @ F
+        keep = i + 1 < n
         stages.append(
             Stage(
                 t=float(asked[i]),
-                t_next=float(end),
+                t_next=float(asked[i + 1] if keep else grid[-1]),
                 P=F + weights[0] @ q.from_state[i],
                 E=(weights[0] @ q.from_output[i],),
                 H=tuple(weights[1:]),
-                L=rule.noise(end, asked[i]),
-                A=(q.from_output[i],) if i + 1 < n else None,
-                B=q.from_state[i] if i + 1 < n else None,
+                L=L[i],
+                A=(q.from_output[i],) if keep else None,
+                B=q.from_state[i] if keep else None,
             )
         )
     return tuple(stages)

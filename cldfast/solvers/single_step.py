@@ -40,7 +40,7 @@ def runge_kutta(
         nodes = np.stack([np.where(times[j] > 0.0, times[j], t) for j in used], axis=1)
         row = np.zeros((len(t), count, 2, 1))
         ok = early > 0.0
-        row[np.ix_(ok, list(used))] = rule.weights(late[ok], t[ok], nodes[ok])
+        row[np.ix_(np.flatnonzero(ok), np.array(used))] = rule.weights(late[ok], t[ok], nodes[ok])
         weights.append(row)
     stages = []
     for i in range(len(t)):

@@ -40,7 +40,7 @@ EXECUTOR = {
     "philox": "",
     "reference": "philox",
     "backends": "_core backends philox reference",
-    "ops": "backends philox reference",
+    "ops": "backends ops philox reference",
 }
 MEETING = {"sampling", "losses", "inpainting", "times"}
 # What is built on both. Only the two that report on the core itself may ask for it.

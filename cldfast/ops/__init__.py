@@ -1,0 +1,39 @@
+"""The operations: what the kernels do, with checks, choice of backend, gradients and fake kernels.
+
+`checks` looks at arguments, `dispatch` chooses the backend, and each operation has a file.
+"""
+
+from cldfast.ops.checks import (
+    OUTPUT_DTYPES,
+    STATE_DTYPES,
+    check_planes,
+    check_seed,
+    check_state,
+)
+from cldfast.ops.dispatch import (
+    BACKENDS,
+    BackendWarning,
+    StageResult,
+    backend_stage,
+    missing_core,
+    resolve_backend,
+)
+from cldfast.ops.residual import residual
+from cldfast.ops.stage import stage, stage_operator
+
+__all__ = [
+    "BACKENDS",
+    "OUTPUT_DTYPES",
+    "STATE_DTYPES",
+    "BackendWarning",
+    "StageResult",
+    "backend_stage",
+    "check_planes",
+    "check_seed",
+    "check_state",
+    "missing_core",
+    "residual",
+    "resolve_backend",
+    "stage",
+    "stage_operator",
+]

@@ -1,0 +1,129 @@
+"""What every operation asks of its arguments, before any memory is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+STATE_DTYPES = (torch.float32, torch.float64)
+OUTPUT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Seeds are 64-bit words; the operators' schemas carry them as signed integers.
+SEED_LIMIT = 2**64
+
+
+def describe(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+
+
+def check_tensor(name: str, tensor: object) -> torch.Tensor:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    return tensor
+
+
+def check_seed(seed: object) -> int:
+    """The seed as an int in [0, 2^64), or TypeError / ValueError."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an integer, got {type(seed).__name__}")
+    if not 0 <= seed < SEED_LIMIT:
+        raise ValueError(f"seed must lie in [0, 2^64), got {seed}")
+    return seed
+
+
+def check_state(name: str, u: object) -> torch.Tensor:
+    """A state (B, 2C, ...) of float32 or float64, not empty."""
+    tensor = check_tensor(name, u)
+    if tensor.dtype not in STATE_DTYPES:
+        raise TypeError(f"{name} must be float32 or float64, got {describe(tensor)}")
+    if tensor.dim() < 2 or tensor.shape[1] % 2:
+        raise ValueError(
+            f"{name} must be (B, 2d) or (B, 2C, H, W), x half then v half, got {describe(tensor)}"
+        )
+    if tensor.numel() == 0:
+        raise ValueError(f"{name} must not be empty, got {describe(tensor)}")
+    return tensor
+
+
+def check_planes(name: str, tensor: object, like: torch.Tensor, channels: int) -> int:
+    """The number of planes of an output or history row beside a state; raises if it misfits."""
+    got = check_tensor(name, tensor)
+    shape, wanted = got.shape, like.shape
+    planes, rest = divmod(shape[1], channels) if len(shape) > 1 else (0, 0)
+    if rest or not planes or shape[0] != wanted[0] or shape[2:] != wanted[2:]:
+        tail = "".join(f", {n}" for n in wanted[2:])
+        raise ValueError(
+            f"{name} must be ({wanted[0]}, r * {channels}{tail}) with r = 1 or 2 planes, "
+            f"got {describe(got)}"
+        )
+    if got.dtype not in OUTPUT_DTYPES:
+        raise TypeError(f"{name} must be a float tensor, got {describe(got)}")
+    if got.device != like.device:
+        raise ValueError(f"{name} must be on {like.device} like the state, got {describe(got)}")
+    return planes
+
+
+def check_address(first_index: int, stage_index: int, stream: int) -> None:
+    """The parts of a noise address beside the seed, or ValueError."""
+    if first_index < 0 or not 0 <= stage_index < 2**32 or not 0 <= stream < 2**32:
+        raise ValueError(
+            "first_index must be >= 0, stage_index and stream in [0, 2^32), "
+            f"got {first_index}, {stage_index}, {stream}"
+        )
+
+
+def check_weights(weights: object, rows: int, columns: int, device: torch.device) -> torch.Tensor:
+    tensor = check_tensor("weights", weights)
+    if tensor.dtype != torch.float64 or tensor.dim() != 3:
+        raise TypeError(f"weights must be float64 (R, 2 + q, n), got {describe(tensor)}")
+    shape = tensor.shape
+    if shape[0] not in (1, rows) or shape[1] < 2 or shape[2] != columns:
+        raise ValueError(
+            f"weights must be (1 or {rows}, 2 + q, {columns}): a column per plane of state, "
+            f"outputs, history and the 2 of noise, got {tuple(shape)}"
+        )
+    if shape[0] == 1:
+        if tensor.device.type != "cpu":
+            raise ValueError(f"shared weights (R = 1) must be on the CPU, got {describe(tensor)}")
+    elif tensor.device != device:
+        raise ValueError(f"weights per row must be on {device}, got {describe(tensor)}")
+    if tensor.requires_grad:
+        raise NotImplementedError("gradients with respect to the stage weights are not supported")
+    return tensor
+
+
+def check_like(
+    name: str, tensor: object, shape: tuple[int, ...], like: torch.Tensor
+) -> torch.Tensor:
+    got = check_tensor(name, tensor)
+    if got.shape != shape or got.dtype != like.dtype or got.device != like.device:
+        wanted = f"{shape} {str(like.dtype).removeprefix('torch.')} on {like.device}"
+        raise ValueError(f"{name} must be {wanted}, got {describe(got)}")
+    return got
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    """First and last byte of a tensor's memory."""
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return start, start + (last + 1) * tensor.element_size()
+
+
+def check_out(
+    out: object,
+    shape: tuple[int, ...],
+    like: torch.Tensor,
+    u: torch.Tensor | None,
+    inputs: Sequence[torch.Tensor],
+) -> None:
+    target = check_like("out", out, shape, like)
+    if target.requires_grad:
+        raise ValueError("out must not require gradients")
+    start, end = _span(target)
+    same = u is not None and u.data_ptr() == start and u.stride() == target.stride()
+    for tensor in [*inputs, *([u] if u is not None and not same else [])]:
+        low, high = _span(tensor)
+        if low < end and start < high:
+            raise ValueError(
+                "out overlaps an input in memory; it may be u itself or memory of its own"
+            )

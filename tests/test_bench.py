@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from cldfast.bench.cases import (
     Inputs,
     stage_weights,
 )
-from cldfast.bench.contestants import contestants
+from cldfast.bench.contestants import COMPILED, contestants
 from cldfast.bench.memory import AllocationRecord, allocated_peak, resident_peak
 from cldfast.bench.report import Results, checks, summary
 from cldfast.bench.results import COLUMNS, Environment, Row, environment, read_csv, write_csv
@@ -355,6 +356,16 @@ def test_readme_table_is_that_of_the_committed_results() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     expected = with_table(text, markdown(*read_csv(RESULTS)))
     assert text == expected, "run python -m cldfast.bench benchmarks/results/cpu.csv README.md"
+
+
+def test_cases_do_not_share_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each case compiles the published steps for its own shape, whatever the number of cases."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for rows in (3, 4, 5):
+            for contestant in contestants(Inputs((rows, 2))):
+                if contestant.name == COMPILED:
+                    contestant.call()
 
 
 # --- the command ---------------------------------------------------------------------------------

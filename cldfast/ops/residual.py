@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 
 from cldfast import reference
-from cldfast.ops.checks import check_like, check_planes, check_seed, check_state, check_tensor, describe
+from cldfast.ops.checks import (
+    check_like,
+    check_planes,
+    check_seed,
+    check_state,
+    check_tensor,
+    describe,
+)
 from cldfast.ops.dispatch import resolve_backend
 
 

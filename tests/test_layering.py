@@ -25,7 +25,7 @@ PLANNER = {
     "schedules": "",
     "grids": "",
     "sde": "linalg2 schedules",
-    "parameterization": "linalg2 sde",
+    "parameterization": "bridge linalg2 sde",
     "bridge": "linalg2 sde",
     "denoiser": "linalg2 parameterization sde",
     "noise_level": "linalg2 sde",

@@ -1,12 +1,15 @@
 """Accelerated samplers and losses for critically-damped Langevin diffusion (CLD)."""
 
 from cldfast.error_budget import ErrorBudget
+from cldfast.flow_likelihood import Likelihood, likelihood
+from cldfast.grid_search import optimise_grid
 from cldfast.grids import make_grid
 from cldfast.info import info
 from cldfast.inpainting import Inpainting
 from cldfast.losses import dsm_loss, hsm_loss, perturb
 from cldfast.ops import BackendWarning, stage
 from cldfast.plan import Plan, Stage
+from cldfast.probability_flow import pflow
 from cldfast.sampling import StopSampling, initial_state, run, sample
 from cldfast.schedules import (
     CallableBeta,
@@ -32,6 +35,7 @@ __all__ = [
     "ErrorBudget",
     "ExponentialBeta",
     "Inpainting",
+    "Likelihood",
     "LinearBeta",
     "LinearPhaseSDE",
     "Plan",
@@ -42,9 +46,12 @@ __all__ = [
     "hsm_loss",
     "info",
     "initial_state",
+    "likelihood",
     "make_grid",
     "make_plan",
+    "optimise_grid",
     "perturb",
+    "pflow",
     "run",
     "sample",
     "sample_times",

@@ -26,11 +26,15 @@ reverse process.)
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace, device
 from numpy.polynomial import chebyshev
 
 from cldfast.sde import LinearPhaseSDE, Marginal
+
+Array = Any
 
 # Panels span at most this factor in tau, and this many time constants of A. In log tau the rate's
 # nearest singularities lie about pi/2 off the axis, so Chebyshev series of this degree on half a
@@ -164,7 +168,7 @@ class Bridge:
         return np.swapaxes(axes, -1, -2), gain
 
     def _rotation(self, tau: np.ndarray) -> np.ndarray:
-        return _rotate(self._angle(tau))
+        return _rotate(self.angle(tau))
 
     def _angle_rate(self, tau: np.ndarray) -> np.ndarray:
         cov = self.kernel(tau).covariance
@@ -190,21 +194,27 @@ class Bridge:
         totals = chebyshev.chebval(1.0, self._series)
         self._starts = start + np.concatenate([[0.0], np.cumsum(totals)])
 
-    def _angle(self, tau: np.ndarray) -> np.ndarray:
-        shape = np.shape(tau)
-        flat = np.ravel(tau)
-        lowest = math.exp(self._edges[0])
-        log = np.log(np.maximum(flat, lowest))
-        panel = np.clip(np.searchsorted(self._edges, log) - 1, 0, len(self._edges) - 2)
-        low, high = self._edges[panel], self._edges[panel + 1]
-        position = (2.0 * log - low - high) / (high - low)
-        angle = self._starts[panel] + chebyshev.chebval(
-            position, self._series[:, panel], tensor=False
+    def angle(self, tau: Array) -> Array:
+        """theta of `R = L O(theta)` at float64 tau >= 0 of any shape, in tau's array library."""
+        xp = array_namespace(tau)
+        edges, starts, series = (
+            xp.asarray(part, device=device(tau))
+            for part in (self._edges, self._starts, self._series)
         )
+        flat = xp.reshape(tau, (-1,))
+        lowest = math.exp(self._edges[0])
+        log = xp.log(xp.clip(flat, lowest, None))
+        panel = xp.clip(xp.searchsorted(edges, log) - 1, 0, len(self._edges) - 2)
+        low, high = xp.take(edges, panel), xp.take(edges, panel + 1)
+        at = (2.0 * log - low - high) / (high - low)
+        # Clenshaw's recurrence for the Chebyshev series of each entry's own panel.
+        one, two = 0.0 * at, 0.0 * at
+        for coefficients in range(series.shape[0] - 1, 0, -1):
+            one, two = xp.take(series[coefficients], panel) + 2.0 * at * one - two, one
+        total = xp.take(starts, panel) + xp.take(series[0], panel) + at * one - two
         below = flat < lowest
-        if np.any(below):
-            angle = np.where(below, self._starts[0] * np.sqrt(flat / lowest), angle)
-        return angle.reshape(shape)
+        total = xp.where(below, float(self._starts[0]) * xp.sqrt(flat / lowest), total)
+        return xp.reshape(total, tau.shape)
 
 
 def _rotate(angle: np.ndarray) -> np.ndarray:

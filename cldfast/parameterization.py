@@ -18,11 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace
 
+from cldfast.bridge import Bridge
 from cldfast.linalg2 import stack_matrix
 from cldfast.sde import LinearPhaseSDE, Marginal
 
@@ -95,6 +97,19 @@ def _full_noise(sde: LinearPhaseSDE, marginal: Marginal) -> ScoreMap:
     )
 
 
+@lru_cache(maxsize=8)
+def _bridge(sde: LinearPhaseSDE) -> Bridge:
+    return Bridge(sde)
+
+
+def _full_noise_r(sde: LinearPhaseSDE, marginal: Marginal) -> ScoreMap:
+    """`score = -R^-T o` with `R = L O(theta)`, so `R^-T = L^-T O(theta)`."""
+    lower = _full_noise(sde, marginal)
+    angle = _bridge(sde).angle(marginal.tau)
+    c, s = array_namespace(angle).cos(angle), array_namespace(angle).sin(angle)
+    return ScoreMap(lower.from_output @ stack_matrix(c, -s, s, c), lower.from_state)
+
+
 def _full_renormalised(sde: LinearPhaseSDE, marginal: Marginal) -> ScoreMap:
     zero = marginal.det * 0.0
     p = sde.prior().precision
@@ -114,6 +129,7 @@ VELOCITY_MAPS: dict[str, Callable[[LinearPhaseSDE, Marginal], VelocityMap]] = {
 FULL_MAPS: dict[str, Callable[[LinearPhaseSDE, Marginal], ScoreMap]] = {
     "full_score": _full_score,
     "full_noise": _full_noise,
+    "full_noise_r": _full_noise_r,
     "full_renormalised": _full_renormalised,
 }
 PARAMETERIZATIONS = (*VELOCITY_MAPS, *FULL_MAPS)
@@ -150,7 +166,9 @@ def score_map(sde: LinearPhaseSDE, t: np.ndarray, parameterization: str = "score
 
     "score": the velocity score s_v. "noise": eps_v with `s_v = -ell eps_v`. "mixed": `s_v =
     -v/Sigma_vv - ell o` (Dockhorn, Vahdat, Kreis 2022, eq. 10). "x0": `E[x0 | u]`. "renormalised":
-    `grad_v log p_t/p_inf`. "full_*": both rows; "full_noise" is `score = -L^-T o`, L lower.
+    `grad_v log p_t/p_inf`. "full_*": both rows; "full_noise" is `score = -L^-T o`, L lower;
+    "full_noise_r" is `-R^-T o` with R the factor that the probability flow carries along, R_t of
+    Zhang, Tao, Chen (2022), see `cldfast.bridge`; its angle starts at 0 at t = 0 for v0_var > 0.
 
     Raises ValueError for an unknown name or a time where the kernel is singular (t = 0).
     """

@@ -32,11 +32,13 @@ class Marginal:
 
     Hybrid score matching (`hsm`): `U_t | x0 ~ N(mean x0, cov)`, `mean` (..., 2), the initial
     velocity integrated out. Denoising score matching (`dsm`): `U_t | u0 ~ N(mean @ u0, cov)`,
-    `mean` (..., 2, 2). `covariance` holds the entries and the determinant.
+    `mean` (..., 2, 2). `covariance` holds the entries and the determinant. `tau`, of a kernel at a
+    time, is the integral of beta up to it.
     """
 
     mean: Array
     covariance: Covariance
+    tau: Array | None = None
 
     @property
     def cov(self) -> Array:
@@ -152,13 +154,14 @@ class LinearPhaseSDE:
         """
         if objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
-        step = self._flow.transition(self.tau(_not_negative("t", t)))
+        tau = self.tau(_not_negative("t", t))
+        step = self._flow.transition(tau)
         if objective == "dsm":
-            return Marginal(step.phi, step.covariance)
+            return Marginal(step.phi, step.covariance, tau)
         m_x, p_x, m_v, p_v = step.entries
         xp = array_namespace(m_x)
         return Marginal(
-            xp.stack([m_x, m_v], axis=-1), step.covariance.plus_outer(self.v0_var, p_x, p_v)
+            xp.stack([m_x, m_v], axis=-1), step.covariance.plus_outer(self.v0_var, p_x, p_v), tau
         )
 
     def prior(self) -> Marginal:

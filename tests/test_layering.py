@@ -25,7 +25,7 @@ PLANNER = {
     "schedules": "",
     "grids": "",
     "sde": "linalg2 schedules",
-    "parameterization": "linalg2 sde",
+    "parameterization": "bridge linalg2 sde",
     "bridge": "linalg2 sde",
     "denoiser": "linalg2 parameterization sde",
     "noise_level": "linalg2 sde",
@@ -45,6 +45,7 @@ EXECUTOR = {
 MEETING = {"sampling", "losses", "inpainting", "times"}
 # What is built on both. Only the two that report on the core itself may ask for it.
 ABOVE = {"__init__", "__main__", "bench", "certify", "cli", "demo", "info", "train", "train_config"}
+ABOVE |= {"flow_likelihood", "probability_flow"}
 MAY_ASK_THE_CORE = {"bench", "info"}
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cldfast.bridge import Bridge
 from cldfast.linalg2 import stack_matrix
 from cldfast.mixture import GaussianMixture
 from cldfast.parameterization import (
@@ -141,6 +142,7 @@ def test_maps_by_their_definitions(name: str, sde: LinearPhaseSDE) -> None:
             "renormalised": score[:, 1:] + (u @ stationary)[:, 1:],
             "full_score": score,
             "full_noise": -score @ kernel.factor,
+            "full_noise_r": -score @ Bridge(sde).factor(sde.tau(t)),
             "full_renormalised": score + u @ stationary,
         }[name]
         to_score = score_map(sde, np.array([t]), name)

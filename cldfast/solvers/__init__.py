@@ -22,7 +22,11 @@ from cldfast.solvers.em import ORDER as EM_ORDER
 from cldfast.solvers.em import em
 from cldfast.solvers.heun import ORDER as HEUN_ORDER
 from cldfast.solvers.heun import heun
+from cldfast.solvers.leapfrog import ORDER as LEAPFROG_ORDER
+from cldfast.solvers.leapfrog import leapfrog
 from cldfast.solvers.multistep import multistep, multistep_order
+from cldfast.solvers.splitting import ORDER as SPLITTING_ORDER
+from cldfast.solvers.splitting import aboba, obab, roba
 from cldfast.solvers.sscs import ORDER as SSCS_ORDER
 from cldfast.solvers.sscs import sscs
 from cldfast.solvers.sscs2 import ORDER as SSCS2_ORDER
@@ -40,6 +44,10 @@ SOLVERS: dict[str, tuple[Solver, int | Callable[..., int]]] = {
     "em": (em, EM_ORDER),
     "sscs": (sscs, SSCS_ORDER),
     "sscs2": (sscs2, SSCS2_ORDER),
+    "leapfrog": (leapfrog, LEAPFROG_ORDER),
+    "aboba": (aboba, SPLITTING_ORDER),
+    "obab": (obab, SPLITTING_ORDER),
+    "roba": (roba, SPLITTING_ORDER),
     "ancestral": (ancestral, ANCESTRAL_ORDER),
     "stochastic_multistep": (stochastic_multistep, stochastic_multistep_order),
     "multistep": (multistep, multistep_order),
@@ -50,19 +58,8 @@ SOLVERS: dict[str, tuple[Solver, int | Callable[..., int]]] = {
 }
 
 
-# grid="auto": the best of those measured for each solver, docs/solvers.md.
-AUTO_GRIDS = {
-    "em": "quadratic",
-    "sscs": "quadratic",
-    "sscs2": "logistic",
-    "ancestral": "logistic",
-    "stochastic_multistep": "logistic",
-    "multistep": "logistic",
-    "unipc": "logistic",
-    "heun": "logistic",
-    "dpm2": "logistic",
-    "dpm3": "logistic",
-}
+# The best of the grids measured for each solver, docs/solvers.md.
+AUTO_GRIDS = {name: "quadratic" if name in ("leapfrog", "roba") else "logistic" for name in SOLVERS}
 
 
 def make_plan(
@@ -99,7 +96,7 @@ def make_plan(
         raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(SOLVERS)}")
     grid_options = {"rho": options.pop("rho")} if "rho" in options else {}
     if isinstance(grid, str) and grid == "auto":
-        grid = AUTO_GRIDS[solver]
+        grid = auto_grid(solver, options)
     times = make_grid(
         grid, T=sde.T, t_min=t_min, steps=steps, noise=NoiseLevel(sde), **grid_options
     )
@@ -118,6 +115,14 @@ def make_plan(
         stages = added_score(stages, sde, parameterization)
     claimed = order if isinstance(order, int) else order(**options)
     return Plan(stages, sde, solver, claimed, parameterization, times)
+
+
+def auto_grid(solver: str, options: dict[str, Any]) -> str:
+    """The grid that `grid="auto"` stands for.
+
+    The last step of a logistic grid is a leap, which the L form does not survive.
+    """
+    return "quadratic" if options.get("form") == "L" else AUTO_GRIDS[solver]
 
 
 def denoising_stage(sde: LinearPhaseSDE, t: float, parameterization: str) -> Stage:

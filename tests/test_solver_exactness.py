@@ -1,0 +1,141 @@
+"""What the x0 solvers do exactly, and what they refuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cldfast import CLD, initial_state, make_plan, run
+from cldfast.parameterization import PARAMETERIZATIONS
+from cldfast.schedules import LinearBeta
+from cldfast.solvers import AUTO_GRIDS, SOLVERS
+from cldfast.solvers.exponential import FORMS, Exponential, lagrange
+
+X0_SOLVERS = [
+    "multistep", "unipc", "stochastic_multistep", "ancestral", "sscs2", "heun", "dpm2", "dpm3",
+]  # fmt: skip
+SDES = {
+    "plain": CLD(beta=LinearBeta(1.0, 7.0)),
+    "regularised": CLD(x_noise=0.25),
+    "at rest": CLD(v0_var=0.0),
+}
+
+
+@pytest.mark.parametrize("solver", X0_SOLVERS)
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_one_step_returns_a_point_from_its_velocity_score(
+    solver: str, name: str, steps: int
+) -> None:
+    sde, point = SDES[name], 1.3
+
+    def velocity_score(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        kernel = sde.marginal(float(t[0]))
+        x, v = u.chunk(2, 1)
+        row, (m_x, m_v) = kernel.precision[1], kernel.mean
+        return -(row[0] * (x - m_x * point) + row[1] * (v - m_v * point))
+
+    u = initial_state(sde, (8, 3), seed=1, dtype=torch.float64)
+    plan = make_plan(sde, solver, steps, "linear", t_min=0.0)
+    x = run(plan, velocity_score, u, seed=2)[:, :3]
+    assert float((x - point).abs().max()) < 1e-10
+
+
+@pytest.mark.parametrize("solver", X0_SOLVERS)
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_every_parameterization_makes_the_same_sampler(solver: str, parameterization: str) -> None:
+    """With exact outputs the law is that of the x0 network, whatever the network returns."""
+    for sde in SDES.values():
+        laws = [
+            make_plan(sde, solver, 6, "auto", parameterization=p).gaussian_law(
+                data_mean=0.4, data_var=0.3
+            )
+            for p in ("x0", parameterization)
+        ]
+        assert np.allclose(laws[0].mean, laws[1].mean, rtol=1e-8, atol=1e-9)
+        assert np.allclose(laws[0].cov, laws[1].cov, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("variable", ["t", "tau", "log_snr", "sigma"])
+def test_weights_integrate_constants_exactly(form: str, variable: str) -> None:
+    """The polynomial through equal values is that value: weights sum to those of order 1."""
+    sde = CLD(x_noise=0.3, beta=LinearBeta(1.0, 7.0))
+    grid = np.array([1.0, 0.6, 0.4, 0.25])
+    rule = Exponential(sde, grid, "score", form, 0.0, variable)
+    s, t = grid[3:], grid[2:3]
+    one = rule.weights(s, t, grid[None, 2:3])
+    many = rule.weights(s, t, grid[None, 2::-1])
+    assert np.allclose(many.sum(1), one[:, 0], rtol=0.0, atol=1e-7 if form == "L" else 1e-10)
+    kernel = sde.marginal(t)
+    if form == "x0":
+        # From the conditional mean to the conditional mean.
+        got = rule.move(s, t) @ kernel.mean[..., None] + one[:, 0]
+        assert np.allclose(got[..., 0], sde.marginal(s).mean, atol=1e-12)
+
+
+def test_the_l_form_is_a_quadrature_that_converges() -> None:
+    """Many small steps with constant noise against one."""
+    sde = CLD(beta=LinearBeta(1.0, 7.0))
+    grid = np.linspace(0.5, 0.3, 41)
+    rule = Exponential(sde, grid, "score", "L")
+    whole = rule.weights(grid[-1:], grid[:1], grid[None, :1])[0, 0]
+    total = np.zeros((2, 2))
+    for t, s in zip(grid[:-1], grid[1:], strict=True):
+        at = np.array([t])
+        total = rule.move(np.array([s]), at)[0] @ total
+        total = total + rule.weights(np.array([s]), at, at[None])[0, 0]
+    assert np.allclose(whole, total, rtol=1e-9, atol=1e-12)
+
+
+def test_lagrange() -> None:
+    nodes, points = np.array([[0.1, 0.4, 1.0]]), np.array([[0.2, 0.4, 3.0]])
+    values, slopes = lagrange(nodes, points)
+    for power in range(3):
+        assert np.allclose(np.einsum("nj,njp->np", nodes**power, values), points**power)
+        want = power * points ** max(power - 1, 0)
+        assert np.allclose(np.einsum("nj,njp->np", nodes**power, slopes), want)
+
+
+def test_evaluations_and_history() -> None:
+    sde = CLD()
+    for solver, per_step, history in [
+        ("em", 1, 0), ("ancestral", 1, 0), ("multistep", 1, 1), ("unipc", 1, 2), ("sscs2", 1, 2),
+        ("heun", 2, 1), ("dpm2", 2, 1), ("dpm3", 3, 2),
+    ]:  # fmt: skip
+        plan = make_plan(sde, solver, 10)
+        assert plan.evaluations == 10 * per_step
+        assert plan.history_length == history
+    assert make_plan(sde, "multistep", 10, order=4).evaluations == 10
+    assert make_plan(sde, "multistep", 10, order=4, form="L").evaluations == 11
+    # Heun's method has no network to ask at t = 0.
+    assert make_plan(sde, "heun", 10, t_min=0.0).evaluations == 19
+
+
+def test_velocity_scores_serve_the_regularised_process_with_one_plane() -> None:
+    for solver in SOLVERS:
+        assert make_plan(CLD(x_noise=0.25), solver, 5).output_planes == (1,)
+
+
+def test_every_solver_has_an_automatic_grid() -> None:
+    assert set(AUTO_GRIDS) == set(SOLVERS)
+    for solver in SOLVERS:
+        assert make_plan(CLD(), solver, 5, "auto").steps == 5
+
+
+@pytest.mark.parametrize(
+    ("solver", "options", "error", "message"),
+    [
+        ("multistep", {"order": 0}, ValueError, "order must be an integer from 1 to 4, got 0"),
+        ("multistep", {"order": 5}, ValueError, "order must be an integer from 1 to 4, got 5"),
+        ("multistep", {"order": 2.0}, ValueError, "order must be an integer from 1 to 4, got 2.0"),
+        ("multistep", {"form": "eps"}, ValueError, "unknown form 'eps'; expected one of x0, R, L"),
+        ("multistep", {"variable": "s"}, ValueError, "unknown variable 's'; expected one of t, ta"),
+        ("stochastic_multistep", {"churn": 2.0}, ValueError, "churn must lie in"),
+        ("heun", {"order": 2}, TypeError, "solver heun does not take"),
+    ],
+)
+def test_errors(solver: str, options: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make_plan(CLD(), solver, 5, **options)

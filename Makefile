@@ -23,7 +23,8 @@ sanitize: $(VENV)/installed
 	    --build-base build/sanitized --build-lib build/sanitized/lib
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized/lib \
-	    $(BIN)/pytest -q tests/test_core.py tests/test_core_module.py tests/test_philox.py
+	    $(BIN)/pytest -q tests/test_core.py tests/test_core_residual.py \
+	    tests/test_core_module.py tests/test_philox.py
 
 bench: $(VENV)/installed
 	$(BIN)/python -m cldfast bench --out benchmarks/results

@@ -8,7 +8,8 @@ Beside the source tree, and with the runtimes loaded first, the kernel's tests t
         python setup.py build --build-base build/san --build-lib build/san/lib
     LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)" \
         ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/san/lib \
-        pytest tests/test_core.py tests/test_core_module.py tests/test_philox.py
+        pytest tests/test_core.py tests/test_core_residual.py \
+        tests/test_core_module.py tests/test_philox.py
 """
 
 import os

@@ -24,6 +24,30 @@ def stage(
     level: str,
     /,
 ) -> None: ...
+def residual(
+    outputs: tuple[int, ...],
+    others: tuple[int, ...],
+    gradients: tuple[int, ...],
+    rows: int,
+    channels: int,
+    inner: int,
+    compute: int,
+    weights: int,
+    residuals: int,
+    weight_columns: int,
+    scale: int,
+    factor: float,
+    addressed_noise: bool,
+    seed: int,
+    first_pair: int,
+    stage_index: int,
+    stream: int,
+    loss: int,
+    reduce: bool,
+    threads: int,
+    level: str,
+    /,
+) -> None: ...
 def philox4x32(counter: tuple[int, ...], key: int) -> tuple[int, int, int, int]: ...
 def philox_words(
     seed: int,

@@ -7,7 +7,9 @@
 #include <string>
 
 #include "philox.h"
+#include "residual_cpu.h"
 #include "stage_cpu.h"
+#include "threads.h"
 
 namespace py = pybind11;
 
@@ -23,8 +25,8 @@ int64_t integer(PyObject* tuple, Py_ssize_t i) {
 // and inner position, in elements.
 constexpr Py_ssize_t FIELDS = 7;
 
-// Appends the planes of each tensor in a flat tuple of FIELDS integers a tensor.
-int read_planes(const py::tuple& tensors, cldfast::Plane* planes) {
+// Writes down the planes of each tensor in a flat tuple of FIELDS integers a tensor; `before` are there.
+int read_planes(const py::tuple& tensors, cldfast::Plane* planes, int before = 0) {
   PyObject* tuple = tensors.ptr();
   const Py_ssize_t size = PyTuple_GET_SIZE(tuple);
   if (size % FIELDS != 0) throw std::invalid_argument("a tensor is described by 7 integers");
@@ -34,7 +36,7 @@ int read_planes(const py::tuple& tensors, cldfast::Plane* planes) {
     const int64_t number = integer(tuple, i + 1);
     const int64_t code = integer(tuple, i + 2);
     if (code < 0 || code > 3) throw std::invalid_argument("unknown dtype code " + std::to_string(code));
-    if (number < 0 || number > cldfast::MAX_PLANES - count) {
+    if (number < 0 || number > cldfast::MAX_PLANES - before - count) {
       throw std::invalid_argument("at most " + std::to_string(cldfast::MAX_PLANES) + " planes");
     }
     const cldfast::Dtype dtype = static_cast<cldfast::Dtype>(code);
@@ -96,6 +98,49 @@ void stage(const py::tuple& inputs, const py::tuple& outputs, const py::tuple& c
   }
 }
 
+void residual(const py::tuple& outputs, const py::tuple& others, const py::tuple& gradients, int64_t rows,
+              int64_t channels, int64_t inner, int compute, uintptr_t weights, int64_t residuals,
+              int64_t weight_columns, uintptr_t scale, double factor, bool addressed_noise,
+              uint64_t seed, uint64_t first_pair, uint32_t stage_index, uint32_t stream, uintptr_t loss,
+              bool reduce, int threads, const std::string& level) {
+  cldfast::ResidualArgs args;
+  args.rows = rows;
+  args.channels = channels;
+  args.inner = inner;
+  args.compute = static_cast<cldfast::Dtype>(compute);
+  args.residuals = static_cast<int>(residuals);
+  args.outputs = read_planes(outputs, args.input);
+  args.inputs = args.outputs + read_planes(others, args.input + args.outputs, args.outputs);
+  const int written = read_planes(gradients, args.gradient);
+  args.wants_gradient = written > 0;
+  args.weights = reinterpret_cast<const double*>(weights);
+  args.scale = reinterpret_cast<const double*>(scale);
+  args.factor = factor;
+  args.addressed_noise = addressed_noise;
+  args.seed = seed;
+  args.first_pair = first_pair;
+  args.stage_index = stage_index;
+  args.stream = stream;
+  if (compute != 0 && compute != 1) throw std::invalid_argument("the state must be float32 or float64");
+  if (rows < 1 || channels < 1 || inner < 1 || args.outputs < 1 || residuals < 1 ||
+      residuals > cldfast::MAX_PLANES || args.inputs + (addressed_noise ? 2 : 0) != weight_columns ||
+      (args.wants_gradient && written != args.outputs)) {
+    throw std::invalid_argument(
+        "weights of shape (" + std::to_string(residuals) + ", " + std::to_string(weight_columns) +
+        ") do not fit " + std::to_string(args.outputs) + " output planes, " +
+        std::to_string(args.inputs - args.outputs) + " others" +
+        (addressed_noise ? " and 2 of noise" : "") + ", " + std::to_string(written) + " gradients");
+  }
+  const cldfast::Kernels& kernels = cldfast::kernels_for(level);
+  void* target = reinterpret_cast<void*>(loss);
+  if (rows * channels * inner < cldfast::SERIAL_PAIRS) {
+    cldfast::run_residual(args, kernels, threads, target, reduce);
+  } else {
+    py::gil_scoped_release release;
+    cldfast::run_residual(args, kernels, threads, target, reduce);
+  }
+}
+
 py::tuple philox4x32(const py::tuple& counter, uint64_t key) {
   const auto word = [&](size_t i) { return counter[i].cast<uint32_t>(); };
   const auto words = cldfast::scalar::philox4x32(
@@ -132,6 +177,9 @@ PYBIND11_MODULE(_core, module) {
   module.def("stage", &stage,
              "One stage: out planes = weights * in planes. A tensor is 7 integers: pointer, planes, "
              "dtype code, and the strides of batch, plane, channel and inner position.");
+  module.def("residual", &residual,
+             "The sum over each row, or over all, of |weights * in planes|^2, and its gradient with "
+             "respect to the first tensors' planes. Tensors as in `stage`.");
   module.def("philox4x32", &philox4x32, "counter"_a, "key"_a,
              "Four words of one counter (4 words) and a 64-bit key.");
   module.def(

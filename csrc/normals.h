@@ -10,8 +10,6 @@ namespace cldfast {
 namespace CLDFAST_LEVEL {
 namespace {
 
-// Pairs worked on at a time: the planes and normals of a block (2 KiB each in float) stay in L1.
-constexpr int64_t BLOCK = 512;
 // Pairs whose normals are made at once: two vectors of 64-bit lanes hold the words of as many pairs as
 // there are 32-bit lanes in them.
 constexpr int64_t LANES = VECTOR_BYTES / 4;

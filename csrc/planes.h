@@ -9,6 +9,9 @@ namespace cldfast {
 namespace CLDFAST_LEVEL {
 namespace {
 
+// Pairs worked on at a time: the planes and normals of a block (2 KiB each in float) stay in L1.
+constexpr int64_t BLOCK = 512;
+
 // A run of flat pairs: `count` coordinates from (row, column) on, crossing rows where it is longer.
 struct Run {
   int64_t row, column, count;
@@ -30,7 +33,9 @@ struct View {
   bool dense_rows;  // a row's coordinates lie side by side
   bool flat;        // all rows too
 
-  View(const Plane& plane, const StageArgs& args)
+  // Args: rows, channels and inner of a call.
+  template <class Args>
+  View(const Plane& plane, const Args& args)
       : data(static_cast<char*>(plane.data)),
         batch_stride(plane.batch_stride),
         channel_stride(plane.channel_stride),
@@ -63,6 +68,25 @@ struct View {
     return reinterpret_cast<E*>(data) + run.row * batch_stride + run.column;
   }
 };
+
+// Images of few channels in channels-last memory are taken as rows of one pixel each, in memory order;
+// only the normals have to be put in that order.
+constexpr int64_t PIXEL_CHANNELS = 16;
+
+template <class Args>
+bool pixel_rows(const Plane* planes, int count, const Args& args) {
+  if (args.inner == 1 || args.channels == 1 || args.channels > PIXEL_CHANNELS) return false;
+  for (int i = 0; i < count; ++i) {
+    const Plane& plane = planes[i];
+    if (plane.channel_stride != 1 || plane.inner_stride < args.channels) return false;
+    if (args.rows > 1 && plane.batch_stride != plane.inner_stride * args.inner) return false;
+  }
+  return true;
+}
+
+inline void to_pixel_rows(Plane* planes, int count) {
+  for (int i = 0; i < count; ++i) planes[i].batch_stride = planes[i].inner_stride;
+}
 
 enum class Way { in, out };
 

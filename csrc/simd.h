@@ -35,6 +35,7 @@ typedef int64_t I64 __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint32_t U32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint64_t U64 __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint32_t U32Half __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef float F32Half __attribute__((vector_size(VECTOR_BYTES / 2)));
 
 template <class T>
 struct Pack;
@@ -282,6 +283,21 @@ CLDFAST_HD Duo<V> fused(Duo<V> x, Duo<V> y, Duo<V> z) {
 template <class M, class V>
 CLDFAST_HD Duo<V> select(Duo<M> condition, Duo<V> yes, Duo<V> no) {
   return {select(condition.a, yes.a, no.a), select(condition.b, yes.b, no.b)};
+}
+
+// A vector's two halves in double.
+CLDFAST_HD Duo<F64> widened(F32 value) {
+#if defined(__AVX512F__)
+  return {_mm512_cvtps_pd(_mm512_castps512_ps256(value)),
+          _mm512_cvtps_pd(_mm512_extractf32x8_ps(value, 1))};
+#elif defined(__AVX2__)
+  return {_mm256_cvtps_pd(_mm256_castps256_ps128(value)),
+          _mm256_cvtps_pd(_mm256_extractf128_ps(value, 1))};
+#else
+  F32Half halves[2];
+  memcpy(halves, &value, sizeof(value));
+  return {__builtin_convertvector(halves[0], F64), __builtin_convertvector(halves[1], F64)};
+#endif
 }
 
 }  // namespace

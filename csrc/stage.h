@@ -47,6 +47,8 @@ struct StageArgs {
   uint32_t stream;
 };
 
+struct ResidualArgs;
+
 // What each instruction set provides.
 struct Kernels {
   const char* level;
@@ -56,6 +58,8 @@ struct Kernels {
                 uint32_t stream, uint32_t* radius, uint32_t* angle);
   void (*normals)(uint64_t seed, uint64_t first_pair, int64_t count, uint32_t stage_index,
                   uint32_t stream, Dtype dtype, void* z_x, void* z_v);
+  // Tiles begin ... end - 1 of args.tiling.
+  void (*residual)(const ResidualArgs& args, int64_t begin, int64_t end);
 };
 
 }  // namespace cldfast

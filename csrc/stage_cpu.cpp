@@ -1,8 +1,8 @@
 #include "stage_cpu.h"
 
-#include <dlfcn.h>
-
 #include <stdexcept>
+
+#include "threads.h"
 
 namespace cldfast {
 
@@ -38,56 +38,19 @@ const std::vector<const Kernels*>& machine_kernels() {
   return found;
 }
 
-// torch loads one OpenMP runtime for the whole process. Its entry points are looked up by name, so
-// that this library neither links nor loads a second one.
-struct OpenMP {
-  void (*parallel)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
-  int (*thread_number)();
-  int (*team_size)();
-  int (*in_parallel)();
-
-  bool found() const { return parallel && thread_number && team_size && in_parallel; }
-};
-
-template <class Function>
-void look_up(Function& function, const char* name) {
-  function = reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, name));
-}
-
-const OpenMP& openmp() {
-  static const OpenMP runtime = [] {
-    OpenMP found = {};
-    look_up(found.parallel, "GOMP_parallel");
-    look_up(found.thread_number, "omp_get_thread_num");
-    look_up(found.team_size, "omp_get_num_threads");
-    look_up(found.in_parallel, "omp_in_parallel");
-    return found;
-  }();
-  return runtime;
-}
-
 struct Work {
   const StageArgs& args;
   const Kernels& kernels;
   int64_t pairs;
   bool past_cache;
-
-  // Shares begin at multiples of 64 pairs: whole Philox counters, vectors and cache lines.
-  int64_t boundary(int64_t part, int64_t parts) const {
-    const int64_t lines = (pairs + 63) / 64;
-    const int64_t whole = lines / parts * part + lines % parts * part / parts;
-    return part == parts ? pairs : whole * 64;
-  }
-
-  void share(int64_t part, int64_t parts) const {
-    const int64_t begin = boundary(part, parts), end = boundary(part + 1, parts);
-    if (begin < end) kernels.stage(args, begin, end, past_cache);
-  }
 };
 
-// What every call on torch's pool runs.
-void team_share(void* data) {
-  static_cast<const Work*>(data)->share(openmp().thread_number(), openmp().team_size());
+// Parts begin at multiples of 64 pairs: whole Philox counters, vectors and cache lines.
+void run_part(const void* data, int64_t part, int64_t parts) {
+  const Work& work = *static_cast<const Work*>(data);
+  const int64_t begin = part_begin(work.pairs, 64, part, parts);
+  const int64_t end = part_begin(work.pairs, 64, part + 1, parts);
+  if (begin < end) work.kernels.stage(work.args, begin, end, work.past_cache);
 }
 
 int64_t size_of(Dtype dtype) {
@@ -134,21 +97,11 @@ const Kernels& kernels_for(const std::string& level) {
   throw std::invalid_argument("level must be one of " + known + ", got " + level);
 }
 
-const char* threading() { return openmp().found() ? "gomp" : "serial"; }
-
-// Waking torch's pool costs a few microseconds, in which one thread does some 4,000 noisy pairs; two
-// threads gain half of the work, so four times that is where sharing begins to pay clearly.
-const int64_t SERIAL_PAIRS = 16384;
-
 void run_stage(const StageArgs& args, const Kernels& kernels, int threads) {
   const int64_t pairs = args.rows * args.channels * args.inner;
   if (pairs == 0) return;
-  Work work = {args, kernels, pairs, writes_past_cache(args, pairs)};
-  if (threads <= 1 || pairs < SERIAL_PAIRS || !openmp().found() || openmp().in_parallel()) {
-    work.share(0, 1);
-  } else {
-    openmp().parallel(team_share, &work, static_cast<unsigned>(threads), 0);
-  }
+  const Work work = {args, kernels, pairs, writes_past_cache(args, pairs)};
+  run_parts(run_part, &work, pairs, threads);
 }
 
 }  // namespace cldfast

@@ -15,13 +15,7 @@ std::vector<std::string> levels();
 // std::invalid_argument for a level that this machine or build has not.
 const Kernels& kernels_for(const std::string& level);
 
-// "gomp" where torch's OpenMP runtime was found, "serial" where not.
-const char* threading();
-
-// Fewer pairs than this run on the calling thread.
-extern const int64_t SERIAL_PAIRS;
-
-// Runs a stage on up to `threads` threads of that runtime.
+// Runs a stage on up to `threads` threads of torch's.
 void run_stage(const StageArgs& args, const Kernels& kernels, int threads);
 
 }  // namespace cldfast

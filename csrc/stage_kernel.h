@@ -4,7 +4,7 @@
 // so a coordinate's result does not depend on where in a batch, block or thread it lies.
 #pragma once
 
-#include "normals.h"
+#include "block_normals.h"
 #include "planes.h"
 
 namespace cldfast {
@@ -136,22 +136,8 @@ struct Matrix {
   }
 };
 
-// Images of few channels in channels-last memory are taken as rows of one pixel each, in memory order;
-// the same matrix applies there, and only the normals have to be put in that order.
-constexpr int64_t PIXEL_CHANNELS = 16;
-
-inline bool pixel_rows(const Plane* planes, int count, const StageArgs& args) {
-  for (int i = 0; i < count; ++i) {
-    const Plane& plane = planes[i];
-    if (plane.channel_stride != 1 || plane.inner_stride < args.channels) return false;
-    if (args.rows > 1 && plane.batch_stride != plane.inner_stride * args.inner) return false;
-  }
-  return true;
-}
-
 inline bool pixel_rows(const StageArgs& args) {
-  return args.inner > 1 && args.channels > 1 && args.channels <= PIXEL_CHANNELS &&
-         pixel_rows(args.output, args.outputs, args) && pixel_rows(args.input, args.inputs, args) &&
+  return pixel_rows(args.output, args.outputs, args) && pixel_rows(args.input, args.inputs, args) &&
          pixel_rows(args.copy, args.copies, args);
 }
 
@@ -159,9 +145,9 @@ inline StageArgs as_pixel_rows(const StageArgs& args) {
   StageArgs pixels = args;
   pixels.rows = args.rows * args.inner;
   pixels.inner = 1;
-  for (int i = 0; i < args.inputs; ++i) pixels.input[i].batch_stride = args.input[i].inner_stride;
-  for (int i = 0; i < args.outputs; ++i) pixels.output[i].batch_stride = args.output[i].inner_stride;
-  for (int i = 0; i < args.copies; ++i) pixels.copy[i].batch_stride = args.copy[i].inner_stride;
+  to_pixel_rows(pixels.input, args.inputs);
+  to_pixel_rows(pixels.output, args.outputs);
+  to_pixel_rows(pixels.copy, args.copies);
   return pixels;
 }
 
@@ -174,13 +160,13 @@ class StageRun {
         width_(args.channels * args.inner),
         pixels_(pixels),
         columns_(args.inputs + (args.addressed_noise ? 2 : 0)),
-        past_cache_(past_cache) {}
+        past_cache_(past_cache),
+        noise_(args, width_, pixels) {}
 
   void run(int64_t begin, int64_t end) {
     const int64_t sample = width_ * pixels_;
     const int64_t first = begin / sample, last = (end - 1) / sample;
-    T* z_x = wants_normal(0, first, last) ? normals_[0] : nullptr;
-    T* z_v = wants_normal(1, first, last) ? normals_[1] : nullptr;
+    const bool x = wants_normal(0, first, last), v = wants_normal(1, first, last);
     const bool own_matrix = args_.matrices > 1;
     if (!own_matrix) matrix_.take(args_.weights, args_.outputs, columns_);
     const bool by_row = width_ >= WIDE_ROW || (own_matrix && pixels_ == 1);
@@ -189,7 +175,7 @@ class StageRun {
     for (int64_t pair = begin; pair < end;) {
       int64_t count = shorter(BLOCK, end - pair);
       if (pixels_ > 1) count = shorter(count, sample - pair % sample);
-      const int64_t offset = z_x || z_v ? make_normals(pair, count, z_x, z_v) : 0;
+      const int64_t offset = noise_.make(pair, count, x, v);
       for (int64_t done = 0; done < count; done += run.count) {
         run.count = by_row ? shorter(width_ - run.column, count - done) : count - done;
         if (own_matrix && matrix_row != run.row / pixels_) {
@@ -220,34 +206,6 @@ class StageRun {
     return false;
   }
 
-  // Makes the normals of a block, in the order of its pairs; returns where in the buffers they begin.
-  int64_t make_normals(int64_t pair, int64_t count, T* z_x, T* z_v) {
-    if (pixels_ == 1) {
-      return fill_run(args_.first_pair + static_cast<uint64_t>(pair), count, z_x, z_v);
-    }
-    // Channel by channel, as they are addressed; whole pixels.
-    const int64_t first = pair / width_, pixels = (pair + count - 1) / width_ + 1 - first;
-    const int64_t sample = first / pixels_ * pixels_ * width_;
-    T* from_x = z_x ? channel_[0] : nullptr;
-    T* from_v = z_v ? channel_[1] : nullptr;
-    for (int64_t c = 0; c < width_; ++c) {
-      const int64_t flat = sample + c * pixels_ + first % pixels_;
-      const uint64_t address = args_.first_pair + static_cast<uint64_t>(flat);
-      const int64_t odd = fill_run(address, pixels, from_x, from_v);
-      if (z_x) move_strided<Way::out>(z_x + c, width_, from_x + odd, pixels);
-      if (z_v) move_strided<Way::out>(z_v + c, width_, from_v + odd, pixels);
-    }
-    return pair - first * width_;
-  }
-
-  // A flat run's normals, and the one before it where the run begins at an odd pair: returns 1 then.
-  int64_t fill_run(uint64_t pair, int64_t count, T* z_x, T* z_v) const {
-    const uint64_t odd = pair & 1;
-    fill_normals(args_.seed, pair - odd, count + static_cast<int64_t>(odd), args_.stage_index,
-                 args_.stream, z_x, z_v);
-    return static_cast<int64_t>(odd);
-  }
-
   // The matrix at one run of pairs, whose normals begin at `offset` of the block's.
   void segment(const Run& run, int64_t offset) {
     const T* in[MAX_PLANES + 2];
@@ -255,7 +213,7 @@ class StageRun {
     for (int m = 0; m < matrix_.columns; ++m) {
       const int j = matrix_.column[m];
       in[m] = j < args_.inputs ? gather<T>(View(args_.input[j], args_), run, scratch_in_[j], bits_)
-                               : normals_[j - args_.inputs] + offset;
+                               : noise_.normals[j - args_.inputs] + offset;
     }
     bool past_cache = past_cache_;
     for (int k = 0; k < args_.outputs; ++k) {
@@ -279,10 +237,7 @@ class StageRun {
   const int columns_;
   const bool past_cache_;
   Matrix<T> matrix_;
-  // A block that begins at an odd pair makes one more, groups are made whole, and so are pixels.
-  static constexpr int64_t MORE = GROUP > 2 * PIXEL_CHANNELS ? GROUP : 2 * PIXEL_CHANNELS;
-  alignas(64) T normals_[2][BLOCK + MORE];
-  alignas(64) T channel_[2][BLOCK + GROUP];
+  BlockNormals<T> noise_;
   alignas(64) T scratch_in_[MAX_PLANES][BLOCK];
   alignas(64) T scratch_out_[MAX_PLANES][BLOCK];
   alignas(64) double bits_[BLOCK];
@@ -307,11 +262,6 @@ void stage(const StageArgs& args, int64_t begin, int64_t end, bool past_cache) {
 }
 
 }  // namespace
-
-#define CLDFAST_QUOTE(name) #name
-#define CLDFAST_NAME(name) CLDFAST_QUOTE(name)
-extern const Kernels kernels;
-const Kernels kernels = {CLDFAST_NAME(CLDFAST_LEVEL), stage, words, normals};
 
 }  // namespace CLDFAST_LEVEL
 }  // namespace cldfast

@@ -12,9 +12,9 @@ import torch
 from cldfast import _core
 
 # Dtype codes of csrc/stage.h.
-_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_WORD = 2**64 - 1
-_SERIAL_PAIRS: int = _core.SERIAL_PAIRS
+CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+WORD = 2**64 - 1
+SERIAL_PAIRS: int = _core.SERIAL_PAIRS
 _run = _core.stage
 
 Description = tuple[int, ...]
@@ -37,12 +37,12 @@ def _strided(tensor: torch.Tensor, channels: int) -> Description | None:
             return None
         expected = stride * size
     return (
-        tensor.data_ptr(), shape[1] // channels, _CODES[tensor.dtype],
+        tensor.data_ptr(), shape[1] // channels, CODES[tensor.dtype],
         strides[0], strides[1] * channels, strides[1], inner_stride or 0,
     )  # fmt: skip
 
 
-def _describe(
+def describe(
     tensor: torch.Tensor, channels: int, inner: int, keep: list[torch.Tensor]
 ) -> Description:
     """What `_core.stage` wants to know of an input; `keep` holds a copy that it needs to live."""
@@ -54,10 +54,10 @@ def _describe(
         keep.append(tensor)
     planes = tensor.shape[1] // channels
     width = channels * inner
-    return (tensor.data_ptr(), planes, _CODES[tensor.dtype], planes * width, width, inner, 1)
+    return (tensor.data_ptr(), planes, CODES[tensor.dtype], planes * width, width, inner, 1)
 
 
-def _empty(planes: int, channels: int, dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
+def room(planes: int, channels: int, dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
     """Room for planes of the shape of `like`'s, in its memory format."""
     memory_format = torch.contiguous_format
     if not like.is_contiguous():
@@ -103,13 +103,13 @@ def stage(
     matrices, weight_rows, weight_columns = weights.shape
 
     keep: list[torch.Tensor] = []
-    inputs: Description = () if u is None else _describe(u, channels, inner, keep)
+    inputs: Description = () if u is None else describe(u, channels, inner, keep)
     for tensor in outputs:
-        inputs += _describe(tensor, channels, inner, keep)
+        inputs += describe(tensor, channels, inner, keep)
     for tensor in history:
-        inputs += _describe(tensor, channels, inner, keep)
+        inputs += describe(tensor, channels, inner, keep)
     if noise is not None:
-        inputs += _describe(noise, channels, inner, keep)
+        inputs += describe(noise, channels, inner, keep)
 
     if out is not None:
         # A layout that the core cannot describe is written by way of a copy.
@@ -118,22 +118,22 @@ def stage(
     elif u is not None and u.is_contiguous():
         state = torch.empty_like(u)
     else:
-        state = _empty(2, channels, like.dtype, like)
-    results = _describe(state, channels, inner, keep)
+        state = room(2, channels, like.dtype, like)
+    results = describe(state, channels, inner, keep)
     rows_out = copy = None
     if weight_rows > 2:
-        rows_out = _empty(weight_rows - 2, channels, like.dtype, like)
-        results += _describe(rows_out, channels, inner, keep)
+        rows_out = room(weight_rows - 2, channels, like.dtype, like)
+        results += describe(rows_out, channels, inner, keep)
     copies: Description = ()
     if cast is not None:
-        copy = _empty(2, channels, cast, like)
-        copies = _describe(copy, channels, inner, keep)
+        copy = room(2, channels, cast, like)
+        copies = describe(copy, channels, inner, keep)
 
     _run(
-        inputs, results, copies, rows, channels, inner, _CODES[like.dtype],
+        inputs, results, copies, rows, channels, inner, CODES[like.dtype],
         weights.data_ptr(), matrices, weight_rows, weight_columns, noise is None,
-        seed & _WORD, first_index * width & _WORD, stage_index, stream,
-        1 if rows * width < _SERIAL_PAIRS else torch.get_num_threads(), level,
+        seed & WORD, first_index * width & WORD, stage_index, stream,
+        1 if rows * width < SERIAL_PAIRS else torch.get_num_threads(), level,
     )  # fmt: skip
     if out is not None and state is not out:
         state = out.copy_(state)

@@ -14,7 +14,7 @@ import torch
 from cldfast import reference
 
 try:
-    from cldfast.backends import cpu
+    from cldfast.backends import cpu, cpu_residual
 except ImportError as error:  # the compiled core was not built
     _core_missing = str(error)
 else:
@@ -74,6 +74,11 @@ def _warn_once() -> None:
 def backend_stage(name: str) -> Callable[..., StageResult]:
     """The stage function of a resolved backend; it takes its arguments as valid."""
     return cpu.stage if name == "cpu" else _reference_stage
+
+
+def backend_residual(name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    """The residual function of a resolved backend with a kernel, as `cpu_residual.residual`."""
+    return {"cpu": cpu_residual.residual}[name]
 
 
 def _reference_stage(

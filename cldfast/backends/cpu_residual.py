@@ -1,0 +1,67 @@
+"""The residual operation on the CPU: losses and, in the same pass, their gradient."""
+
+from __future__ import annotations
+
+import torch
+
+from cldfast import _core
+from cldfast.backends.cpu import CODES, SERIAL_PAIRS, WORD, Description, describe, room
+
+_run = _core.residual
+
+
+def residual(
+    output: torch.Tensor,
+    u: torch.Tensor,
+    weights: torch.Tensor,
+    *,
+    scale: torch.Tensor | None = None,
+    factor: float = 1.0,
+    reduce: bool = False,
+    gradient: bool = True,
+    seed: int = 0,
+    first_index: int = 0,
+    stage_index: int = 0,
+    stream: int = 0,
+    noise: torch.Tensor | None = None,
+    level: str = "",
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The losses of `cldfast.reference.residual` and their gradient with respect to the output.
+
+    The gradient has the output's dtype and memory format; None if it is not asked for.
+
+    scale: float64 (B,), multiplies each row's loss; factor: all of them. Both also the gradient.
+    reduce: return the sum over rows, (), instead of the rows, (B,).
+    level: forces one of `_core.levels()`, for tests.
+    """
+    rows, planes_channels, *spatial = u.shape
+    channels = planes_channels // 2
+    inner = 1
+    for size in spatial:
+        inner *= size
+    width = channels * inner
+    _, residuals, columns = weights.shape
+    if not weights.is_contiguous():
+        weights = weights.contiguous()
+
+    keep: list[torch.Tensor] = []
+    described = describe(output, channels, inner, keep)
+    others = describe(u, channels, inner, keep)
+    if noise is not None:
+        others += describe(noise, channels, inner, keep)
+    result: torch.Tensor | None = None
+    written: Description = ()
+    if gradient:
+        result = room(output.shape[1] // channels, channels, output.dtype, output)
+        written = describe(result, channels, inner, keep)
+    if scale is not None and not scale.is_contiguous():
+        scale = scale.contiguous()
+    loss = torch.empty(() if reduce else (rows,), dtype=u.dtype)
+    _run(
+        described, others, written, rows, channels, inner, CODES[u.dtype],
+        weights.data_ptr(), residuals, columns, 0 if scale is None else scale.data_ptr(), factor,
+        noise is None, seed & WORD, first_index * width & WORD, stage_index, stream,
+        loss.data_ptr(), reduce,
+        1 if rows * width < SERIAL_PAIRS else torch.get_num_threads(), level,
+    )  # fmt: skip
+    return loss, result

@@ -1,0 +1,263 @@
+"""The public residual operation: meaning, checks, gradients, reductions, registration."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from cldfast import ops, reference
+from cldfast.backends.cpu_residual import residual as cpu_residual
+
+F64 = torch.float64
+
+
+def case(rows=5, channels=3, planes=1, dtype=F64, rest=()):
+    output = torch.randn(rows, planes * channels, *rest, dtype=dtype)
+    u = torch.randn(rows, 2 * channels, *rest, dtype=dtype)
+    return output, u, torch.randn(rows, planes, planes + 4, dtype=F64)
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_gradients(backend, planes, reduction):
+    output, u, weights = case(planes=planes, rest=(2, 2))
+    scale = torch.rand(5, dtype=F64)
+
+    def function(output, **more):
+        return ops.residual(
+            output, u, weights, scale=scale, reduction=reduction, backend=backend, **more
+        )
+
+    output.requires_grad_()
+    assert torch.autograd.gradcheck(function, (output,))
+    noise = torch.randn_like(u)
+    assert torch.autograd.gradcheck(lambda o: function(o, noise=noise), (output,))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, F64])
+def test_backends_agree(backend, reduction, dtype):
+    output, u, weights = case(40, 10, dtype=torch.float32)
+    scale = torch.rand(40, dtype=F64)
+    seen = []
+    for name in ("reference", backend):
+        leaf = output.to(dtype).detach().requires_grad_()
+        loss = ops.residual(
+            leaf, u, weights, scale=scale, reduction=reduction, seed=8, first_index=3, backend=name
+        )
+        (loss * 3.0).sum().backward()
+        assert leaf.grad.dtype == dtype and loss.dtype == torch.float32
+        seen.append((loss.detach(), leaf.grad.float()))
+    # Sums of 5 terms in another order; a mean's gradient is rounded to the output's dtype twice.
+    assert torch.allclose(seen[0][0], seen[1][0], rtol=1e-5)
+    eps = max(torch.finfo(dtype).eps, 1e-6)
+    assert float((seen[0][1] - seen[1][1]).abs().max()) < 2 * eps * float(seen[0][1].abs().max())
+
+
+def test_backward_scales_rows_in_one_rounding():
+    """Against float64: the factor of a row is not itself rounded to half precision."""
+    output, u, weights = case(dtype=torch.float32)
+    _, stored = cpu_residual(output.bfloat16(), u, weights)
+    incoming = torch.rand(5)
+    leaf = output.bfloat16().requires_grad_()
+    ops.residual(leaf, u, weights, backend="cpu").backward(incoming)
+    assert torch.equal(leaf.grad, (stored.double() * incoming[:, None].double()).bfloat16())
+
+
+def test_float16_means_are_scaled_after_the_loss_scale():
+    """Gradients below the smallest float16 come back through a loss scale, as in mixed precision."""
+    output, u, weights = case(3000, 2, dtype=torch.float32)
+    weights *= 1e-3
+    seen = []
+    for dtype in (torch.float16, torch.float32):
+        leaf = output.half().to(dtype).detach().requires_grad_()
+        loss = ops.residual(leaf, u, weights, reduction="mean")
+        (loss * 2.0**24).backward()
+        seen.append(leaf.grad.float())
+    # The stored gradient, of size 1e-6, is a float16 of 2^-24 steps.
+    assert torch.allclose(seen[0], seen[1], rtol=2e-3, atol=2.0**-24 * 2.0**24 / 3000)
+    assert float((seen[0] == 0).float().mean()) < 0.2
+
+
+def test_a_graph_may_be_run_twice(backend):
+    output, u, weights = case()
+    output.requires_grad_()
+    for factor in (1.0, 2.0):
+        loss = factor * ops.residual(output, u, weights, reduction="mean", backend=backend)
+        (first,) = torch.autograd.grad(loss, output, retain_graph=True)
+        kept = first.clone()
+        first.mul_(3.0)  # what autograd gave out is the caller's
+        if factor != 1.0:
+            (second,) = torch.autograd.grad(loss, output)
+            assert torch.equal(second, kept)
+
+
+def test_gradients_accumulate(backend):
+    output, u, weights = case(8)
+    leaf = output.clone().requires_grad_()
+    ops.residual(leaf, u, weights, seed=2, reduction="sum", backend=backend).backward()
+    parts = output.clone().requires_grad_()
+    for i in range(0, 8, 4):
+        ops.residual(
+            parts[i : i + 4], u[i : i + 4], weights[i : i + 4], seed=2, first_index=i,
+            reduction="sum", backend=backend,
+        ).backward()  # fmt: skip
+    assert torch.allclose(leaf.grad, parts.grad)
+    # Into a gradient that is there already.
+    whole = leaf.grad.clone()
+    ops.residual(leaf, u, weights, seed=2, reduction="sum", backend=backend).backward()
+    assert torch.allclose(leaf.grad, 2 * whole)
+
+
+def test_works_under_autocast(backend):
+    layer = torch.nn.Linear(6, 3)
+    u, weights = torch.randn(50, 6), torch.randn(50, 1, 5, dtype=F64)
+    seen = []
+    for enabled in (False, True):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = layer(u)
+            assert output.dtype == (torch.bfloat16 if enabled else torch.float32)
+            loss = ops.residual(output, u, weights, reduction="mean", backend=backend)
+        assert loss.dtype == torch.float32
+        loss.backward()
+        seen.append(layer.weight.grad.clone())
+    # bfloat16 has 8 bits: outputs, gradients and products err by 2^-9 each.
+    assert float((seen[0] - seen[1]).norm()) < 0.02 * float(seen[0].norm())
+
+
+def test_channels_last_outputs_get_such_gradients(backend):
+    output, u, weights = case(rest=(4, 4), dtype=torch.float32)
+    output = output.contiguous(memory_format=torch.channels_last).requires_grad_()
+    u = u.contiguous(memory_format=torch.channels_last)
+    ops.residual(output, u, weights, reduction="mean", backend=backend).backward()
+    assert output.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_inputs_are_not_changed(backend):
+    tensors = case()
+    before = [tensor.clone() for tensor in tensors]
+    ops.residual(tensors[0].requires_grad_(), *tensors[1:], backend=backend).sum().backward()
+    assert all(map(torch.equal, tensors, before))
+
+
+def test_no_gradient_is_made_where_none_is_needed(monkeypatch):
+    output, u, weights = case()
+    asked = []
+
+    def spy(*arguments, gradient, **more):
+        asked.append(gradient)
+        return cpu_residual(*arguments, gradient=gradient, **more)
+
+    monkeypatch.setattr(sys.modules["cldfast.ops.residual"], "backend_residual", lambda name: spy)
+    ops.residual(output, u, weights)
+    with torch.no_grad():
+        ops.residual(output.requires_grad_(), u, weights)
+    ops.residual(output, u, weights)
+    assert asked == [False, False, True]
+
+
+def test_what_is_not_supported_says_so():
+    output, u, weights = case()
+    output.requires_grad_()
+    loss = ops.residual(output, u, weights, reduction="sum", backend="cpu")
+    with pytest.raises(NotImplementedError, match=r"no second derivative.*backend='reference'"):
+        torch.autograd.grad(loss, output, create_graph=True)
+    with pytest.raises(NotImplementedError, match="output only, and u, weights"):
+        ops.residual(output, u.clone().requires_grad_(), weights, backend="cpu")
+    with pytest.raises(NotImplementedError, match="detach them"):
+        ops.residual(output, u, weights.clone().requires_grad_(), backend="cpu")
+    for transform in (torch.func.vmap, torch.func.grad):
+        with pytest.raises(NotImplementedError, match=r"torch.func .* backend='reference'"):
+            transform(
+                lambda o: ops.residual(
+                    o.reshape(1, 3), u[:1], weights[:1], reduction="sum", backend="cpu"
+                )
+            )(output.detach()[:1])
+    with torch.no_grad():  # nothing is asked for here
+        ops.residual(output, u.clone().requires_grad_(), weights, backend="cpu")
+
+
+def test_the_reference_does_what_the_kernels_do_not():
+    output, u, weights = case()
+    inputs = (output.requires_grad_(), u.requires_grad_())
+    assert torch.autograd.gradgradcheck(
+        lambda o, u: ops.residual(o, u, weights, backend="reference"), inputs
+    )
+    gradient = torch.func.grad(
+        lambda o: ops.residual(o, u.detach(), weights, reduction="sum", backend="reference")
+    )(output.detach())
+    assert gradient.shape == output.shape
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"u": torch.zeros(0, 4)}, ValueError, "u must not be empty, got (0, 4)"),
+        ({"u": torch.zeros(2, 4, dtype=torch.float16)}, TypeError, "float16"),
+        ({"output": torch.zeros(2, 3)}, ValueError, "output must be (2, r * 2)"),
+        ({"output": None}, TypeError, "output must be a tensor"),
+        ({"weights": torch.zeros(2, 1, 5)}, TypeError, "weights must be float64 (B, q, r + 4)"),
+        ({"weights": torch.zeros(1, 1, 5, dtype=F64)}, ValueError, "weights must be (2, q, 5) on cpu"),
+        ({"weights": torch.zeros(2, 0, 5, dtype=F64)}, ValueError, "weights must be (2, q, 5) on cpu"),
+        ({"weights": torch.zeros(2, 1, 6, dtype=F64)}, ValueError, "weights must be (2, q, 5) on cpu"),
+        ({"scale": torch.zeros(2)}, ValueError, "scale must be (2,) float64"),
+        ({"scale": torch.zeros(3, dtype=F64)}, ValueError, "scale must be (2,) float64"),
+        ({"reduction": "best"}, ValueError, "reduction must be one of mean, sum, none, got 'best'"),
+        ({"seed": 2**64}, ValueError, "[0, 2^64)"),
+        ({"first_index": -1}, ValueError, "first_index must be >= 0"),
+        ({"noise": torch.zeros(2, 2)}, ValueError, "noise must be (2, 4) float32"),
+        ({"backend": "gpu"}, ValueError, "unknown backend 'gpu'"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_refused(arguments, error, words):
+    call = {
+        "output": torch.zeros(2, 2), "u": torch.zeros(2, 4),
+        "weights": torch.zeros(2, 1, 5, dtype=F64), **arguments,
+    }  # fmt: skip
+    with pytest.raises(error) as caught:
+        ops.residual(call.pop("output"), call.pop("u"), call.pop("weights"), **call)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(reduction, dtype):
+    output, u, weights = case(dtype=torch.float32)
+    for gradient in (True, False):
+        output = output.to(dtype).requires_grad_(gradient)
+        torch.library.opcheck(
+            torch.ops.cldfast.residual,
+            (output, u, weights, torch.rand(5, dtype=F64), -5, 0, 0, 0, None, reduction, gradient, "cpu"),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_compiles_without_graph_breaks(backend, reduction):
+    layer = torch.nn.Linear(6, 3)
+    u, weights = torch.randn(7, 6), torch.randn(7, 1, 5, dtype=F64)
+
+    def step(u):
+        rows = ops.residual(
+            layer(u), u, weights, seed=2**63 + 1, reduction=reduction, backend=backend
+        )
+        return rows.sum()
+
+    step(u).backward()
+    wanted = layer.weight.grad.clone()
+    layer.zero_grad()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    loss = compiled(u)
+    loss.backward()
+    assert torch.allclose(loss, step(u)) and torch.allclose(layer.weight.grad, wanted)
+
+
+def test_the_rows_are_the_references_with_given_noise(backend):
+    output, u, weights = case(3, 2)
+    noise = torch.randn_like(u)
+    planes = torch.cat([output.reshape(3, 1, 2), u.reshape(3, 2, 2), noise.reshape(3, 2, 2)], 1)
+    wanted = (weights @ planes).square().sum((1, 2))
+    assert torch.allclose(ops.residual(output, u, weights, noise=noise, backend=backend), wanted)
+    assert torch.allclose(reference.residual(output, u, weights, noise=noise), wanted)

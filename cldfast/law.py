@@ -112,6 +112,11 @@ def gaussian_law(
         raise ValueError(f"mean0 must be (2,) and var0 (2, 2), got {mean.shape} and {cov.shape}")
     if not data_var >= 0.0:
         raise ValueError(f"data_var must be >= 0, got {data_var}")
+    if plan.guidance_term:
+        raise ValueError(
+            "the law of a plan with a guidance term depends on that term: "
+            "make the plan with guidance_term=False"
+        )
     times = [stage.t for stage in plan.stages if stage.t is not None]
     gains, shifts = exact_network(
         plan.sde, times, plan.parameterization, data_mean, data_var, score_bias

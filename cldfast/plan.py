@@ -63,7 +63,8 @@ class Plan:
     """A sampler on a fixed grid: stages in order, from the law at T to that at `grid[-1]`.
 
     stages: the rows. sde, solver, parameterization: what they were made from. order: of weak (law)
-    convergence in the step. grid: (steps + 1,) descending times.
+    convergence in the step. grid: (steps + 1,) descending times. guidance_term: whether the last
+    output is a term added to the score, not a network's.
     """
 
     stages: tuple[Stage, ...]
@@ -72,6 +73,7 @@ class Plan:
     order: int
     parameterization: str
     grid: np.ndarray
+    guidance_term: bool = False
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -127,6 +129,8 @@ class Plan:
 
         mean0, var0: initial law at T, (2,) and (2, 2); None is the stationary law. No sampling:
         with Gaussian data the exact score is linear, and so is every stage.
+
+        Raises ValueError for a plan with a guidance term, which may be any function.
         """
         return gaussian_law(self, mean0, var0, data_mean, data_var)
 

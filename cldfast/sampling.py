@@ -78,6 +78,8 @@ def run(
             f"noise must hold one entry per stage, {len(plan.stages)}, got {len(noise)}"
         )
     if guidance is not None:
+        if not plan.guidance_term:
+            raise ValueError("guidance needs a plan made with guidance_term=True")
         net = _with_term(net, guidance)
     if inpaint is not None:
         inpaint.check(u)
@@ -285,7 +287,7 @@ def sample(
         batch_size = n
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer >= 1 or None, got {batch_size!r}")
-    target = _device_of(net) if device is None else torch.device(device)
+    target = device_of(net) if device is None else torch.device(device)
     if init is not None:
         ops.check_state("init", init)
         expected = (n, 2 * shape[1], *shape[2:])
@@ -336,7 +338,8 @@ def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
-def _device_of(net: Network) -> torch.device:
+def device_of(net: Network) -> torch.device:
+    """Where a module's parameters are; the CPU for any other function."""
     if isinstance(net, torch.nn.Module):
         for parameter in net.parameters():
             return parameter.device

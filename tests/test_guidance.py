@@ -81,6 +81,36 @@ def test_a_guidance_term_is_added_to_the_score(parameterization):
     assert torch.allclose(guided, by_hand, rtol=1e-8, atol=1e-8)
 
 
+def test_both_kinds_of_guidance_at_once():
+    """The term counts once, whatever the scale, and is the last output."""
+
+    def term(u, t):
+        return torch.tanh(u[:, :D])
+
+    common = {"solver": "multistep", "steps": 8, "dtype": torch.float64, "t_min": 0.05}
+    fused = sample(
+        lambda u, t: (conditional(u, t), unconditional(u, t)), SDE, (8, D),
+        guidance_scale=1.7, guidance=term, **common,
+    )  # fmt: skip
+    by_hand = sample(
+        lambda u, t: 1.7 * conditional(u, t) - 0.7 * unconditional(u, t) + term(u, t),
+        SDE, (8, D), **common,
+    )  # fmt: skip
+    assert torch.allclose(fused, by_hand, rtol=1e-10, atol=1e-10)
+
+
+def test_a_plan_knows_of_its_guidance_term():
+    plan = make_plan(SDE, steps=4, guidance_term=True)
+    for question in (plan.gaussian_law, plan.error_budget):
+        with pytest.raises(ValueError, match="make the plan with guidance_term=False"):
+            question()
+    with pytest.raises(ValueError, match="needs a plan made with guidance_term=True"):
+        run(make_plan(SDE, steps=4), unconditional, torch.zeros(2, 2 * D), guidance=unconditional)
+    # Both outputs of classifier-free guidance are the network of the data: the law is the plain one.
+    plain, free = (make_plan(SDE, steps=4, guidance_scale=scale) for scale in (None, 2.5))
+    assert np.allclose(plain.gaussian_law().cov, free.gaussian_law().cov, rtol=1e-12, atol=0.0)
+
+
 def test_inpainting_keeps_the_known_and_follows_the_joint_law(backend):
     """Two correlated coordinates, exact score: the unknown one gets close to its conditional law."""
     known = torch.tensor([[0.8, 0.0]]).repeat(4000, 1)

@@ -82,9 +82,9 @@ def make_plan(
     predictions then end on the data.
     parameterization: what the network returns. denoise: one more evaluation at the last time, which
     replaces the state by `E[u_0 | u]`. guidance_scale: classifier-free guidance, for a network that
-    returns (conditional, unconditional). guidance_term: read one more output, added to the score.
-    options: the solver's own, e.g. `merge=False` for sscs, and
-    `rho` for the power grid.
+    returns (conditional, unconditional). guidance_term: read one more output, the last, added to
+    the score with weight 1. options: the solver's own, e.g. `order=3` for multistep, and `rho` for
+    the power grid.
 
     Raises ValueError or TypeError naming what was expected.
     """
@@ -109,12 +109,13 @@ def make_plan(
         raise
     if denoise:
         stages = (*stages, denoising_stage(sde, float(times[-1]), parameterization))
-    if guidance_scale is not None:
-        stages = classifier_free(stages, guidance_scale)
     if guidance_term:
         stages = added_score(stages, sde, parameterization)
+    if guidance_scale is not None:
+        # The first output's blocks are split last, so the term stays behind both of its parts.
+        stages = classifier_free(stages, guidance_scale)
     claimed = order if isinstance(order, int) else order(**options)
-    return Plan(stages, sde, solver, claimed, parameterization, times)
+    return Plan(stages, sde, solver, claimed, parameterization, times, guidance_term)
 
 
 def auto_grid(solver: str, options: dict[str, Any]) -> str:

@@ -46,11 +46,13 @@ class Likelihood:
     """nll: (B,) upper bounds of `-log p(x0)` in nats, estimates of them unless the trace is exact.
 
     evaluations: network calls, for all draws. draws: of the kernel (and probe) that were averaged.
+    dim: coordinates of a row.
     """
 
     nll: torch.Tensor
     evaluations: int
     draws: int
+    dim: int
 
     def bits_per_dim(self, levels: int = 256, width: float = 2.0) -> torch.Tensor:
         """(B,) bits per dimension of data with `levels` values spread over `width`, dequantised.
@@ -58,8 +60,6 @@ class Likelihood:
         The default is 8-bit images scaled to [-1, 1]; levels = width = 1 is plain continuous data.
         """
         return self.nll / (self.dim * math.log(2.0)) + math.log2(levels / width)
-
-    dim: int = 1
 
 
 def likelihood(

@@ -11,7 +11,7 @@ import torch
 
 from cldfast import ops
 from cldfast.parameterization import check_parameterization, score_map
-from cldfast.sampling import Network, initial_state
+from cldfast.sampling import Network, device_of, initial_state
 from cldfast.sde import LinearPhaseSDE
 
 # Methods of torchdiffeq that choose their steps.
@@ -30,7 +30,7 @@ def pflow(
     method: str = "dopri5",
     seed: int = 0,
     first_index: int = 0,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     init: torch.Tensor | None = None,
     reverse: bool = False,
@@ -42,8 +42,8 @@ def pflow(
     net, sde, parameterization: as for `cldfast.sample`. shape: (n, d) or (n, C, H, W).
     rtol, atol, method: of `torchdiffeq.odeint`; the error is controlled for all rows together.
     options: its options, e.g. `first_step=0.1` (in log t, which is what is integrated over).
-    seed, first_index, device, dtype: of the initial states, or init: states (n, 2d) or
-        (n, 2C, H, W) to start from instead.
+    seed, first_index, device, dtype: of the initial states, see `cldfast.sample`; or init: states
+        (n, 2d) or (n, 2C, H, W) to start from instead.
     reverse: from t_min up to T (encoding `init`) instead. return_velocity: states x and v together,
         as in `init`; else x alone.
 
@@ -55,8 +55,9 @@ def pflow(
     if init is None:
         if shape is None or reverse:
             raise ValueError("pflow needs init to start from, or a shape to draw it at T")
+        where = device_of(net) if device is None else device
         init = initial_state(
-            sde, shape, seed=seed, first_index=first_index, device=device, dtype=dtype
+            sde, shape, seed=seed, first_index=first_index, device=where, dtype=dtype
         )
     ops.check_state("init", init)
     flow = Flow(net, sde, parameterization)
@@ -81,8 +82,11 @@ def solve(
     Over log t, in which the flow is about as fast near 0 as elsewhere. An adaptive method is told
     to land on the end: it would step past it and interpolate, and there may be nothing past it.
 
-    Raises ImportError without torchdiffeq.
+    Raises ImportError without torchdiffeq, ValueError for tolerances that are not > 0.
     """
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if not (math.isfinite(value) and value > 0.0):
+            raise ValueError(f"{name} must be finite and > 0, got {value}")
     try:
         from torchdiffeq import odeint
     except ImportError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,20 +12,12 @@ from cldfast.mixture import GaussianMixture
 from cldfast.schedules import LinearBeta
 
 pytest.importorskip("torchdiffeq")
+pytestmark = pytest.mark.usefixtures("one_thread")
 GAUSSIAN = GaussianMixture([1.0], [[0.3, -0.5]], [[0.5, 0.2]])
 MIXTURE = GaussianMixture(
     [0.4, 0.6], [[-1.0, 0.0], [0.8, 0.3]], [[[0.05, 0.02], [0.02, 0.1]], [[0.09, 0.0], [0.0, 0.04]]]
 )
 SDES = [CLD(beta=LinearBeta(2.0, 6.0)), CLD(x_noise=0.25), CLD(v0_var=0.0)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The rows are few: threads would spend their time waiting for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("sde", SDES)

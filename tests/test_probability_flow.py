@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,16 +12,8 @@ from cldfast.mixture import GaussianMixture
 from cldfast.schedules import LinearBeta
 
 pytest.importorskip("torchdiffeq")
+pytestmark = pytest.mark.usefixtures("one_thread")
 MIXTURE = GaussianMixture([0.4, 0.6], [[-1.0], [0.8]], [[0.04], [0.09]])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The rows are few: threads would spend their time waiting for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("x_noise", [0.0, 0.25])
@@ -66,6 +57,8 @@ def test_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     net = MIXTURE.network(sde)
     with pytest.raises(ValueError, match="t_min must lie in"):
         pflow(net, sde, (4, 1), t_min=0.0)
+    with pytest.raises(ValueError, match="rtol must be finite and > 0, got 0.0"):
+        pflow(net, sde, (4, 1), rtol=0.0)
     with pytest.raises(ValueError, match="pflow needs init"):
         pflow(net, sde)
     with pytest.raises(ValueError, match="unknown parameterization 'eps'"):

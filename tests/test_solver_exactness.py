@@ -7,14 +7,23 @@ import pytest
 import torch
 
 from cldfast import CLD, initial_state, make_plan, run
+from cldfast.mixture import GaussianMixture
 from cldfast.parameterization import PARAMETERIZATIONS
 from cldfast.schedules import LinearBeta
 from cldfast.solvers import AUTO_GRIDS, SOLVERS
 from cldfast.solvers.exponential import FORMS, Exponential, lagrange
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 X0_SOLVERS = [
     "multistep", "unipc", "stochastic_multistep", "ancestral", "sscs2", "heun", "dpm2", "dpm3",
 ]  # fmt: skip
+# The noise of a point is constant along its path: the R form is exact on it, too.
+OPTIONS = {
+    "multistep": [{}, {"order": 4}, {"form": "R"}, {"variable": "tau"}],
+    "unipc": [{}, {"order": 3}],
+    "stochastic_multistep": [{}, {"churn": 0.0}, {"churn": 0.4, "order": 3, "correct": True}],
+    "sscs2": [{}, {"extrapolate": False}],
+}
 SDES = {
     "plain": CLD(beta=LinearBeta(1.0, 7.0)),
     "regularised": CLD(x_noise=0.25),
@@ -37,9 +46,27 @@ def test_one_step_returns_a_point_from_its_velocity_score(
         return -(row[0] * (x - m_x * point) + row[1] * (v - m_v * point))
 
     u = initial_state(sde, (8, 3), seed=1, dtype=torch.float64)
-    plan = make_plan(sde, solver, steps, "linear", t_min=0.0)
-    x = run(plan, velocity_score, u, seed=2)[:, :3]
-    assert float((x - point).abs().max()) < 1e-10
+    for options in OPTIONS.get(solver, [{}]):
+        plan = make_plan(sde, solver, steps, "linear", t_min=0.0, **options)
+        x = run(plan, velocity_score, u, seed=2)[:, :3]
+        assert float((x - point).abs().max()) < 1e-10, options
+
+
+def test_churn_leads_from_the_flow_to_the_ancestral_sampler() -> None:
+    def matrices(solver: str, **options) -> list[np.ndarray]:
+        return make_plan(SDES["regularised"], solver, 6, "auto", t_min=0.0, **options).matrices()
+
+    for options in ({"order": 1}, {"order": 3}, {"order": 2, "correct": True}):
+        pairs = zip(
+            matrices("stochastic_multistep", churn=0.0, **options),
+            matrices("multistep", **options),
+            strict=True,
+        )
+        assert all(np.array_equal(a, b) for a, b in pairs)
+    pairs = zip(
+        matrices("stochastic_multistep", churn=1.0, order=1), matrices("ancestral"), strict=True
+    )
+    assert all(np.array_equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("solver", X0_SOLVERS)
@@ -98,6 +125,26 @@ def test_lagrange() -> None:
         assert np.allclose(np.einsum("nj,njp->np", nodes**power, slopes), want)
 
 
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("t_min", [0.0, 1e-5, 1e-3])
+def test_single_precision_follows_double_to_the_end(name: str, t_min: float) -> None:
+    """An exact score, rounded like everything else, down to singular kernels."""
+    sde = SDES[name]
+    mixture = GaussianMixture([1.0], [[0.4]], [[0.1]])
+    exact = mixture.network(sde)
+
+    def rounded(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return exact(u.double(), t.double()).to(u.dtype)
+
+    u = initial_state(sde, (64, 1), seed=1, dtype=torch.float64)
+    for solver in SOLVERS:
+        plan = make_plan(sde, solver, 20, "auto", t_min)
+        x = run(plan, rounded, u.float(), seed=3)[:, :1]
+        want = run(plan, exact, u, seed=3)[:, :1]
+        # 20 steps of some roundings of 6e-8 each; roba kicks by the score at the end of a leap.
+        assert float((x - want).abs().max()) < (1e-4 if solver == "roba" else 1e-5), solver
+
+
 def test_evaluations_and_history() -> None:
     sde = CLD()
     for solver, per_step, history in [
@@ -109,6 +156,7 @@ def test_evaluations_and_history() -> None:
         assert plan.history_length == history
     assert make_plan(sde, "multistep", 10, order=4).evaluations == 10
     assert make_plan(sde, "multistep", 10, order=4, form="L").evaluations == 11
+    assert make_plan(sde, "multistep", 1, order=4, form="R", t_min=0.0).evaluations == 2
     # Heun's method has no network to ask at t = 0.
     assert make_plan(sde, "heun", 10, t_min=0.0).evaluations == 19
 
@@ -130,6 +178,7 @@ def test_every_solver_has_an_automatic_grid() -> None:
         ("multistep", {"order": 0}, ValueError, "order must be an integer from 1 to 4, got 0"),
         ("multistep", {"order": 5}, ValueError, "order must be an integer from 1 to 4, got 5"),
         ("multistep", {"order": 2.0}, ValueError, "order must be an integer from 1 to 4, got 2.0"),
+        ("unipc", {"order": 4}, ValueError, "order must be an integer from 1 to 3, got 4"),
         ("multistep", {"form": "eps"}, ValueError, "unknown form 'eps'; expected one of x0, R, L"),
         ("multistep", {"variable": "s"}, ValueError, "unknown variable 's'; expected one of t, ta"),
         ("stochastic_multistep", {"churn": 2.0}, ValueError, "churn must lie in"),

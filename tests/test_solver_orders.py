@@ -30,9 +30,11 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
     *(("multistep", {"order": 2, "variable": v}, 2) for v in ("tau", "log_snr", "sigma")),
     *(("multistep", {"order": 3, "variable": v}, 3) for v in ("tau", "log_snr", "sigma")),
     *(("unipc", {"order": k}, k + 1) for k in (1, 2, 3)),
-    ("unipc", {"order": 2, "form": "R"}, 3),
+    *(("unipc", {"order": 2, "form": form}, 3) for form in ("R", "L")),
+    *(("unipc", {"order": 3, "variable": v}, 4) for v in ("tau", "sigma")),
     *(("stochastic_multistep", {"churn": c, "order": 1}, 1) for c in (0.3, 1.0)),
     *(("stochastic_multistep", {"churn": c}, 2) for c in (0.3, 1.0)),
+    *(("stochastic_multistep", {"churn": c, "order": 1, "correct": True}, 2) for c in (0.3, 1.0)),
     ("stochastic_multistep", {"churn": 0.0, "order": 3}, 3),
     ("heun", {}, 2),
     ("dpm2", {}, 2),
@@ -64,5 +66,9 @@ def test_every_solver_is_here() -> None:
 
 @pytest.mark.parametrize("churn", [0.3, 1.0])
 def test_higher_stochastic_orders_are_capped_at_two(churn: float) -> None:
-    plan = make_plan(PLAIN, "stochastic_multistep", 10, churn=churn, order=3)
-    assert plan.order == 2
+    plans = [
+        make_plan(REGULARISED, "stochastic_multistep", n, "linear", T_MIN, churn=churn, order=3)
+        for n in (400, 800)
+    ]
+    assert plans[0].order == 2
+    assert abs(np.log2(error(plans[0]) / error(plans[1])) - 2.0) < 0.2

@@ -29,9 +29,13 @@ def multistep(
         PEC mode as in UniPC): one order more at no evaluation more.
     variable: of the polynomials, "t", "tau", "log_snr" or "sigma" (`snr^-1/2`).
 
-    Order `order`, plus 1 with `correct`; one evaluation per step. The first steps have lower order
-    and are corrected in any case; order 4 in a noise form takes one short step, and one evaluation,
-    more at the start (in the x0 form nothing of it shows: at T the prediction hardly moves).
+    Order `order`, plus 1 with `correct` (up to 4 together); one evaluation per step. The first
+    steps have lower order and are corrected in any case; order 4 in a noise form takes one short
+    step, and one evaluation, more at the start. In the x0 form the first step's error of third
+    order is left: its factor, how far the prediction follows the state at T, is next to nothing.
+    The noise forms see the state in every evaluation, as any explicit method for a linear system
+    does: with few steps "L" diverges (hundreds serve), and "R" amplifies roundings from order 4 or
+    with `correct`. What x0 is hardly depends on the state where steps are long.
     Sources: Zhang, Chen (2022), DEIS; Zhang, Tao, Chen (2022), gDDIM, for phase space; the x0 form
         on a single noise level is Lu et al. (2022), DPM-Solver++; Zhao et al. (2023), UniPC.
     """
@@ -39,7 +43,7 @@ def multistep(
     if order + correct > 3 and form != "x0":
         # A first step of h^2/T has the local error h^4 at order 1, and the second is corrected.
         first = grid[0] - grid[1]
-        grid = np.insert(grid, 1, grid[0] - first * first / grid[0])
+        grid = np.insert(grid, 1, grid[0] - first * min(first / grid[0], 0.5))
     return adams(rule, grid, order, correct)
 
 
@@ -58,10 +62,11 @@ def adams(rule: Exponential, grid: np.ndarray, order: int, correct: bool) -> tup
 
     all in one row of coefficients, since q_i is a linear map of the output and of u~.
 
-    Raises ValueError for an order that is not an integer from 1 to 4.
+    Raises ValueError for an order that is not an integer from 1 to 4, or 3 if `correct`.
     """
-    if isinstance(order, bool) or not isinstance(order, int) or not 1 <= order <= MAX_ORDER:
-        raise ValueError(f"order must be an integer from 1 to {MAX_ORDER}, got {order!r}")
+    highest = MAX_ORDER - bool(correct)
+    if isinstance(order, bool) or not isinstance(order, int) or not 1 <= order <= highest:
+        raise ValueError(f"order must be an integer from 1 to {highest}, got {order!r}")
     t, s = grid[:-1], grid[1:]
     n = len(t)
     q = rule.quantity(t)

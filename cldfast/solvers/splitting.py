@@ -80,7 +80,8 @@ def obab(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[
 def roba(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
     """O, B, A in this order with one score, asked after O at the end of the step (reduced OBA).
 
-    A step that ends at t = 0 asks at its start. O of the next step joins the stage; the noise
+    A step that ends at t = 0 asks at its start; one that ends just above it may not be long, since
+    the score there kicks for all of it. O of the next step joins the stage; the noise
     control of the paper is left at 1, the exact law. Order 1 in law, one evaluation per step.
     Source: Pandey, Rudolph, Mandt (2023), "Efficient integrators for diffusion generative models",
         section 4.

@@ -20,7 +20,7 @@ def unipc(
 ) -> tuple[Stage, ...]:
     """`multistep` whose states are corrected by the evaluation made there, before it is used on.
 
-    order, form, variable: see `multistep`; the corrector has one node more.
+    order: 1 to 3. form, variable: see `multistep`; the corrector has one node more.
 
     Order `order + 1` in law (3 by default), one evaluation per step: the correction of a step and
     the next prediction are one row of coefficients.

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from cldfast import commands
 from cldfast.data import DATASETS
-from cldfast.grids import GRIDS
+from cldfast.grids import GRIDS, NOISE_GRIDS
 from cldfast.losses import WEIGHTINGS
 from cldfast.ops import BACKENDS
 from cldfast.parameterization import PARAMETERIZATIONS
@@ -146,13 +146,21 @@ def _add_sample(parsers: Any) -> None:
     )
     sample.add_argument("folder", metavar="run", help="run folder")
     sample.add_argument("-n", type=int, default=1024, help="samples (%(default)s)")
-    sample.add_argument("--solver", default="sscs", help=f"{', '.join(SOLVERS)} (%(default)s)")
-    sample.add_argument("--steps", type=int, default=50, help="grid intervals (%(default)s)")
-    sample.add_argument("--grid", default="quadratic", help=f"{', '.join(GRIDS)} (%(default)s)")
+    sample.add_argument(
+        "--solver", default="sscs",
+        help=f"{', '.join(SOLVERS)}, or pflow, the adaptive flow (%(default)s)",
+    )  # fmt: skip
+    sample.add_argument("--steps", type=int, help="grid intervals (50)")
+    sample.add_argument("--grid", help=f"{', '.join((*GRIDS, *NOISE_GRIDS))}, or auto (quadratic)")
     sample.add_argument("--t-min", type=float, help="last time (the run's)")
     sample.add_argument(
-        "--denoise", action="store_true", help="end with one more evaluation, the clean estimate"
+        "--denoise", action="store_const", const=True,
+        help="end with one more evaluation, the clean estimate",
+    )  # fmt: skip
+    sample.add_argument(
+        "--option", nargs="+", metavar="NAME=VALUE", help="the solver's own, such as order=3"
     )
+    sample.add_argument("--tolerance", type=float, metavar="X", help="of pflow (1e-5)")
     sample.add_argument("--seed", type=int, default=0, help="noise key (%(default)s)")
     sample.add_argument(
         "--first-index", type=int, default=0, metavar="I",
@@ -161,7 +169,7 @@ def _add_sample(parsers: Any) -> None:
     sample.add_argument(
         "--batch-size", type=int, metavar="N", help="samples in one network call (all)"
     )
-    sample.add_argument("--backend", default="auto", help=f"{', '.join(BACKENDS)} (%(default)s)")
+    sample.add_argument("--backend", help=f"{', '.join(BACKENDS)} (auto)")
     sample.add_argument("--out", metavar="FILE", help=".npz to write (samples.npz in the folder)")
     sample.add_argument("--no-picture", action="store_true", help="write the .npz only")
     _add_common(sample)

@@ -18,7 +18,7 @@ from cldfast.data import DATASETS, Digits, make_data
 from cldfast.info import info as collect_info
 from cldfast.models import MLPScore, UNetScore
 from cldfast.parameterization import FULL_MAPS
-from cldfast.recipes import plot_losses, require, sample_run, train_run, training_data
+from cldfast.recipes import flow_run, plot_losses, require, sample_run, train_run, training_data
 from cldfast.run_folder import RunConfig, load_config, load_run, write_atomic
 from cldfast.schedules import LinearBeta
 from cldfast.sde import CLD
@@ -126,19 +126,51 @@ def sample(args: argparse.Namespace) -> None:
     if not args.no_picture:
         require("matplotlib")  # before the long work, not after it
 
-    settings: dict[str, Any] = {
-        name: getattr(args, name)
-        for name in ("solver", "steps", "grid", "denoise", "seed", "first_index", "batch_size",
-                     "backend")
-    }  # fmt: skip
+    settings = _sampler_settings(args)
     settings["t_min"] = config.t_min if args.t_min is None else args.t_min
-    samples = sample_run(net, sde, config, args.n, progress=_shows_progress(args), **settings)
+    if args.solver == "pflow":
+        samples, settings["evaluations"] = flow_run(net, sde, config, args.n, **settings)
+        settings["solver"] = "pflow"
+    else:
+        samples = sample_run(net, sde, config, args.n, progress=_shows_progress(args), **settings)
     buffer = io.BytesIO()
     np.savez(buffer, samples=samples.numpy(), settings=np.array(json.dumps(settings)))
     write_atomic(out, buffer.getvalue())
     print(f"{out}: samples {tuple(samples.shape)}")
     if not args.no_picture:
         _picture(samples, config, out.with_suffix(".png"))
+
+
+# Options of `sample` for a plan, with their defaults, and for the adaptive flow.
+_OF_PLANS = {
+    "steps": 50, "grid": "quadratic", "denoise": False, "batch_size": None, "backend": "auto",
+}  # fmt: skip
+_OF_THE_FLOW = {"tolerance": 1e-5}
+
+
+def _sampler_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `cldfast.sample`, or for the solver "pflow" of `cldfast.pflow`."""
+    flow = args.solver == "pflow"
+    strange = _OF_PLANS if flow else _OF_THE_FLOW
+    for name in strange:
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} does not go with --solver {args.solver}")
+    settings: dict[str, Any] = {"seed": args.seed, "first_index": args.first_index}
+    for name, default in (_OF_THE_FLOW if flow else _OF_PLANS).items():
+        settings[name] = default if getattr(args, name) is None else getattr(args, name)
+    if flow:
+        settings["rtol"] = settings["atol"] = settings.pop("tolerance")
+    else:
+        settings["solver"] = args.solver
+    for text in args.option or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier() or name in {*settings, "n", "progress", "t_min"}:
+            raise ValueError(f"--option: expected name=value of the solver's own, got {text!r}")
+        try:
+            settings[name] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[name] = value
+    return settings
 
 
 def _picture(samples: Tensor, config: RunConfig, path: Path) -> None:

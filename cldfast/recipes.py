@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cldfast.data import Digits, make_data
 from cldfast.models import build_model
+from cldfast.probability_flow import pflow
 from cldfast.run_folder import (
     CONFIG,
     METRICS,
@@ -131,6 +132,31 @@ def sample_run(
     options.setdefault("parameterization", config.parameterization)
     drawn = sample(net, sde, (n, *config.shape), **options)
     assert isinstance(drawn, Tensor)  # no velocity is asked for
+    return _in_units(drawn, config)
+
+
+def flow_run(
+    net: Callable[[Tensor, Tensor], Tensor],
+    sde: LinearPhaseSDE,
+    config: RunConfig,
+    n: int,
+    **options: Any,
+) -> tuple[Tensor, int]:
+    """n samples of a loaded run by the adaptive flow, and the number of evaluations.
+
+    options: of `cldfast.pflow`; `t_min` is the run's own where it is not given.
+
+    Raises ValueError for bad options, and where samples come out non-finite.
+    """
+    options.setdefault("t_min", config.t_min)
+    options.setdefault("parameterization", config.parameterization)
+    drawn, evaluations = pflow(net, sde, (n, *config.shape), **options)
+    return _in_units(drawn, config), evaluations
+
+
+def _in_units(drawn: Tensor, config: RunConfig) -> Tensor:
+    """The samples in the units of the run's data; ValueError where some are not finite."""
+    n = len(drawn)
     lost = int((~drawn.flatten(1).isfinite()).any(1).sum())
     if lost:
         raise ValueError(

@@ -176,6 +176,21 @@ def test_sample(run, tmp_path, capsys):
     assert not (tmp_path / "0.png").exists()
 
 
+def test_sample_with_options_and_by_the_flow(run, tmp_path, capsys):
+    out = tmp_path / "points.npz"
+    arguments = ["sample", str(run), "-n", "6", "--no-picture", "--out", str(out)]
+    assert main([*arguments, "--solver", "multistep", "--option", "order=3", "form=R"]) == 0
+    with np.load(out) as file:
+        settings = json.loads(str(file["settings"]))
+    assert settings["order"] == 3 and settings["form"] == "R" and settings["steps"] == 50
+    pytest.importorskip("torchdiffeq")
+    assert main([*arguments, "--solver", "pflow", "--tolerance", "1e-3"]) == 0
+    with np.load(out) as file:
+        samples, settings = file["samples"], json.loads(str(file["settings"]))
+    assert samples.shape == (6, 3) and settings["evaluations"] > 10 and settings["rtol"] == 1e-3
+    assert settings["solver"] == "pflow" and "steps" not in settings
+
+
 def test_samples_are_in_the_units_of_the_data(tmp_path):
     torch.manual_seed(0)
     net = MLPScore(1, width=8, depth=1, time_width=8)
@@ -197,7 +212,9 @@ def test_samples_are_in_the_units_of_the_data(tmp_path):
         (["--solver", "magic"], "magic"), (["--t-min", "-1"], "t_min"), (["--seed", "-4"], "seed"),
         (["--batch-size", "0"], "batch_size"), (["--backend", "gpu"], "gpu"),
         (["--out", "x.txt"], ".npz"), (["--out", "no/such/folder/x.npz"], "does not exist"),
-        (["--first-index", "-1"], "first_index"),
+        (["--first-index", "-1"], "first_index"), (["--tolerance", "1e-3"], "--tolerance"),
+        (["--solver", "pflow", "--steps", "9"], "--steps"), (["--option", "order"], "name=value"),
+        (["--option", "order=3"], "does not take ['order']"), (["--option", "seed=3"], "seed=3"),
     ],
 )  # fmt: skip
 def test_bad_sampling_leaves_nothing(options, word, run, capsys):

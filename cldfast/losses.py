@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from cldfast import ops
+from cldfast.ops.residual import check_gradients
 from cldfast.parameterization import FULL_MAPS, VELOCITY_MAPS, check_parameterization
 from cldfast.philox import STREAM_PERTURBATION, STREAM_VELOCITY
 from cldfast.sampling import Network, draw_seed
@@ -204,6 +205,8 @@ def _score_matching(
         )
     if not 0.0 < t_min < sde.T:
         raise ValueError(f"t_min must lie in (0, T) with T = {sde.T}, got {t_min}")
+    if ops.resolve_backend(backend, x0.device) != "reference":
+        check_gradients()  # before the perturbation meets a transform's tensors
     seed = draw_seed() if seed is None else ops.check_seed(seed)
     factors = None
     if t is None:
@@ -221,16 +224,13 @@ def _score_matching(
         objective="dsm" if with_velocity else "hsm",
     )  # fmt: skip
     v0 = _velocity(sde, x0, seed, first_index, backend) if with_velocity else None
-    losses = row_losses(
+    return prepared_loss(
         net, x0, rows, parameterization, seed=seed, first_index=first_index, v0=v0, noise=noise,
-        backend=backend,
+        reduction=reduction, backend=backend,
     )  # fmt: skip
-    if reduction == "none":
-        return losses
-    return losses.mean() if reduction == "mean" else losses.sum()
 
 
-def row_losses(
+def prepared_loss(
     net: Network,
     x0: torch.Tensor,
     rows: RowCoefficients,
@@ -240,9 +240,10 @@ def row_losses(
     first_index: int = 0,
     v0: torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
+    reduction: str = "mean",
     backend: str = "auto",
 ) -> torch.Tensor:
-    """The loss of each row, (B,), where the rows' coefficients are already known.
+    """The loss where the rows' coefficients are already known.
 
     Arguments as in `hsm_loss`, which prepares `rows` itself: a training loop can do so for many
     steps at once. v0: initial velocities for coefficients of the objective "dsm".
@@ -262,8 +263,8 @@ def row_losses(
             f"{planes * channels} along dimension 1, got {got * channels}"
         )
     return ops.residual(
-        output, u, rows.residual, seed=seed, first_index=first_index, stream=STREAM_PERTURBATION,
-        noise=noise, backend=backend,
+        output, u, rows.residual, reduction=reduction, seed=seed, first_index=first_index,
+        stream=STREAM_PERTURBATION, noise=noise, backend=backend,
     )  # fmt: skip
 
 

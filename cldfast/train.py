@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cldfast import ops
 from cldfast.ahead import CoefficientsAhead
-from cldfast.losses import hsm_loss, row_losses
+from cldfast.losses import hsm_loss, prepared_loss
 from cldfast.philox import pair_words
 from cldfast.run_folder import PathLike, read_tensors, remove_stale, write_tensors
 from cldfast.sde import LinearPhaseSDE
@@ -191,19 +191,19 @@ class Trainer:
         first, size = self.step * config.batch_size, config.batch_size
         batch, rows = self._batch(first), self._coefficients.at(self.step)
         self._update.clear()
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         part = size // config.accumulate
         for start in range(0, size, part):
             chosen = slice(start, start + part)
             with self._autocast():
-                losses = row_losses(
+                loss = prepared_loss(
                     self.net, batch[chosen], rows[chosen], config.parameterization,
-                    seed=config.seed, first_index=first + start, backend=self.backend,
+                    seed=config.seed, first_index=first + start, reduction="sum",
+                    backend=self.backend,
                 )  # fmt: skip
-                loss = losses.sum()
             # Of the sum: what half precision rounds away is smaller by a factor of the batch.
             loss.backward()
-            total = total + loss.detach()
+            total += loss.detach()
         self._unread.append(self._update(total, size, config.learning_rate(self.step)))
         self.step += 1
 

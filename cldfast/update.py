@@ -61,14 +61,14 @@ class WeightUpdate:
         self._bad.zero_()
 
     def __call__(self, total: Tensor, rows: int, lr: float) -> Tensor:
-        """Update with the gradients of `total`, the summed loss of `rows` rows.
+        """Update with the gradients of `total`, the summed loss of `rows` rows, () float64.
 
         Returns [loss, gradient norm], means over rows, before clipping; where one is not finite,
         nothing was changed. The gradients are left as means, clipped.
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        values = torch.stack([total.double(), norm.double()]) / rows
+        values = torch.stack([total, norm.double()]) / rows
         if self.waits:
             loss, size = values.tolist()
             if not abs(loss) + size < float("inf"):

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -44,21 +43,31 @@ class EMA:
         return min(self.decay, (1 + self.updates) / (10 + self.updates))
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: nn.Module, skip: Tensor | None = None) -> None:
         """Move the average towards the present weights of `model`; one pass over all of them.
+
+        skip: a number () on the weights' device that is 1 where the average must stay as it is,
+            else 0: decided there, without waiting for it.
 
         Raises ValueError for a model of another layout.
         """
         if self._source is not model:
             self._pair(model)
-        get_ema_multi_avg_fn(self.next_decay)(self._averaged, self._current, None)
+        weight = 1.0 - self.next_decay
+        if skip is None:
+            torch._foreach_lerp_(self._averaged, self._current, weight)
+        else:
+            moves = list(torch._foreach_sub(self._current, self._averaged))
+            torch._foreach_mul_(moves, weight * (1.0 - skip))
+            torch._foreach_add_(self._averaged, moves)
         for target, source in self._buffers:
             target.copy_(source)
         self.updates += 1
 
     def _pair(self, model: nn.Module) -> None:
         """Collect the tensors once: walking a network's modules costs as much as averaging it."""
-        averaged, current = list(self.model.parameters()), list(model.parameters())
+        averaged: list[Tensor] = list(self.model.parameters())
+        current: list[Tensor] = list(model.parameters())
         if [p.shape for p in averaged] != [p.shape for p in current]:
             raise ValueError("model: expected the parameters of the averaged network")
         self._averaged, self._current = averaged, current

@@ -12,11 +12,13 @@ scalar M = 1/ell.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from cldfast import ops
+from cldfast.ops.residual import check_gradients
 from cldfast.parameterization import FULL_MAPS, VELOCITY_MAPS, check_parameterization
 from cldfast.philox import STREAM_PERTURBATION, STREAM_VELOCITY
 from cldfast.sampling import Network, draw_seed
@@ -26,6 +28,48 @@ from cldfast.times import sample_times
 Weighting = str | Callable[[torch.Tensor], torch.Tensor]
 WEIGHTINGS = ("reweighted", "reweighted_g2", "likelihood", "det")
 REDUCTIONS = ("mean", "sum", "none")
+
+
+@dataclass(frozen=True)
+class RowCoefficients:
+    """All that a loss needs to know of its rows beside data and noise; it depends on times alone.
+
+    t: (B,) float64. perturbation: (B, 2, 3 or 4) float64, the columns of data (and velocity) and of
+    noise. residual: (B, q, r + 4) float64, see `residual_weights`. Indexed by rows, as tensors are.
+    """
+
+    t: torch.Tensor
+    perturbation: torch.Tensor
+    residual: torch.Tensor
+
+    def __getitem__(self, rows: slice) -> RowCoefficients:
+        return RowCoefficients(self.t[rows], self.perturbation[rows], self.residual[rows])
+
+
+def row_coefficients(
+    sde: LinearPhaseSDE,
+    t: torch.Tensor,
+    weighting: Weighting,
+    parameterization: str,
+    *,
+    factors: torch.Tensor | None = None,
+    objective: str = "hsm",
+) -> RowCoefficients:
+    """Coefficients at times t (B,), computed in float64; arguments taken as valid.
+
+    factors: (B,) of `cldfast.sample_times`; None where they are 1. objective: "hsm" or "dsm".
+    """
+    t = t.to(torch.float64)
+    kernel = sde.marginal(t, objective)
+    residual = residual_weights(sde, t, kernel, weighting, parameterization)
+    if factors is not None:
+        residual = residual * factors.sqrt()[:, None, None]
+    return RowCoefficients(t, _perturbation_weights(kernel), residual)
+
+
+def _perturbation_weights(kernel: Marginal) -> torch.Tensor:
+    mean = kernel.mean if kernel.mean.dim() == 3 else kernel.mean[..., None]
+    return torch.cat([mean, kernel.factor], 2)
 
 
 def perturb(
@@ -47,15 +91,25 @@ def perturb(
     noise: (B, 2d) or (B, 2C, H, W) normals z; None takes those addressed by (seed, first_index).
     Returns u, in the layout of noise, and the float64 kernels of the rows.
     """
-    objective = "hsm" if v0 is None else "dsm"
-    kernel = sde.marginal(t.to(torch.float64), objective)
-    factor = kernel.factor
-    columns = [kernel.mean[..., None] if v0 is None else kernel.mean, factor]
+    kernel = sde.marginal(t.to(torch.float64), "hsm" if v0 is None else "dsm")
+    u = _perturbed(x0, v0, _perturbation_weights(kernel), seed, first_index, noise, backend)
+    return u, kernel
+
+
+def _perturbed(
+    x0: torch.Tensor,
+    v0: torch.Tensor | None,
+    weights: torch.Tensor,
+    seed: int,
+    first_index: int,
+    noise: torch.Tensor | None,
+    backend: str,
+) -> torch.Tensor:
     u, _, _ = ops.stage(
-        None, (x0,) if v0 is None else (x0, v0), (), torch.cat(columns, 2), seed=seed,
+        None, (x0,) if v0 is None else (x0, v0), (), weights, seed=seed,
         first_index=first_index, stream=STREAM_PERTURBATION, noise=noise, backend=backend,
     )  # fmt: skip
-    return u, kernel
+    return u
 
 
 def hsm_loss(
@@ -151,6 +205,8 @@ def _score_matching(
         )
     if not 0.0 < t_min < sde.T:
         raise ValueError(f"t_min must lie in (0, T) with T = {sde.T}, got {t_min}")
+    if ops.resolve_backend(backend, x0.device) != "reference":
+        check_gradients()  # before the perturbation meets a transform's tensors
     seed = draw_seed() if seed is None else ops.check_seed(seed)
     factors = None
     if t is None:
@@ -162,15 +218,40 @@ def _score_matching(
         raise ValueError(
             f"t must be ({x0.shape[0]},) on {x0.device}, got {tuple(t.shape)} on {t.device}"
         )
-    t = t.to(torch.float64)
+    rows = row_coefficients(
+        sde, t, weighting, parameterization,
+        factors=factors if times == "importance" else None,
+        objective="dsm" if with_velocity else "hsm",
+    )  # fmt: skip
     v0 = _velocity(sde, x0, seed, first_index, backend) if with_velocity else None
-    u, kernel = perturb(
-        sde, x0, t, v0=v0, seed=seed, first_index=first_index, noise=noise, backend=backend
-    )
-    output = net(u, t.to(u.dtype))
-    weights = residual_weights(sde, t, kernel, weighting, parameterization)
-    if factors is not None and times == "importance":
-        weights = weights * factors.sqrt()[:, None, None]
+    return prepared_loss(
+        net, x0, rows, parameterization, seed=seed, first_index=first_index, v0=v0, noise=noise,
+        reduction=reduction, backend=backend,
+    )  # fmt: skip
+
+
+def prepared_loss(
+    net: Network,
+    x0: torch.Tensor,
+    rows: RowCoefficients,
+    parameterization: str,
+    *,
+    seed: int,
+    first_index: int = 0,
+    v0: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> torch.Tensor:
+    """The loss where the rows' coefficients are already known.
+
+    Arguments as in `hsm_loss`, which prepares `rows` itself: a training loop can do so for many
+    steps at once. v0: initial velocities for coefficients of the objective "dsm".
+
+    Raises TypeError or ValueError for an output of the network that does not fit.
+    """
+    u = _perturbed(x0, v0, rows.perturbation, seed, first_index, noise, backend)
+    output = net(u, rows.t.to(u.dtype))
     planes = 2 if parameterization in FULL_MAPS else 1
     channels = u.shape[1] // 2
     if not isinstance(output, torch.Tensor):
@@ -181,13 +262,10 @@ def _score_matching(
             f"parameterization {parameterization!r} needs a network output of "
             f"{planes * channels} along dimension 1, got {got * channels}"
         )
-    losses = ops.residual(
-        output, u, weights, seed=seed, first_index=first_index, stream=STREAM_PERTURBATION,
-        noise=noise, backend=backend,
+    return ops.residual(
+        output, u, rows.residual, reduction=reduction, seed=seed, first_index=first_index,
+        stream=STREAM_PERTURBATION, noise=noise, backend=backend,
     )  # fmt: skip
-    if reduction == "none":
-        return losses
-    return losses.mean() if reduction == "mean" else losses.sum()
 
 
 def residual_weights(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from cldfast import ops
-from cldfast.ema import EMA
-from cldfast.losses import hsm_loss
+from cldfast.ahead import CoefficientsAhead
+from cldfast.losses import hsm_loss, prepared_loss
 from cldfast.philox import pair_words
 from cldfast.run_folder import PathLike, read_tensors, remove_stale, write_tensors
 from cldfast.sde import LinearPhaseSDE
-from cldfast.times import sample_times
 from cldfast.train_config import TrainConfig
 from cldfast.train_log import TrainLog
+from cldfast.update import WeightUpdate
 
 Batches = Callable[[int], Tensor]
 
@@ -39,6 +40,9 @@ LOG = "train.csv"
 _STREAM_ORDER = 6
 # Added to the seed for the validation noise: no training run of a small seed shares it.
 _VALIDATION_SEED = 2**63
+
+# Steps after which their numbers are read, on devices that the host runs ahead of.
+_UNREAD = 32
 
 # Settings that may differ when a run is resumed: they do not change the steps already made.
 _FREE_ON_RESUME = ("steps", "log_every", "validate_every", "checkpoint_every")
@@ -112,10 +116,14 @@ class Trainer:
         if not self.parameters:
             raise ValueError("net: expected a network with parameters to train, got none")
         self.device = self.parameters[0].device
-        # One kernel a step instead of about ten a parameter, where PyTorch has it.
-        fused = self.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(self.parameters, lr=self.config.lr, fused=fused)
-        self.ema = EMA(net, self.config.ema_decay)
+        self._unread: list[Tensor] = []
+        self._most_unread = 1 if self.device.type == "cpu" else _UNREAD
+        self._update = WeightUpdate(
+            net, self.parameters, self.config.lr, self.config.clip, self.config.ema_decay,
+            waits=self._most_unread == 1,
+        )  # fmt: skip
+        self.optimizer, self.ema = self._update.optimizer, self._update.ema
+        self._coefficients = CoefficientsAhead(sde, self.config, self.device)
         self.step = 0
         self._order: tuple[int, Tensor] | None = None
         self.folder = None if folder is None else Path(folder)
@@ -156,12 +164,13 @@ class Trainer:
         self.net.train()
         try:
             while self.step < end:
-                loss, norm = self.train_step()
-                self._record(loss, norm)
-                if bar is not None:
-                    bar.update()
-                    if self.step % self.config.log_every == 0:
-                        bar.set_postfix_str(f"loss {loss:.3g}", refresh=False)
+                self._advance()
+                if len(self._unread) >= self._most_unread or self._due() or self.step == end:
+                    values = self._read()
+                    self._record(values)
+                    if bar is not None:
+                        bar.set_postfix_str(f"loss {values[-1][0]:.3g}", refresh=False)
+                        bar.update(len(values))
         finally:
             if bar is not None:
                 bar.close()
@@ -171,29 +180,44 @@ class Trainer:
     def train_step(self) -> tuple[float, float]:
         """One optimiser step; returns its loss (mean over rows) and gradient norm before clipping.
 
-        Raises NonFiniteLoss before any weight is changed.
+        Raises NonFiniteLoss; no weight is changed by the bad step.
         """
+        self._advance()
+        return self._read()[-1]
+
+    def _advance(self) -> None:
+        """One optimiser step, its loss and gradient norm left to be read."""
         config = self.config
-        first = self.step * config.batch_size
-        batch = self._batch(first)
-        part = config.batch_size // config.accumulate
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        first, size = self.step * config.batch_size, config.batch_size
+        batch, rows = self._batch(first), self._coefficients.at(self.step)
+        self._update.clear()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for start in range(0, config.batch_size, part):
-            loss = self._loss(self.net, batch[start : start + part], config.seed, first + start)
-            (loss / config.batch_size).backward()
-            total += loss.detach() / config.batch_size
-        limit = math.inf if config.clip is None else config.clip
-        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
-        values = torch.stack([total, norm.double()]).tolist()
-        if not all(map(math.isfinite, values)):
-            raise self._failure(*values)
-        self.optimizer.step()
-        self.ema.update(self.net)
+        part = size // config.accumulate
+        for start in range(0, size, part):
+            chosen = slice(start, start + part)
+            with self._autocast():
+                loss = prepared_loss(
+                    self.net, batch[chosen], rows[chosen], config.parameterization,
+                    seed=config.seed, first_index=first + start, reduction="sum",
+                    backend=self.backend,
+                )  # fmt: skip
+            # Of the sum: what half precision rounds away is smaller by a factor of the batch.
+            loss.backward()
+            total += loss.detach()
+        self._unread.append(self._update(total, size, config.learning_rate(self.step)))
         self.step += 1
-        return values[0], values[1]
+
+    def _read(self) -> list[tuple[float, float]]:
+        """Loss and gradient norm of the steps not read yet; NonFiniteLoss at the first bad one."""
+        values = [(loss, norm) for loss, norm in torch.stack(self._unread).tolist()]
+        self._unread.clear()
+        for index, (loss, norm) in enumerate(values):
+            if not math.isfinite(loss + norm):
+                # Nothing was changed from that step on, and the count goes back to before it.
+                self.step -= len(values) - index
+                self._update.go_on_from(self.step)
+                raise self._failure(loss, norm)
+        return values
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -201,11 +225,17 @@ class Trainer:
         if self.validation is None:
             raise ValueError("no validation rows were given")
         seed = (self.config.seed + _VALIDATION_SEED) % 2**64
-        total = 0.0
-        for start in range(0, len(self.validation), self.config.batch_size):
-            rows = self.validation[start : start + self.config.batch_size].to(self.device)
-            total += float(self._loss(self.ema.model, rows, seed, start))
-        return total / len(self.validation)
+        config = self.config
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for start in range(0, len(self.validation), config.batch_size):
+            rows = self.validation[start : start + config.batch_size].to(self.device)
+            with self._autocast():
+                total += hsm_loss(
+                    self.ema.model, self.sde, rows, config.weighting, config.parameterization,
+                    seed, t_min=config.t_min, times=config.times, first_index=start,
+                    reduction="sum", backend=self.backend,
+                )  # fmt: skip
+        return float(total) / len(self.validation)
 
     def save(self, path: PathLike) -> None:
         """Write the whole state of the training as one safetensors file, atomically."""
@@ -279,12 +309,12 @@ class Trainer:
         """The rows of the step whose first row has the global number `first`."""
         size = self.config.batch_size
         if isinstance(self.data, Tensor):
-            parts, at, end = [], first, first + size
-            while at < end:
-                epoch, offset = divmod(at, len(self.data))
-                parts.append(self._epoch(epoch, len(self.data))[offset : offset + end - at])
-                at += len(parts[-1])
-            return self.data[torch.cat(parts).to(self.data.device)].to(self.device)
+            epoch, offset = divmod(first, len(self.data))
+            rows = self._epoch(epoch, self.data)[offset : offset + size]
+            while len(rows) < size:
+                epoch += 1
+                rows = torch.cat([rows, self._epoch(epoch, self.data)[: size - len(rows)]])
+            return self.data[rows].to(self.device)
         batch = self.data(self.step)
         _check_rows(f"the batch of step {self.step}", batch)
         if len(batch) != size:
@@ -293,28 +323,38 @@ class Trainer:
             )
         return batch.to(self.device)
 
-    def _epoch(self, epoch: int, rows: int) -> Tensor:
+    def _epoch(self, epoch: int, data: Tensor) -> Tensor:
         """The order of the rows in an epoch, by their addressed words: alike on any machine."""
         if self._order is None or self._order[0] != epoch:
+            rows = len(data)
             high, low = pair_words(self.config.seed, epoch * rows, rows, 0, _STREAM_ORDER)
-            self._order = epoch, torch.argsort((high << 31) | (low >> 1), stable=True)
+            order = torch.argsort((high << 31) | (low >> 1), stable=True)
+            self._order = epoch, order.to(data.device)
         return self._order[1]
 
-    def _loss(self, net: nn.Module, rows: Tensor, seed: int, first_index: int) -> Tensor:
-        """Sum of the loss over rows; their times and noise depend on (seed, row number) alone."""
-        return hsm_loss(
-            net, self.sde, rows, self.config.weighting, self.config.parameterization, seed,
-            t_min=self.config.t_min, times=self.config.times, first_index=first_index,
-            reduction="sum", backend=self.backend,
-        )  # fmt: skip
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, getattr(torch, self.config.autocast))
 
-    def _record(self, loss: float, norm: float) -> None:
-        """After a step: log, validate and save where it is time for it."""
+    def _validates(self) -> bool:
+        last = self.step == self.config.steps
+        return self.validation is not None and (self.step % self.config.validate_every == 0 or last)
+
+    def _due(self) -> bool:
+        """Whether after this step there is something to write."""
+        config, step = self.config, self.step
+        writes = step % config.log_every == 0 or step % config.checkpoint_every == 0
+        return self.folder is not None and (writes or self._validates() or step == config.steps)
+
+    def _record(self, values: list[tuple[float, float]]) -> None:
+        """Count steps, the last one just made: log, validate and save where it is time for it."""
         config, step, last = self.config, self.step, self.step == self.config.steps
         if self.folder is None or self.log is None:
             return
-        self.log.add(loss, norm)
-        validates = self.validation is not None and (step % config.validate_every == 0 or last)
+        for loss, norm in values:
+            self.log.add(loss, norm)
+        validates = self._validates()
         if step % config.log_every == 0 or validates or last:
             held_out = self.validate() if validates else None
             self.log.write(step, config.learning_rate(step - 1), held_out)
@@ -322,17 +362,7 @@ class Trainer:
             self.save(self.folder / CHECKPOINT)
 
     def _failure(self, loss: float, norm: float) -> NonFiniteLoss:
-        config = self.config
-        part, first = config.batch_size // config.accumulate, self.step * config.batch_size
-        times = torch.cat(
-            [
-                sample_times(
-                    part, self.sde, t_min=config.t_min, method=config.times, seed=config.seed,
-                    first_index=first + start,
-                )[0]
-                for start in range(0, config.batch_size, part)
-            ]
-        )  # fmt: skip
+        times = self._coefficients.at(self.step).t
         saved = None
         if self.folder is not None:
             saved = self.folder / FAILED

@@ -12,6 +12,7 @@ from cldfast.parameterization import check_parameterization
 from cldfast.times import TIME_SAMPLING
 
 DECAYS = ("constant", "cosine")
+AUTOCAST = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class TrainConfig:
         "cosine" takes it to 0 at the last step. clip: largest gradient norm, None for no limit.
     ema_decay: see `cldfast.ema.EMA`.
     parameterization, weighting, t_min, times: see `cldfast.hsm_loss`.
+    autocast: "bfloat16" or "float16", in which the network then computes (`torch.autocast`), its
+        weights, the state and the loss staying in theirs; None computes in theirs too.
     seed: of times, noise and the order of the data.
     log_every, validate_every, checkpoint_every: in steps.
 
@@ -41,6 +44,7 @@ class TrainConfig:
     weighting: str = "reweighted"
     t_min: float = 1e-3
     times: str = "uniform"
+    autocast: str | None = None
     seed: int = 0
     log_every: int = 50
     validate_every: int = 500
@@ -68,6 +72,10 @@ class TrainConfig:
                 raise ValueError(
                     f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
+        if self.autocast is not None and self.autocast not in AUTOCAST:
+            raise ValueError(
+                f"autocast: expected None or one of {', '.join(AUTOCAST)}, got {self.autocast!r}"
+            )
         check_parameterization(self.parameterization)
         ops.check_seed(self.seed)
 

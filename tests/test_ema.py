@@ -36,6 +36,21 @@ def test_average_follows_the_recursion_with_warm_up():
         torch.testing.assert_close(got, want)
 
 
+def test_an_update_can_be_left_out_on_the_device():
+    net = _net()
+    ema, plain = EMA(net), EMA(net)
+    before = [p.clone() for p in ema.model.parameters()]
+    _move(net, 1.0)
+    ema.update(net, torch.ones(()))
+    for p, q in zip(ema.model.parameters(), before, strict=True):
+        assert torch.equal(p, q)
+    ema.updates = 0
+    for average, skip in ((ema, torch.zeros(())), (plain, None)):
+        average.update(net, skip)
+    for p, q in zip(ema.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
 def test_buffers_are_copied_and_the_average_is_for_evaluation():
     net = _net()
     ema = EMA(net)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from cldfast import CLD
+from cldfast import CLD, sample_times
+from cldfast.ahead import CoefficientsAhead
 from cldfast.models import MLPScore
 from cldfast.run_folder import read_tensors
 from cldfast.train import CHECKPOINT, FAILED, LOG, NonFiniteLoss, TrainConfig, Trainer
@@ -59,7 +60,7 @@ def _without_seconds(path):
         ("decay", "linear", ValueError), ("clip", 0.0, ValueError), ("ema_decay", 1.0, ValueError),
         ("parameterization", "colour", ValueError), ("weighting", "none", ValueError),
         ("t_min", 0.0, ValueError), ("seed", -1, ValueError), ("seed", 1.0, TypeError),
-        ("log_every", 0, ValueError), ("checkpoint_every", 0, ValueError),
+        ("autocast", "float32", ValueError), ("log_every", 0, ValueError), ("checkpoint_every", 0, ValueError),
     ],
 )  # fmt: skip
 def test_bad_settings(name, value, error):
@@ -131,9 +132,10 @@ def test_every_row_is_used_once_an_epoch_in_an_order_of_its_own():
     assert torch.equal(large._batch(0), rows)
 
 
-def test_accumulation_changes_rounding_only():
-    whole = _trainer()
-    parts = _trainer(replace(CONFIG, accumulate=4))
+@pytest.mark.parametrize("times", ["uniform", "stratified", "importance"])
+def test_accumulation_changes_rounding_only(times):
+    whole = _trainer(replace(CONFIG, times=times))
+    parts = _trainer(replace(CONFIG, times=times, accumulate=4))
     for _ in range(3):
         a, b = whole.train_step(), parts.train_step()
         assert b == pytest.approx(a, rel=1e-5)
@@ -168,6 +170,29 @@ def test_validation_noise_is_fixed_and_the_training_is_not_touched():
     assert _same_weights(watched.fit(), plain.fit())
     with pytest.raises(ValueError, match="validation"):
         plain.validate()
+
+
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_autocast(half):
+    """Half precision in the network only: weights and average stay float32, losses are close."""
+    plain, mixed = (_trainer(replace(CONFIG, autocast=name, steps=30)) for name in (None, half))
+    losses = [[trainer.train_step()[0] for _ in range(30)] for trainer in (plain, mixed)]
+    assert losses[0] != losses[1]
+    # A few layers' rounding in each residual, and in each update of the weights before.
+    assert losses[1] == pytest.approx(losses[0], rel=20 * torch.finfo(getattr(torch, half)).eps)
+    assert all(p.dtype == torch.float32 for p in mixed.ema.model.parameters())
+
+
+def test_coefficients_ahead_do_not_depend_on_where_a_run_begins():
+    """Blocks of steps begin at their multiples: a resumed run reads the numbers of a whole one."""
+    config = replace(CONFIG, batch_size=1000, times="stratified")
+    ahead, late = (CoefficientsAhead(CLD(), config, torch.device("cpu")) for _ in range(2))
+    steps = [ahead.at(step) for step in range(10)]
+    for step in (7, 2, 9):
+        for name in ("t", "perturbation", "residual"):
+            assert torch.equal(getattr(steps[step], name), getattr(late.at(step), name))
+    t, _ = sample_times(1000, CLD(), t_min=config.t_min, method="stratified", first_index=7000)
+    assert torch.equal(steps[7].t, t)
 
 
 def test_clipping():
@@ -315,6 +340,48 @@ def test_non_finite_loss_stops_and_keeps_the_state_before(tmp_path):
     other.load(error.saved)
     assert _same_weights(other.net, reference.net)
     assert other.step == 6
+
+
+def _ahead_of_the_device(trainer, steps=8):
+    """As on a device that the host runs ahead of."""
+    trainer._most_unread, trainer._update.waits = steps, False
+    return trainer
+
+
+def test_steps_read_later_are_the_same(tmp_path):
+    whole = _trainer(folder=tmp_path / "whole")
+    late = _ahead_of_the_device(_trainer(folder=tmp_path / "late"))
+    for a, b in zip(
+        whole.fit().state_dict().values(), late.fit().state_dict().values(), strict=True
+    ):
+        # Three roundings in place of one fused one, in each of 12 updates.
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    rows = [read_rows(tmp_path / name / LOG) for name in ("whole", "late")]
+    for a, b in zip(*rows, strict=True):
+        assert a["step"] == b["step"]
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+def test_a_bad_step_seen_later_has_changed_nothing(tmp_path):
+    def batches(step):
+        rows = _data(8, step)
+        return rows * 1e30 if step == 6 else rows
+
+    config = replace(CONFIG, log_every=50, checkpoint_every=50, validate_every=50)
+    trainer = _ahead_of_the_device(_trainer(config, data=batches, folder=tmp_path))
+    with pytest.raises(NonFiniteLoss, match="step 7: loss inf") as caught:
+        trainer.fit()
+    assert caught.value.step == 7 and trainer.step == 6 and trainer.ema.updates == 6
+    reference = _trainer(config, data=lambda step: _data(8, step))
+    reference.fit(steps=6)
+    other = _ahead_of_the_device(_trainer(config, data=lambda step: _data(8, step)))
+    other.load(caught.value.saved)
+    for net, expected in ((other.net, reference.net), (other.ema.model, reference.ema.model)):
+        for p, q in zip(net.parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+    # And training goes on from there, here and in the trainer that saw it.
+    trainer.data = other.data
+    assert _same_weights(trainer.fit(), other.fit())
 
 
 # --- kills ---------------------------------------------------------------------------------------

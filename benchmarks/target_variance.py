@@ -1,0 +1,188 @@
+"""Variance of the targets of score matching over t, and how far the score is from a normal one.
+
+    python benchmarks/target_variance.py
+
+Writes benchmarks/results/target_variance.csv and .png, all per coordinate and exact but for a
+one-dimensional quadrature, for a coordinate of the 25 Gaussians: five equal ones at -2, ..., 2.
+
+* The velocity target of hybrid (HSM) and of denoising (DSM) score matching: the trace of its
+  covariance, and what is left of it when the state is known, the noise that a batch averages over.
+  Given the state both have the same mean, the score, and the hybrid target is the mean of the other
+  over the initial velocity, so it never varies more. Towards t = 0 the two go like 3 and 4 over
+  `D_vv beta t`: x tells v0. With noise on the position it does not, and the hybrid target stays at
+  1/v0_var.
+* xi(t), the mean squared difference between the score of the diffused data and that of the law
+  they tend to: of the velocity score for CLD, of the score of positions for the VP process.
+
+Source: Dockhorn, Vahdat, Kreis (2022), figure 3 and the appendix on the targets' variance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cldfast import CLD, LinearBeta, LinearPhaseSDE
+from cldfast.baselines import OU
+
+RESULTS = Path(__file__).parent / "results"
+TIMES = np.geomspace(1e-3, 1.0, 121)
+PROCESSES = {
+    "CLD": CLD(a=2.0, beta=4.0),
+    "CLD, x_noise 0.5": CLD(a=2.0, beta=4.0, x_noise=0.5),
+}
+# The published VP process.
+VP = OU(LinearBeta(0.1, 20.0))
+# Points of the quadrature; its error falls faster than any power of their distance.
+_NODES = 20_001
+# Standard deviations on either side: beyond, a normal density is below 1e-31 of its height.
+_REACH = 12.0
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """One coordinate of the data: equal Gaussians at `means` with variance `var`."""
+
+    means: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
+    var: float = 0.01
+
+    @property
+    def second_moment(self) -> float:
+        """`E[x0^2]`."""
+        return float(np.mean(np.square(self.means))) + self.var
+
+    def fisher(self, s2: float) -> float:
+        """`E[(d log p / dy)^2]` of the data blurred with variance s2."""
+        var = self.var + s2
+        deviation = var**0.5
+        low, high = min(self.means), max(self.means)
+        y, step = np.linspace(
+            low - _REACH * deviation, high + _REACH * deviation, _NODES, retstep=True
+        )
+        away = (y[:, None] - np.array(self.means)) / deviation
+        density = np.exp(-0.5 * away**2) / (np.sqrt(2.0 * np.pi) * deviation * len(self.means))
+        p, slope = density.sum(1), -(density * away).sum(1) / deviation
+        return float(np.sum(np.divide(slope**2, p, out=np.zeros_like(p), where=p > 0.0)) * step)
+
+
+@dataclass(frozen=True)
+class TargetVariance:
+    """Per coordinate at time t: traces of the velocity targets' covariance, and xi.
+
+    hsm, dsm: of the target itself. hsm_given_u, dsm_given_u: given the state. xi: see the module.
+    """
+
+    t: float
+    hsm: float
+    dsm: float
+    hsm_given_u: float
+    dsm_given_u: float
+    xi: float
+
+
+def at_time(sde: LinearPhaseSDE, data: Mixture, t: float) -> TargetVariance:
+    """All of it at one time t > 0.
+
+    With y = a^T u and w = q^T u of `cldfast.mixture.GaussianMixture` independent, and the velocity
+    score `a_v (log p_y)'(y) - q_v w / kappa`, everything follows from the Fisher information of
+    the blurred data at y.
+    """
+    kernel = sde.marginal(t)
+    (m_x, m_v), cov, det = kernel.mean, kernel.cov, float(kernel.det)
+    q = np.array([-m_v, m_x])
+    kappa = float(q @ cov @ q)
+    a_v = float(cov[0, 0] * m_v - cov[0, 1] * m_x) / kappa
+    s2 = det / kappa
+    fisher = data.fisher(s2)
+    of_w = float(q[1]) ** 2 / kappa
+    score = a_v**2 * fisher + of_w
+    dsm = float(sde.marginal(t, "dsm").ell) ** 2
+    # The normal law's velocity score is `-(P u)_v`; by parts, E[s_v (P u)_v] = -P_vv.
+    precision = sde.prior().precision
+    moments = cov + data.second_moment * np.outer(kernel.mean, kernel.mean)
+    normal = float(precision[1] @ moments @ precision[1])
+    return TargetVariance(
+        t,
+        hsm=float(kernel.ell) ** 2,
+        dsm=dsm,
+        hsm_given_u=a_v**2 * (1.0 / s2 - fisher),
+        dsm_given_u=dsm - score,
+        xi=score + normal - 2.0 * float(precision[1, 1]),
+    )
+
+
+def vp_xi(process: OU, data: Mixture, t: float) -> float:
+    """xi(t) of a process on positions that tends to N(0, 1)."""
+    mean, deviation = (float(k) for k in process.kernel(torch.tensor(t, dtype=torch.float64)))
+    # x = mean x0 + noise: the data blurred with variance (deviation / mean)^2, stretched.
+    fisher = data.fisher((deviation / mean) ** 2) / mean**2
+    return fisher + mean**2 * data.second_moment + deviation**2 - 2.0
+
+
+def plot(
+    results: dict[str, list[TargetVariance]], positions: list[float], times: np.ndarray, path: Path
+) -> None:
+    """The targets of each of two processes, and xi of all."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(13.0, 3.9))
+    *targets, right = axes
+    for axis, (process, rows) in zip(targets, results.items(), strict=True):
+        for name, colour in (("hsm", "tab:blue"), ("dsm", "tab:orange")):
+            label = name.upper()
+            axis.loglog(times, [getattr(r, name) for r in rows], color=colour, label=label)
+            given = [getattr(r, f"{name}_given_u") for r in rows]
+            axis.loglog(times, given, "--", color=colour, label=f"{label}, given the state")
+        axis.set_ylim(1e-2, 1e3)
+        axis.set_title(process)
+    targets[0].set_ylabel("trace of the covariance, per coordinate")
+    for name, rows in results.items():
+        right.loglog(times, [r.xi for r in rows], label=name)
+    right.loglog(times, positions, color="black", label="VP")
+    # Below this the data are forgotten.
+    right.set_ylim(bottom=1e-5)
+    right.set_title("xi(t), per coordinate")
+    for axis in axes:
+        axis.set_xlabel("t")
+        axis.grid(True, which="major", alpha=0.3)
+        axis.legend(frameon=False, fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Compute, write, and say where."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    folder = parser.parse_args().out
+    folder.mkdir(parents=True, exist_ok=True)
+    data = Mixture()
+    results = {
+        name: [at_time(sde, data, float(t)) for t in TIMES] for name, sde in PROCESSES.items()
+    }
+    positions = [vp_xi(VP, data, float(t)) for t in TIMES]
+    table, picture = folder / "target_variance.csv", folder / "target_variance.png"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["process", "t", "hsm", "dsm", "hsm_given_u", "dsm_given_u", "xi"])
+        for name, rows in results.items():
+            for r in rows:
+                values = (r.t, r.hsm, r.dsm, r.hsm_given_u, r.dsm_given_u, r.xi)
+                writer.writerow([name, *(f"{x:.6e}" for x in values)])
+        for t, xi in zip(TIMES, positions, strict=True):
+            writer.writerow(["VP", f"{t:.6e}", "", "", "", "", f"{xi:.6e}"])
+    plot(results, positions, TIMES, picture)
+    print(f"wrote {table} and {picture}")
+
+
+if __name__ == "__main__":
+    main()

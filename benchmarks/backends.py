@@ -1,0 +1,171 @@
+"""Other codebases' own samplers and losses beside cldfast's replacements under them.
+
+    CLDFAST_UPSTREAM=~/checkouts python benchmarks/backends.py             # every case there is
+    CLDFAST_UPSTREAM=~/checkouts python benchmarks/backends.py CLD-SGM     # one codebase
+
+CLDFAST_UPSTREAM names a folder with checkouts under their repositories' names. Each case is one
+unmodified call of the codebase, with its own functions and with those that `install()` puts in
+their place, on the same network, in interleaved rounds of one process; a line is a ratio of
+medians. Lines of codebases that were not run are kept in `results/backends.csv`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import upstream_cld_sgm
+from checkouts import missing
+
+RESULTS = Path(__file__).parent / "results" / "backends.csv"
+FIELDS = (
+    "codebase", "case", "mode", "published_s", "cldfast_s", "ratio", "target", "rounds",
+    "threads", "device", "torch", "date",
+)  # fmt: skip
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """name: of the line. mode: of the replacement. published, replaced: the same call, without and
+    with it. rounds: samples of each. target: the ratio asked for, or 0."""
+
+    name: str
+    mode: str
+    published: Call
+    replaced: Call
+    rounds: int
+    target: float = 0.0
+
+
+Cases = Callable[[], AbstractContextManager[list[Case]]]
+
+
+@contextmanager
+def cld_sgm() -> Iterator[list[Case]]:
+    """nv-tlabs/CLD-SGM: SSCS on its toy network and around a trivial one, and its loss."""
+    from cldfast.compat import cld_sgm as compat
+
+    with upstream_cld_sgm.opened() as theirs:
+        toy = upstream_cld_sgm.options(n_discrete_steps=500)
+        net = upstream_cld_sgm.network(theirs, toy)
+        image = upstream_cld_sgm.options(is_image=True, n_discrete_steps=10)
+        shape = (1024, 3, 32, 32)
+        output = torch.randn(shape)
+
+        class Trivial(torch.nn.Module):
+            """A network that costs nothing, so that the integrator alone is timed."""
+
+            def forward(self, u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+                return output
+
+        def sampling(config, size, model):  # type: ignore[no-untyped-def]
+            sde = upstream_cld_sgm.process(theirs, config)
+            function = theirs.sampling.get_sampling_fn(config, sde, size, 1e-3)
+            return lambda: function(model)
+
+        def loss(config, x, model):  # type: ignore[no-untyped-def]
+            sde = upstream_cld_sgm.process(theirs, config)
+            function = theirs.losses.get_loss_fn(sde, True, config)
+            return lambda: function(model, x)
+
+        def pair(make, *arguments, mode="exact"):  # type: ignore[no-untyped-def]
+            published = make(*arguments)
+            with compat.installed(mode):
+                return published, make(*arguments)
+
+        calls = {
+            "SSCS, toy MLP, 512 x 2, 500 steps": (sampling, toy, (512, 2), net),
+            "SSCS, trivial network, 1024 x 3x32x32, 10 steps": (sampling, image, shape, Trivial()),
+            "HSM loss, toy MLP, 512 x 2": (loss, toy, torch.randn(512, 2), net),
+            "HSM loss, trivial network, 1024 x 3x32x32": (loss, image, output, Trivial()),
+        }
+        rounds = dict(zip(calls, (7, 5, 101, 7), strict=True))
+        # The targets are for what install() does by default.
+        targets = dict(zip(calls, (2.0, 30.0, 0.0, 0.0), strict=True))
+        yield [
+            Case(
+                name,
+                mode,
+                *pair(*call, mode=mode),
+                rounds[name],
+                targets[name] if mode == "exact" else 0.0,
+            )  # fmt: skip
+            for name, call in calls.items()
+            for mode in ("exact", "published")
+        ]
+
+
+CODEBASES: dict[str, Cases] = {"CLD-SGM": cld_sgm}
+
+
+def measure(case: Case) -> tuple[float, float]:
+    """Median seconds of the published and of the replaced call."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for call in (case.published, case.replaced):
+        call()  # first touch
+    for _ in range(case.rounds):
+        for call, kept in zip((case.published, case.replaced), times, strict=True):
+            start = time.perf_counter()
+            call()
+            kept.append(time.perf_counter() - start)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def device_name() -> str:
+    """The processor's name, as far as it is known."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    """Measure the chosen codebases and write their lines."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("codebases", nargs="*", metavar="codebase", help=", ".join(CODEBASES))
+    chosen = parser.parse_args().codebases or list(CODEBASES)
+    unknown = sorted(set(chosen) - set(CODEBASES))
+    if unknown:
+        parser.error(f"unknown codebase {unknown[0]}; expected one of {', '.join(CODEBASES)}")
+    rows = []
+    for name in chosen:
+        reason = missing(name)
+        if reason:
+            print(f"{name}: left out, {reason}")
+            continue
+        with CODEBASES[name]() as cases:
+            for case in cases:
+                published, replaced = measure(case)
+                ratio = published / replaced
+                values = (
+                    name, case.name, case.mode, f"{published:.6g}", f"{replaced:.6g}",
+                    f"{ratio:.3g}", case.target or "", case.rounds, torch.get_num_threads(),
+                    device_name(), torch.__version__, time.strftime("%Y-%m-%d"),
+                )  # fmt: skip
+                rows.append(dict(zip(FIELDS, map(str, values), strict=True)))
+                print(f"{name}: {case.name} [{case.mode}]: {ratio:.3g} times", flush=True)
+    if not rows:
+        return
+    fresh = {row["codebase"] for row in rows}
+    if RESULTS.exists():
+        with RESULTS.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["codebase"] not in fresh] + rows
+    with RESULTS.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

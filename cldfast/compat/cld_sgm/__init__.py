@@ -1,0 +1,34 @@
+"""nv-tlabs/CLD-SGM: its processes, samplers, loss and likelihood, over cldfast.
+
+    import sampling, losses, likelihood, sde_lib          # the codebase's own modules
+    from cldfast.compat import cld_sgm
+    cld_sgm.install()                                     # uninstall() takes it back
+
+Every function has the codebase's signature and returns what its own does, and takes `mode`:
+"exact" (right times, no jitter, one fused stage per network call) or "published" (its arithmetic
+and its draws to the letter). `docs/backends.md` lists the differences.
+Written from the public interface of the code to Dockhorn, Vahdat, Kreis (2022).
+"""
+
+from cldfast.compat.cld_sgm.checkpoint import load_checkpoint, restore_checkpoint
+from cldfast.compat.cld_sgm.flow import get_likelihood_fn, get_ode_sampler
+from cldfast.compat.cld_sgm.install import install, installed, uninstall
+from cldfast.compat.cld_sgm.losses import get_loss_fn
+from cldfast.compat.cld_sgm.sampling import get_em_sampler, get_sampling_fn, get_sscs_sampler
+from cldfast.compat.cld_sgm.sde import CLD, VPSDE
+
+__all__ = [
+    "CLD",
+    "VPSDE",
+    "get_em_sampler",
+    "get_likelihood_fn",
+    "get_loss_fn",
+    "get_ode_sampler",
+    "get_sampling_fn",
+    "get_sscs_sampler",
+    "install",
+    "installed",
+    "load_checkpoint",
+    "restore_checkpoint",
+    "uninstall",
+]

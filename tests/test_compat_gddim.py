@@ -13,6 +13,7 @@ from scipy.integrate import quad_vec, solve_ivp
 
 import cldfast
 from cldfast.compat import gddim
+from cldfast.parameterization import score_map
 
 GRID = gddim.rev_times(6)
 CASES = [(beta_1, eps) for beta_1 in (0.0, 3.0) for eps in (0.0, 1e-6)]
@@ -111,6 +112,13 @@ def test_corrector_coefficients_are_their_integrals(cld: gddim.CLD, order: int) 
         count = min(k + 1, order) + 1
         wanted = integral(cld, k, GRID[k + 2 - count : k + 2][::-1], "R")
         np.testing.assert_allclose(found[k, 1 : 1 + count], wanted, rtol=0, atol=1e-9)
+
+
+def test_r_noise_is_a_parameterization() -> None:
+    cld = gddim.CLD(beta_1=3.0)
+    at = np.array([1e-3, 0.3, 1.0])
+    found = score_map(cld.sde, at, "full_noise_r").from_output
+    np.testing.assert_allclose(found, -np.swapaxes(cld.inverse_factor(at), -1, -2), rtol=1e-9)
 
 
 def test_published_factor_follows_the_recurrence() -> None:
@@ -537,6 +545,25 @@ def test_samples_do_not_depend_on_the_batch_size() -> None:
     fewer, _, _ = sampler(3, 2)
     assert nfe == 5 and x.shape == v.shape == (6, 3)
     np.testing.assert_array_equal(fewer, x[:2])
+
+
+def test_score_functions_of_arrays_run_in_any_solver() -> None:
+    """A score in the codebase's layout beside the same one in ours."""
+    cld = gddim.CLD(beta_1=3.0)
+
+    def score(u: np.ndarray, t: np.ndarray) -> np.ndarray:
+        return -u * np.array([1.0, 4.0]) / (1.0 + t[:, None, None])
+
+    def ours(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        x, v = u.chunk(2, dim=1)
+        return -torch.cat([x, 4.0 * v], 1) / (1.0 + t[:, None])
+
+    for solver in ("sscs", "unipc"):
+        a, b = (
+            cldfast.sample(net, cld.sde, (4, 3), solver, 9, parameterization="full_score")
+            for net in (gddim.as_network(score), ours)
+        )
+        torch.testing.assert_close(a, b)
 
 
 def test_images_dictionaries_and_scalers() -> None:

@@ -44,8 +44,8 @@ EXECUTOR = {
 }
 MEETING = {"sampling", "losses", "inpainting", "times"}
 # What is built on both. Only the two that report on the core itself may ask for it.
-ABOVE = {"__init__", "__main__", "bench", "certify", "cli", "demo", "info", "train", "train_config"}
-ABOVE |= {"compat", "flow_likelihood", "probability_flow"}
+ABOVE = {"__init__", "__main__", "bench", "certify", "cli", "compat", "demo", "info", "train"}
+ABOVE |= {"flow_likelihood", "probability_flow", "train_config"}
 MAY_ASK_THE_CORE = {"bench", "info"}
 
 

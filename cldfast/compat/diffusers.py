@@ -1,0 +1,356 @@
+"""A diffusers scheduler whose steps are the stages of a plan; extra `diffusers`."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from cldfast import ops
+from cldfast.losses import perturb
+from cldfast.philox import STREAM_INITIAL_STATE, STREAM_SAMPLER
+from cldfast.plan import Plan, Stage
+from cldfast.sde import CLD, LinearPhaseSDE, sde_from_config
+from cldfast.solvers import make_plan
+
+try:
+    from diffusers.configuration_utils import ConfigMixin
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+except ImportError as error:
+    raise ImportError(
+        "cldfast.compat.diffusers needs diffusers: pip install 'cldfast[diffusers]'"
+    ) from error
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class CLDScheduler(SchedulerMixin, ConfigMixin):
+    """Any fixed-grid solver of cldfast behind the scheduler interface of diffusers.
+
+    sde: a process such as `cldfast.CLD`, or its `config()`; None is `cldfast.CLD()`.
+    solver, grid, t_min, parameterization, denoise: see `cldfast.make_plan`; a grid given as times
+        fixes the number of steps. solver_options: the solver's own options, by name.
+    num_train_timesteps: the network is asked at `t / T` times this, a float.
+
+    Samples are states (B, 2C, H, W), x half then v half, float32 or float64, but for the first one:
+    it is unit normal noise (`init_noise_sigma` is 1), of which `scale_model_input` makes the state
+    at the first timestep, in law exactly. The x half of the last sample is the data.
+
+    Raises ValueError or TypeError for what `make_plan` would refuse.
+    """
+
+    init_noise_sigma = 1.0
+
+    def __init__(
+        self,
+        sde: LinearPhaseSDE | dict[str, Any] | None = None,
+        solver: str = "sscs",
+        grid: str | Sequence[float] = "quadratic",
+        t_min: float = 1e-3,
+        parameterization: str = "score",
+        denoise: bool = False,
+        solver_options: dict[str, Any] | None = None,
+        num_train_timesteps: int = 1000,
+    ) -> None:
+        if not num_train_timesteps > 0:
+            raise ValueError(f"num_train_timesteps must be > 0, got {num_train_timesteps}")
+        if isinstance(sde, LinearPhaseSDE):
+            self.sde = sde
+        else:
+            self.sde = CLD() if sde is None else sde_from_config(sde)
+        self.register_to_config(
+            sde=self.sde.config(),
+            solver=solver,
+            grid=grid if isinstance(grid, str) else [float(t) for t in grid],
+            t_min=t_min,
+            parameterization=parameterization,
+            denoise=denoise,
+            solver_options=dict(solver_options or {}),
+            num_train_timesteps=num_train_timesteps,
+        )
+        # Refuses what is wrong in the configuration now, not at the first run.
+        self._make_plan(1 if isinstance(grid, str) else None)
+        self.plan: Plan | None = None
+        self.num_inference_steps: int | None = None
+        self.timesteps = torch.empty(0)
+        self._begin_index: int | None = None
+        self._step_index: int | None = None
+        self._seeds: int | list[int] | None = None
+        self._forget_run()
+
+    def __len__(self) -> int:
+        return int(self.config.num_train_timesteps)
+
+    @property
+    def order(self) -> int:
+        """Timesteps, each a network call, per inference step."""
+        if self.plan is None:
+            return 1
+        return (self.plan.evaluations - bool(self.config.denoise)) // self.plan.steps
+
+    @property
+    def step_index(self) -> int | None:
+        """Index of the timestep that the next `step` is for; None before the first."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Index of the timestep that a run begins at; None to look the first one up."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin at a later timestep, with a state at that time such as `add_noise` makes."""
+        self._begin_index = begin_index
+
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """Plan a run of `num_inference_steps` grid intervals.
+
+        `timesteps` then holds a timestep per network call. num_inference_steps may be None for a
+        grid given as times. device: of `timesteps`.
+        """
+        self.plan = self._make_plan(num_inference_steps)
+        self.num_inference_steps = self.plan.steps
+        self._prepare(self.plan)
+        self.timesteps = self._timesteps(self.plan, device)
+        self._begin_index = None
+        self._forget_run()
+
+    def initial_noise(
+        self,
+        shape: Sequence[int],
+        generator: Generators = None,
+        *,
+        first_index: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> torch.Tensor:
+        """Unit normals (B, 2C, H, W) to begin with, sample by sample the same for any batch size.
+
+        generator: one, which gives all rows their seed; or one per row; None is PyTorch's default.
+        first_index: number of row 0 among the samples of one generator.
+        """
+        noise = torch.empty(tuple(shape), dtype=dtype, device=device)
+        seeds = _seeds(generator, noise.shape[0])
+        # The columns of the state are zero, so the empty tensor is not read.
+        weights = np.concatenate([np.zeros((2, 2)), np.eye(2)], axis=1)
+        return _stage(noise, None, [], weights, seeds, first_index, 0, STREAM_INITIAL_STATE)[0]
+
+    def scale_model_input(
+        self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The state that the network is asked about: the sample, or at the first timestep a state
+        made of the unit noise."""
+        self._begin(timestep)
+        if self._step_index != 0:
+            return sample
+        weights = np.concatenate([self._first_factor, np.zeros((2, 2))], axis=1)
+        return _stage(sample, None, [], weights, 0, 0, 0, STREAM_SAMPLER)[0]
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: float | torch.Tensor,
+        sample: torch.Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+        *,
+        variance_noise: torch.Tensor | None = None,
+        first_index: int = 0,
+    ) -> SchedulerOutput | tuple[torch.Tensor]:
+        """The sample at the next timestep.
+
+        model_output: what the network returned for `scale_model_input(sample, timestep)`,
+            (B, C, H, W) or (B, 2C, H, W), as `parameterization` says; any float dtype.
+        timestep: one of `timesteps`; looked up in the first step only. sample: (B, 2C, H, W), not
+            changed.
+        generator: gives the seed of all noise of the run in its first step, one per row if it is a
+            list. first_index: as in `initial_noise`.
+        variance_noise: normals (B, 2C, H, W) for this step instead.
+        return_dict: False for a tuple of one.
+
+        Raises ValueError or TypeError for tensors of the wrong shape or dtype, or for steps before
+        `set_timesteps` or beyond the last.
+        """
+        ops.check_state("sample", sample)
+        self._begin(timestep)
+        if self._step_index is None or self._step_index >= len(self._groups):
+            raise ValueError(
+                f"all {len(self._groups)} timesteps of this run are done; call set_timesteps"
+            )
+        group = self._groups[self._step_index]
+        self._check_output(model_output, sample, self._stages[group[0]])
+        drawn = [index for index in group if self._draws[index]]
+        if variance_noise is not None and len(drawn) > 1:
+            raise ValueError(f"this timestep draws {len(drawn)} times; variance_noise serves one")
+        if drawn and variance_noise is None and self._seeds is None:
+            self._seeds = _seeds(generator, sample.shape[0])
+        state = sample
+        for index in group:
+            stage, weights = self._stages[index], self._tables[index]
+            if index == group[0] and self._step_index == 0:
+                weights = np.concatenate([weights[:, :2] @ self._first_factor, weights[:, 2:]], 1)
+            history = [self._history[k] for k in range(len(stage.H))]
+            state, row = _stage(
+                state, model_output if stage.evaluates else None, history, weights,
+                0 if self._seeds is None else self._seeds, first_index, index, STREAM_SAMPLER,
+                variance_noise if index in drawn else None,
+            )  # fmt: skip
+            if row is not None:
+                self._history.appendleft(row)
+        self._step_index += 1
+        return SchedulerOutput(prev_sample=state) if return_dict else (state,)
+
+    def _check_output(self, output: torch.Tensor, sample: torch.Tensor, stage: Stage) -> None:
+        channels, wanted = sample.shape[1] // 2, stage.E[0].shape[1]
+        if ops.check_planes("model_output", output, sample, channels) != wanted:
+            raise ValueError(
+                f"parameterization {self.config.parameterization!r} needs a model_output of "
+                f"{wanted * channels} channels, got {output.shape[1]}"
+            )
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """States (B, 2C, H, W) at timesteps (B,) or (): `m x0 + L noise`, the velocity noise too.
+
+        original_samples: data (B, C, H, W), float32 or float64. noise: (B, 2C, H, W) normals, whose
+        v half is what a network of the parameterisation "noise" learns, and the whole of it one of
+        "full_noise". timesteps: > 0, as the network gets them.
+        """
+        t = torch.as_tensor(timesteps, device=original_samples.device).to(torch.float64)
+        t = t * (self.sde.T / self.config.num_train_timesteps)
+        return perturb(self.sde, original_samples, t.expand(len(original_samples)), noise=noise)[0]
+
+    def _make_plan(self, steps: int | None, grid: Sequence[float] | None = None) -> Plan:
+        c = self.config
+        return make_plan(
+            self.sde, c.solver, steps, c.grid if grid is None else grid, c.t_min,
+            c.parameterization, c.denoise, **c.solver_options,
+        )  # fmt: skip
+
+    def _timesteps(self, plan: Plan, device: torch.device | str | None = None) -> torch.Tensor:
+        scale = self.config.num_train_timesteps / self.sde.T
+        times = [stage.t * scale for stage in plan.stages if stage.t is not None]
+        return torch.tensor(times, dtype=torch.float32, device=device)
+
+    def _prepare(self, plan: Plan) -> None:
+        """Stages by timestep: each evaluation with what follows it up to the next one."""
+        self._take(plan.stages)
+        self._groups: list[list[int]] = []
+        leading = []
+        for index, stage in enumerate(plan.stages):
+            if stage.evaluates:
+                self._groups.append([index])
+            elif self._groups:
+                self._groups[-1].append(index)
+            else:
+                leading.append(stage)
+        # What comes before the first evaluation only moves the stationary law to another normal.
+        cov = self.sde.prior().cov
+        for stage in leading:
+            cov = stage.P @ cov @ stage.P.T + stage.L @ stage.L.T
+        self._first_factor = np.linalg.cholesky(cov)
+
+    def _take(self, stages: tuple[Stage, ...]) -> None:
+        self._stages = stages
+        self._tables = [stage.matrix() for stage in stages]
+        self._draws = [bool(np.any(stage.L)) for stage in stages]
+
+    def _forget_run(self) -> None:
+        self._step_index = self._seeds = None
+        self._history: deque[torch.Tensor] = deque(
+            maxlen=max(0 if self.plan is None else self.plan.history_length, 1)
+        )
+
+    def _begin(self, timestep: float | torch.Tensor | None) -> None:
+        if self._step_index is not None:
+            return
+        if self.plan is None:
+            raise ValueError("call set_timesteps before the first step")
+        if self._begin_index is not None:
+            index = self._begin_index
+        elif timestep is None:
+            index = 0
+        else:
+            found = (self.timesteps == torch.as_tensor(timestep).to(self.timesteps)).nonzero()
+            if not len(found):
+                raise ValueError(f"timestep {timestep} is none of this run's: {self.timesteps}")
+            index = int(found[0])
+        if not 0 <= index < len(self._groups):
+            raise ValueError(f"begin_index must lie in [0, {len(self._groups)}), got {index}")
+        if index > 0 and self.plan.history_length:
+            self._shorten(index)
+        self._step_index = index
+
+    def _shorten(self, index: int) -> None:
+        """Replace the stages from a timestep on by those of a run that starts there.
+
+        Their coefficients of evaluations before it would find no history.
+        """
+        assert self.plan is not None
+        start = self.plan.stages[self._groups[index][0]].t
+        later = np.flatnonzero(self.plan.grid == start)
+        rest = None
+        if len(later) and later[0] < self.plan.steps:
+            rest = self._make_plan(None, self.plan.grid[later[0] :].tolist())
+        if rest is None or len(self._groups) - index != rest.evaluations:
+            raise ValueError(
+                f"a run of {self.config.solver} can begin at the start of a step only, "
+                f"and timestep {index} is none"
+            )
+        first = self._groups[index][0]
+        self._take((*self._stages[:first], *rest.stages))
+
+
+def _seeds(generator: Generators, rows: int) -> int | list[int]:
+    """A seed of the noise, or one per row for a list of generators."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return _seed(generator)
+    if len(generator) != rows:
+        raise ValueError(f"expected one generator per row, {rows}, got {len(generator)}")
+    return [_seed(one) for one in generator]
+
+
+def _seed(generator: torch.Generator | None) -> int:
+    device = "cpu" if generator is None else generator.device
+    drawn = torch.randint(0, 2**63 - 1, (), dtype=torch.int64, generator=generator, device=device)
+    return int(drawn.item())
+
+
+def _stage(
+    u: torch.Tensor,
+    output: torch.Tensor | None,
+    history: list[torch.Tensor],
+    weights: np.ndarray,
+    seeds: int | list[int],
+    first_index: int,
+    stage_index: int,
+    stream: int,
+    noise: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One stage; with a seed per row, row by row, each the first sample of its seed."""
+    table = torch.from_numpy(weights)[None]
+    if isinstance(seeds, int):
+        state, row, _ = ops.stage(
+            u, () if output is None else (output,), history, table, seed=seeds,
+            first_index=first_index, stage_index=stage_index, stream=stream, noise=noise,
+        )  # fmt: skip
+        return state, row
+    parts = [
+        _stage(
+            u[i : i + 1],
+            None if output is None else output[i : i + 1],
+            [h[i : i + 1] for h in history],
+            weights, seed, 0, stage_index, stream,
+            None if noise is None else noise[i : i + 1],
+        )
+        for i, seed in enumerate(seeds)
+    ]  # fmt: skip
+    states, rows = zip(*parts, strict=True)
+    kept = [row for row in rows if row is not None]
+    return torch.cat(states), torch.cat(kept) if kept else None

@@ -1,0 +1,218 @@
+"""The samplers of gDDIM as plans, for a network that returns R noise: `score = -R^-T eps`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from cldfast.compat.gddim.process import CLD
+from cldfast.compat.gddim.stochastic import LambdaCLD
+from cldfast.plan import Plan, Stage
+
+# The network's noise belongs to the process with numerical_eps, which no general
+# parameterisation knows; `gaussian_law` refuses the name.
+PARAMETERIZATION = "gddim_noise"
+
+
+def rev_times(num_steps: int, ts_order: float = 2.0, t_min: float = CLD.sampling_eps) -> np.ndarray:
+    """Times linear in `t^(1/ts_order)` from T down to t_min, (num_steps + 1,)."""
+    root = 1.0 / ts_order
+    times: np.ndarray = np.linspace(CLD.T**root, t_min**root, num_steps + 1) ** ts_order
+    return times
+
+
+def hybrid_times(
+    num_steps: int,
+    noise_nfe_ratio: float = 0.3,
+    img_t_ratio: float = 0.3,
+    ts_order: float = 2.0,
+    mode: str = "exact",
+) -> np.ndarray:
+    """The grid of `hybdeis` from its configuration values, (num_steps + 1,).
+
+    A linear part down to `img_t_ratio T`, excluded, with the share `noise_nfe_ratio` of the steps;
+    then the power grid on from there, or, in the mode "published", from T once more.
+    """
+    middle, count = CLD.T * img_t_ratio, int(num_steps * noise_nfe_ratio)
+    high = (CLD.T if mode == "published" else middle) ** (1.0 / ts_order)
+    low = CLD.sampling_eps ** (1.0 / ts_order)
+    power = np.linspace(high, low, num_steps - count + 1) ** ts_order
+    return np.concatenate([np.linspace(CLD.T, middle, count, endpoint=False), power])
+
+
+def deis_plan(
+    cld: CLD, rev_timesteps: Any, order: int = 1, form: str = "R", denoising: bool = False
+) -> Plan:
+    """The multistep sampler of degree `order`, interpolating R noise (gDDIM) or L noise (DEIS).
+
+    One evaluation per step. denoising: one more step, see `denoising_stage`.
+    """
+    coefficients = cld.get_deis_coef(order, rev_timesteps, form)
+    return multistep_plan(cld, rev_timesteps, coefficients, form, denoising)
+
+
+def order0_plan(cld: CLD, rev_timesteps: Any, is_em: bool = False, denoising: bool = False) -> Plan:
+    """The sampler with a constant noise over a step; is_em: Euler's method on the ODE."""
+    return multistep_plan(
+        cld, rev_timesteps, cld.get_order0_coef(rev_timesteps, is_em), "R", denoising
+    )
+
+
+def multistep_plan(
+    cld: CLD,
+    rev_timesteps: Any,
+    coefficients: np.ndarray,
+    form: str = "R",
+    denoising: bool = False,
+) -> Plan:
+    """A plan from coefficients in the layout of `CLD.get_deis_coef`, `CLD`'s or your own.
+
+    coefficients: (N, k, 2, 2), psi and then one matrix per noise, the newest first; those of
+    noises that there are not yet must be zero.
+    """
+    times = cld.times(rev_timesteps)
+    t = times[:-1]
+    if coefficients.ndim != 4 or coefficients.shape[0] != len(t):
+        raise ValueError(
+            f"coefficients must be ({len(t)}, k, 2, 2), one row per step, got {coefficients.shape}"
+        )
+    used = np.any(coefficients != 0.0, axis=(2, 3))
+    output, state = _noise_map(cld, t, form)
+    stages: list[Stage] = []
+    for k, (psi, *weights) in enumerate(coefficients):
+        last = max((j for j in range(len(weights)) if used[k, 1 + j]), default=0)
+        if last > k:
+            raise ValueError(
+                f"step {k} has coefficients for {last + 1} noises, but there are {k + 1}"
+            )
+        keep = bool(np.any(used[k + 1 :, 2:]))
+        stages.append(
+            Stage(
+                t=float(t[k]),
+                t_next=float(times[k + 1]),
+                P=psi + weights[0] @ state[k],
+                E=(weights[0] @ output[k],),
+                H=tuple(weights[1 : last + 1]),
+                A=(output[k],) if keep else None,
+                B=state[k] if keep else None,
+            )
+        )
+    # The first step is of order 0, whose local error is of second order.
+    order = min(int(used[:, 1:].sum(axis=1).max()), 2)
+    return _plan(cld, times, stages, order, denoising)
+
+
+def sdeis_plan(
+    cld: CLD,
+    rev_timesteps: Any,
+    order: int = 1,
+    lambda_coef: float = 1.0,
+    denoising: bool = False,
+) -> Plan:
+    """`deis_plan` with noise: lambda_coef 0 is the probability flow, 1 the reverse SDE."""
+    rule = LambdaCLD(cld, lambda_coef)
+    factors = rule.noise_factors(rev_timesteps)
+    flow = multistep_plan(cld, rev_timesteps, rule.weights(order, rev_timesteps))
+    stages = [replace(stage, L=L) for stage, L in zip(flow.stages, factors, strict=True)]
+    # What the noise of a step does within it arrives a step late.
+    return _plan(cld, flow.grid, stages, 1 if lambda_coef > 0.0 else flow.order, denoising)
+
+
+def em_plan(
+    cld: CLD, rev_timesteps: Any, lambda_coef: float = 1.0, denoising: bool = False
+) -> Plan:
+    """Euler's method on `dU = (F U - (1 + lambda^2)/2 G G^T s) dt + lambda G dB`, t running down.
+
+    In the mode "published" the score has the factor (1 + lambda)/2, the same at 0 and 1.
+    """
+    times = cld.times(rev_timesteps)
+    t, way = times[:-1], np.diff(times)[:, None, None]
+    power = 1 if cld.mode == "published" else 2
+    output, state = _score_map(cld, t)
+    G = cld.G(t)
+    pull = -0.5 * (1.0 + lambda_coef**power) * (G @ G)
+    P = np.eye(2) + way * (cld.F(t) + pull @ state)
+    E = way * (pull @ output)
+    L = lambda_coef * np.sqrt(-way) * G
+    stages = [
+        Stage(t=float(t[k]), t_next=float(times[k + 1]), P=P[k], E=(E[k],), L=L[k])
+        for k in range(len(t))
+    ]
+    return _plan(cld, times, stages, 1, denoising)
+
+
+def sscs_plan(cld: CLD, rev_timesteps: Any, denoising: bool = False) -> Plan:
+    """Half a step of the reversed stationary process, a score kick, another half.
+
+    The kick takes the score at the middle time and its own integral of beta; in the mode
+    "published" the score at the start of the step, and the step times `beta(1 - t)`. Half a step is
+    a stage without evaluation, the kick and the other half are one with.
+    """
+    times = cld.times(rev_timesteps)
+    t, s = times[:-1], times[1:]
+    middle = 0.5 * (t + s)
+    tau_t, tau_middle, tau_s = (cld.sde.tau(at) for at in (t, middle, s))
+    published = cld.mode == "published"
+    asked = t if published else middle
+    weight = cld.beta(1.0 - t) * (t - s) if published else tau_t - tau_s
+    output, state = _score_map(cld, asked)
+    pull = weight[:, None, None] * np.diag([0.0, 2.0 * cld.Gamma])
+    kick = np.eye(2) + pull @ (state + np.diag([0.0, cld.m_inv]))
+    first = cld.sde.reversed_transition(tau_t - tau_middle)
+    second = cld.sde.reversed_transition(tau_middle - tau_s)
+    P, E = second.phi @ kick, second.phi @ (pull @ output)
+    first_factor, second_factor = first.factor, second.factor
+    stages: list[Stage] = []
+    for k in range(len(t)):
+        at, end = float(asked[k]), float(s[k])
+        stages += [
+            Stage(t=None, t_next=float(middle[k]), P=first.phi[k], L=first_factor[k]),
+            Stage(t=at, t_next=end, P=P[k], E=(E[k],), L=second_factor[k]),
+        ]
+    return _plan(cld, times, stages, 1, denoising)
+
+
+def denoising_stage(cld: CLD, t: float = CLD.sampling_eps) -> Stage:
+    """Euler's step of the reverse SDE from t to 0 without its noise, one evaluation."""
+    at = np.array([t])
+    output, state = _score_map(cld, at)
+    G = cld.G(at)
+    spread = t * (G @ G)
+    return Stage(
+        t=t,
+        t_next=0.0,
+        P=(np.eye(2) - t * cld.F(at) + spread @ state)[0],
+        E=((spread @ output)[0],),
+    )
+
+
+def _noise_map(cld: CLD, t: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray]:
+    """The noise of a form from what the network returns and the state, (n, 2, 2) each."""
+    output = np.broadcast_to(np.eye(2), (len(t), 2, 2))
+    if form != "R":
+        back = np.swapaxes(cld.inverse_factor(t), -1, -2)
+        output = np.swapaxes(cld.factor(t, form), -1, -2) @ back
+    if not cld.mixed_score:
+        return output, np.zeros_like(output)
+    return output, output @ cld.inverse_factor(t) @ np.diag([0.0, 1.0])
+
+
+def _score_map(cld: CLD, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    output, state = _noise_map(cld, t, "R")
+    back = -np.swapaxes(cld.inverse_factor(t), -1, -2)
+    return back @ output, back @ state
+
+
+def _plan(
+    cld: CLD, times: np.ndarray, stages: Sequence[Stage], order: int, denoising: bool
+) -> Plan:
+    last = float(times[-1])
+    if denoising:
+        if not math.isclose(last, cld.sampling_eps):
+            raise ValueError(f"denoising starts at t = {cld.sampling_eps}, the grid ends at {last}")
+        stages = [*stages, denoising_stage(cld)]
+    return Plan(tuple(stages), cld.sde, "gddim", order, PARAMETERIZATION, times)

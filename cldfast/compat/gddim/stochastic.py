@@ -1,0 +1,110 @@
+"""The stochastic samplers of gDDIM (`sdeis`): the reverse processes between the ODE and the SDE.
+
+The deviation from the predicted data moves down in time by `hat F`,
+
+    hat F = F + (1 + lambda^2)/2 G G^T Sigma^-1,    hat psi(s, t) = R_t C(s, t) R_s^-1,
+    dC(r, t)/dr = -lambda^2/2 C N_r,                N = R^-1 G G^T R^-T,     C(t, t) = I,
+
+and gets noise of the covariance `R_t (I - C C^T) R_t^T`, which keeps its law; lambda is 0 for the
+probability flow and 1 for the reverse SDE.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from scipy.integrate import solve_ivp
+
+from cldfast.compat.gddim.process import CLD
+from cldfast.solvers.exponential import lagrange
+
+# Of the Runge-Kutta method of order 8 for C and the integrals, all of order 1.
+_RTOL, _ATOL = 1e-11, 1e-13
+
+
+class LambdaCLD:
+    """Coefficients of `sdeis` for a process and a lambda >= 0.
+
+    The mode "published" of the process has none: the codebase's equation for the covariance lacks a
+    transpose, so it keeps no law that could be repeated.
+
+    Raises ValueError for that mode, or lambda_coef < 0.
+    Source: Zhang, Tao, Chen (2022), gDDIM, propositions 4 to 6.
+    """
+
+    def __init__(self, cld: CLD, lambda_coef: float = 1.0) -> None:
+        if cld.mode != "exact":
+            raise ValueError("sdeis needs the mode 'exact': its published covariance is none")
+        if not (math.isfinite(lambda_coef) and lambda_coef >= 0.0):
+            raise ValueError(f"lambda_coef must be finite and >= 0, got {lambda_coef}")
+        self.cld, self.lambda_coef = cld, float(lambda_coef)
+
+    def get_deis_coef(self, order: int, rev_timesteps: Any) -> np.ndarray:
+        """Coefficients of degree `order` >= 0 on N steps, (N, order + 4, 2, 2).
+
+        As those of `CLD`, and last the covariance of the step's noise.
+        """
+        factor = self.noise_factors(rev_timesteps)
+        cov = factor @ np.swapaxes(factor, -1, -2)
+        return np.concatenate([self.weights(order, rev_timesteps), cov[:, None]], axis=1)
+
+    def noise_factors(self, rev_timesteps: Any) -> np.ndarray:
+        """Lower factors of the covariances of the steps' noises, (N, 2, 2)."""
+        times = self.cld.times(rev_timesteps)
+        C, _ = self._solve(times[1:], times[:-1], times[:-1, None])
+        # I - C C^T by its eigenvalues, none of which rounding may leave below 0.
+        shrink, axes = np.linalg.eigh(np.eye(2) - C @ np.swapaxes(C, -1, -2))
+        root = self.cld.R(times[1:]) @ (axes * np.sqrt(np.maximum(shrink, 0.0))[:, None, :])
+        lower = np.swapaxes(np.linalg.qr(np.swapaxes(root, -1, -2))[1], -1, -2)
+        signs = np.where(np.diagonal(lower, axis1=-2, axis2=-1) < 0.0, -1.0, 1.0)
+        result: np.ndarray = np.tril(lower * signs[:, None, :])
+        return result
+
+    def weights(self, order: int, rev_timesteps: Any) -> np.ndarray:
+        """psi and the noises' coefficients alone, (N, order + 3, 2, 2)."""
+        if isinstance(order, bool) or not isinstance(order, int | np.integer) or order < 0:
+            raise ValueError(f"order must be an integer >= 0, got {order!r}")
+        times = self.cld.times(rev_timesteps)
+        start, end = times[:-1], times[1:]
+        result = np.zeros((len(start), order + 3, 2, 2))
+        result[:, 0] = self.cld.psi(start, end)
+        for count in range(1, order + 2):
+            steps = np.arange(len(start))
+            steps = steps[np.minimum(steps, order) + 1 == count]
+            if len(steps):
+                nodes = np.stack([times[steps - j] for j in range(count)], axis=1)
+                _, integrals = self._solve(end[steps], start[steps], nodes)
+                move = self.cld.R(end[steps])[:, None] @ integrals
+                result[steps, 1 : 1 + count] = move @ self.cld.R(start[steps])[:, None]
+        return result
+
+    def _solve(
+        self, end: np.ndarray, start: np.ndarray, nodes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """C(start, end) (n, 2, 2), and `-(1 + lambda^2)/2 int C N R^-1 psi(start, r) l_j dr` from
+        end to start, (n, k, 2, 2), all steps as one equation in log r."""
+        n, k = nodes.shape
+        squared = self.lambda_coef**2
+        span = np.log(start / end)
+
+        def slope(share: float, flat: np.ndarray) -> np.ndarray:
+            C = flat.reshape(n, 1 + k, 2, 2)[:, :1]
+            r = np.clip(end * np.exp(share * span), end, start)
+            inverse = self.cld.inverse_factor(r)
+            G = self.cld.G(r)
+            half = 0.5 * inverse @ G @ G @ np.swapaxes(inverse, -1, -2)
+            rate = (C @ half[:, None]) * (r * span)[:, None, None, None]
+            basis = lagrange(nodes, r[:, None])[0] if k > 1 else np.ones((n, 1, 1))
+            inner = rate @ (inverse @ self.cld.psi(start, r))[:, None]
+            parts = -squared * rate, -(1.0 + squared) * inner * basis[..., None]
+            return np.concatenate(parts, axis=1).ravel()
+
+        first = np.zeros((n, 1 + k, 2, 2))
+        first[:, 0] = np.eye(2)
+        solution = solve_ivp(
+            slope, (0.0, 1.0), first.ravel(), "DOP853", t_eval=[1.0], rtol=_RTOL, atol=_ATOL
+        )
+        result = solution.y[:, -1].reshape(n, 1 + k, 2, 2)
+        return result[:, 0], result[:, 1:]

@@ -41,4 +41,4 @@ $(VENV)/installed: $(VENV)/tools pyproject.toml setup.py $(wildcard csrc/*)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info cldfast/_core*.so
+	rm -rf $(VENV) build dist *.egg-info cldfast/_core*.so cldfast/_cuda*.so

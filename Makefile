@@ -37,7 +37,7 @@ $(VENV)/tools: constraints.txt
 
 # ninja and cmake are looked up on the PATH by the build.
 $(VENV)/installed: $(VENV)/tools pyproject.toml setup.py $(wildcard csrc/*)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[demo,dev,ode]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[demo,dev,ode,triton]'
 	touch $@
 
 clean:

@@ -213,7 +213,7 @@ def initial_state(
     *,
     seed: int = 0,
     first_index: int = 0,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
 ) -> torch.Tensor:
@@ -266,7 +266,7 @@ def sample(
     seed, first_index: sample i of a run is sample `first_index + i` of that seed, whatever the
         batch size, thread count or device; seed None draws one from PyTorch's default generator.
     batch_size: rows per network call; None is all at once.
-    device: of the samples; None is that of the network's parameters, or the CPU.
+    device: of the samples; None is that of the network's parameters, or PyTorch's default.
     dtype: of the state, float32 or float64. backend: see `cldfast.ops.stage`.
     noise: normals per stage for all n rows, see `run`. init: states at T, (n, 2d) or (n, 2C, H, W).
     guidance, inpaint: see `run`; `guidance_scale` is an option of `make_plan`.
@@ -343,4 +343,4 @@ def device_of(net: Network) -> torch.device:
     if isinstance(net, torch.nn.Module):
         for parameter in net.parameters():
             return parameter.device
-    return torch.device("cpu")
+    return torch.get_default_device()

@@ -4,7 +4,7 @@
     _core <- backends <- ops,  philox <- reference <- ops                            the executor
 
 The planner imports no torch, the executor no process; `sampling` and `losses` (with their parts
-`inpainting` and `times`) bring them together, and what stands above may use both. A new module of
+`graphs`, `inpainting` and `times`) bring them together, and what stands above may use both. A new module of
 the planner or the executor is not importable by its neighbours before it has its line here.
 """
 
@@ -42,7 +42,7 @@ EXECUTOR = {
     "backends": "_core _cuda backends philox reference",
     "ops": "backends ops philox reference",
 }
-MEETING = {"sampling", "losses", "inpainting", "times"}
+MEETING = {"sampling", "losses", "inpainting", "times", "graphs"}
 # What is built on both. Only the two that report on the core itself may ask for it.
 ABOVE = {"__init__", "__main__", "bench", "certify", "cli", "demo", "info", "train", "train_config"}
 ABOVE |= {"flow_likelihood", "probability_flow"}

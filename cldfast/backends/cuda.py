@@ -123,7 +123,7 @@ def stage(
         )  # fmt: skip
     if out is not None and state is not out:
         state = out.copy_(state)
-    if row_out is not None and rows_made is not row_out:
+    if row_out is not None and rows_made is not None and rows_made is not row_out:
         rows_made = row_out.copy_(rows_made)
     return state, rows_made, copy
 

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint sanitize bench clean
+.PHONY: demo test lint sanitize bench gpu-check gpu-bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m cldfast demo --out demo
@@ -29,6 +29,13 @@ sanitize: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m cldfast bench --out benchmarks/results
 
+# On a machine with a GPU, by the Python that has PyTorch with CUDA; nothing is installed or downloaded.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py
+
+gpu-bench:
+	$(PYTHON) benchmarks/gpu_bench.py
+
 # What builds the core is installed here too, so that a changed source rebuilds incrementally.
 $(VENV)/tools: constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,8 +44,8 @@ $(VENV)/tools: constraints.txt
 
 # ninja and cmake are looked up on the PATH by the build.
 $(VENV)/installed: $(VENV)/tools pyproject.toml setup.py $(wildcard csrc/*)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[demo,dev,ode,diffusers]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[demo,dev,ode,triton,diffusers]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info cldfast/_core*.so
+	rm -rf $(VENV) build dist *.egg-info cldfast/_core*.so cldfast/_cuda*.so

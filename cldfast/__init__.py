@@ -2,6 +2,7 @@
 
 from cldfast.error_budget import ErrorBudget
 from cldfast.flow_likelihood import Likelihood, likelihood
+from cldfast.graphs import GraphWarning
 from cldfast.grid_search import optimise_grid
 from cldfast.grids import make_grid
 from cldfast.info import info
@@ -34,6 +35,7 @@ __all__ = [
     "CosineBeta",
     "ErrorBudget",
     "ExponentialBeta",
+    "GraphWarning",
     "Inpainting",
     "Likelihood",
     "LinearBeta",

@@ -23,11 +23,12 @@ def info() -> dict[str, Any]:
 
     Keys: `versions` (name -> version or None), `backends` (name -> "available" or the reason it is
     not), `auto` (device type -> backend that "auto" takes), `core` (what the compiled module says
-    of itself, None if missing), `threads` (PyTorch's count), `platform`, `device`.
+    of itself, None if missing), `cuda` (architectures and runtime that the CUDA kernels were built
+    for, None if they were not), `threads` (PyTorch's count), `platform`, `device`.
     """
-    missing = ops.missing_core()
+    missing = {name: ops.missing_backend(name) for name in ops.BACKENDS if name != "auto"}
     core: dict[str, Any] | None = None
-    if not missing:
+    if not missing["cpu"]:
         from cldfast import _core
 
         core = _core.info()
@@ -35,12 +36,21 @@ def info() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
         "backends": {
-            "cpu": f"not available: {missing}" if missing else "available",
-            "reference": "available",
+            name: f"not available: {reason}" if reason else "available"
+            for name, reason in missing.items()
         },
-        "auto": {"cpu": "reference" if missing else "cpu", "cuda": "reference"},
+        "auto": {device: ops.automatic_backend(device) for device in ("cpu", "cuda")},
         "core": core,
+        "cuda": _cuda_build(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
+
+
+def _cuda_build() -> dict[str, Any] | None:
+    try:
+        from cldfast import _cuda
+    except ImportError:
+        return None
+    return {"architectures": _cuda.ARCHITECTURES.split(), "runtime": _cuda.CUDART_VERSION}

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cldfast import ops
+from cldfast import graphs, ops
+from cldfast.graphs import shares_memory
 from cldfast.grids import Grid
 from cldfast.inpainting import Inpainting
 from cldfast.philox import STREAM_INITIAL_STATE, STREAM_SAMPLER
@@ -45,6 +46,7 @@ def run(
     callback: Callback | None = None,
     progress: bool = False,
     differentiable: bool = False,
+    graph: bool = False,
 ) -> torch.Tensor:
     """Take states at `plan.grid[0]` through the plan; returns the final states, shaped like u.
 
@@ -61,6 +63,9 @@ def run(
     callback: `callback(step, t, u)` after stage number `step`, at time t; a returned tensor
         replaces the state, `cldfast.StopSampling` ends the run.
     progress: a tqdm bar over the stages. differentiable: keep the autograd graph through the run.
+    graph: capture steps (network and stage) as CUDA graphs and replay them; the network must do the
+        same at every step, without looking at values. Where that cannot be, a
+        `cldfast.GraphWarning` says why and the run goes step by step.
 
     Raises ValueError or TypeError for states, networks or noise of the wrong shape, dtype or
     device.
@@ -83,12 +88,22 @@ def run(
         net = _with_term(net, guidance)
     if inpaint is not None:
         inpaint.check(u)
-    loop = _Loop(plan, net, u, seed, first_index, backend, differentiable)
-    stages: Any = enumerate(plan.stages)
+    stages: Any = plan.stages
     if progress:
         stages = _progress(stages, len(plan.stages), plan.solver)
+    loop = _Loop(plan, net, u, seed, first_index, backend, differentiable)
+    if graph:
+        host = {"callbacks": callback, "given noise": noise, "inpainting": inpaint}
+        refused = {name: value is not None for name, value in host.items()}
+        reason = graphs.obstacle(
+            plan, u, loop.backend, {**refused, "differentiable runs": differentiable}
+        )
+        if not reason:
+            with torch.no_grad():
+                return loop.recorded(graphs.CudaGraphs(u.device)).run(stages)
+        graphs.warn(reason)
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-        for index, stage in stages:
+        for index, stage in enumerate(stages):
             state = loop.step(index, stage, None if noise is None else noise[index])
             if inpaint is not None:
                 last = index == len(plan.stages) - 1
@@ -145,16 +160,15 @@ class _Loop:
         times = [0.0 if stage.t is None else stage.t for stage in plan.stages]
         self.times = torch.tensor(times, dtype=u.dtype, device=u.device)
 
-    def evaluate(self, index: int, stage: Stage) -> tuple[torch.Tensor, ...]:
-        t = self.times[index].expand(self.u.shape[0])
-        result = self.net(self.u, t)
+    def evaluate(self, stage: Stage, u: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        result = self.net(u, t)
         outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
         if len(outputs) != len(stage.E):
             raise ValueError(
                 f"the network must return {len(stage.E)} tensor(s) here, got {len(outputs)}"
             )
         for output, block in zip(outputs, stage.E, strict=True):
-            planes = ops.check_planes("the network's output", output, self.u, self.channels)
+            planes = ops.check_planes("the network's output", output, u, self.channels)
             if planes != block.shape[1]:
                 raise ValueError(
                     f"parameterization {self.plan.parameterization!r} needs a network output of "
@@ -162,8 +176,19 @@ class _Loop:
                 )
         return outputs
 
+    def recorded(self, record: graphs.Recorder) -> graphs.Recording:
+        """This run with its steps recorded."""
+        advance = ops.backend_advance(self.backend)
+        assert advance is not None  # see graphs.obstacle
+        return graphs.Recording(
+            self.plan, self.evaluate, self.u, self.seed, self.first_index, self.stage_function,
+            advance, record,
+        )  # fmt: skip
+
     def step(self, index: int, stage: Stage, noise: torch.Tensor | None) -> torch.Tensor:
-        outputs = self.evaluate(index, stage) if stage.evaluates else ()
+        outputs: tuple[torch.Tensor, ...] = ()
+        if stage.evaluates:
+            outputs = self.evaluate(stage, self.u, self.times[index].expand(self.u.shape[0]))
         history = [self.history[k] for k in range(len(stage.H))]
         if self.differentiable or noise is not None:
             self.u, row, _ = ops.stage(
@@ -172,7 +197,7 @@ class _Loop:
                 noise=noise, backend=self.backend,
             )  # fmt: skip
         else:
-            reuse = self.owned and not any(_shares_memory(o, self.u) for o in outputs)
+            reuse = self.owned and not any(shares_memory(o, self.u) for o in outputs)
             self.u, row, _ = self.stage_function(
                 self.u, outputs, history, self.tables[index], seed=self.seed,
                 first_index=self.first_index, stage_index=index, stream=STREAM_SAMPLER,
@@ -193,10 +218,6 @@ class _Loop:
         self.u = u
 
 
-def _shares_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-
-
 def _progress(stages: Any, total: int, name: str) -> Any:
     try:
         from tqdm.auto import tqdm
@@ -213,7 +234,7 @@ def initial_state(
     *,
     seed: int = 0,
     first_index: int = 0,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
 ) -> torch.Tensor:
@@ -255,6 +276,7 @@ def sample(
     callback: Callback | None = None,
     progress: bool = False,
     return_velocity: bool = False,
+    graph: bool = False,
     **options: Any,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Draw samples: `x` of the given shape, or `(x, v)` with `return_velocity`.
@@ -266,11 +288,11 @@ def sample(
     seed, first_index: sample i of a run is sample `first_index + i` of that seed, whatever the
         batch size, thread count or device; seed None draws one from PyTorch's default generator.
     batch_size: rows per network call; None is all at once.
-    device: of the samples; None is that of the network's parameters, or the CPU.
+    device: of the samples; None is that of the network's parameters, or PyTorch's default.
     dtype: of the state, float32 or float64. backend: see `cldfast.ops.stage`.
     noise: normals per stage for all n rows, see `run`. init: states at T, (n, 2d) or (n, 2C, H, W).
     guidance, inpaint: see `run`; `guidance_scale` is an option of `make_plan`.
-    callback, progress: see `run`; the callback is called per batch.
+    callback, progress, graph: see `run`; the callback is called per batch.
 
     Raises ValueError or TypeError naming what was expected.
     """
@@ -324,6 +346,7 @@ def sample(
                 inpaint=None if inpaint is None else inpaint.rows(start, stop),
                 callback=callback,
                 progress=progress,
+                graph=graph,
             )  # fmt: skip
         )
     u = torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -343,4 +366,4 @@ def device_of(net: Network) -> torch.device:
     if isinstance(net, torch.nn.Module):
         for parameter in net.parameters():
             return parameter.device
-    return torch.device("cpu")
+    return torch.get_default_device()

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bind_planes.h"
 #include "philox.h"
 #include "residual_cpu.h"
 #include "stage_cpu.h"
@@ -14,40 +15,6 @@
 namespace py = pybind11;
 
 namespace {
-
-int64_t integer(PyObject* tuple, Py_ssize_t i) {
-  const int64_t value = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, i));
-  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
-  return value;
-}
-
-// Numbers that describe one tensor: pointer, planes, dtype, and the strides of batch, plane, channel
-// and inner position, in elements.
-constexpr Py_ssize_t FIELDS = 7;
-
-// Writes down the planes of each tensor in a flat tuple of FIELDS integers a tensor; `before` are there.
-int read_planes(const py::tuple& tensors, cldfast::Plane* planes, int before = 0) {
-  PyObject* tuple = tensors.ptr();
-  const Py_ssize_t size = PyTuple_GET_SIZE(tuple);
-  if (size % FIELDS != 0) throw std::invalid_argument("a tensor is described by 7 integers");
-  int count = 0;
-  for (Py_ssize_t i = 0; i < size; i += FIELDS) {
-    char* data = reinterpret_cast<char*>(integer(tuple, i));
-    const int64_t number = integer(tuple, i + 1);
-    const int64_t code = integer(tuple, i + 2);
-    if (code < 0 || code > 3) throw std::invalid_argument("unknown dtype code " + std::to_string(code));
-    if (number < 0 || number > cldfast::MAX_PLANES - before - count) {
-      throw std::invalid_argument("at most " + std::to_string(cldfast::MAX_PLANES) + " planes");
-    }
-    const cldfast::Dtype dtype = static_cast<cldfast::Dtype>(code);
-    const int64_t bytes = code == 0 ? 4 : code == 1 ? 8 : 2;
-    for (int64_t p = 0; p < number; ++p) {
-      planes[count++] = {data + p * integer(tuple, i + 4) * bytes, integer(tuple, i + 3),
-                         integer(tuple, i + 5), integer(tuple, i + 6), dtype};
-    }
-  }
-  return count;
-}
 
 void stage(const py::tuple& inputs, const py::tuple& outputs, const py::tuple& copies, int64_t rows,
            int64_t channels, int64_t inner, int compute, uintptr_t weights, int64_t matrices,
@@ -59,9 +26,9 @@ void stage(const py::tuple& inputs, const py::tuple& outputs, const py::tuple& c
   args.channels = channels;
   args.inner = inner;
   args.compute = static_cast<cldfast::Dtype>(compute);
-  args.inputs = read_planes(inputs, args.input);
-  args.outputs = read_planes(outputs, args.output);
-  args.copies = read_planes(copies, args.copy);
+  args.inputs = cldfast::read_planes(inputs, args.input);
+  args.outputs = cldfast::read_planes(outputs, args.output);
+  args.copies = cldfast::read_planes(copies, args.copy);
   for (int i = 0; i < args.copies; ++i) args.copy_of[i] = i;
   args.weights = reinterpret_cast<const double*>(weights);
   args.matrices = matrices;
@@ -109,9 +76,9 @@ void residual(const py::tuple& outputs, const py::tuple& others, const py::tuple
   args.inner = inner;
   args.compute = static_cast<cldfast::Dtype>(compute);
   args.residuals = static_cast<int>(residuals);
-  args.outputs = read_planes(outputs, args.input);
-  args.inputs = args.outputs + read_planes(others, args.input + args.outputs, args.outputs);
-  const int written = read_planes(gradients, args.gradient);
+  args.outputs = cldfast::read_planes(outputs, args.input);
+  args.inputs = args.outputs + cldfast::read_planes(others, args.input + args.outputs, args.outputs);
+  const int written = cldfast::read_planes(gradients, args.gradient);
   args.wants_gradient = written > 0;
   args.weights = reinterpret_cast<const double*>(weights);
   args.scale = reinterpret_cast<const double*>(scale);

@@ -1,4 +1,6 @@
-"""Fits the minimax polynomials of csrc/polynomials.h: `python csrc/fit_polynomials.py` writes it.
+"""Fits the minimax polynomials of the normals: `python csrc/fit_polynomials.py` writes them.
+
+To csrc/polynomials.h, and the same numbers to cldfast/backends/polynomials.py.
 
 Remez exchange in 60-digit arithmetic (mpmath). Each fit minimises the largest weighted error on its
 interval; the weight turns an error of the polynomial into a relative error of the function that it
@@ -132,9 +134,17 @@ CLDFAST_HD F horner(F x, C first, Rest... rest) {
 """
 
 
+PYTHON_HEADER = """\
+\"\"\"Minimax polynomials of the normals. Written by csrc/fit_polynomials.py; do not edit.
+
+The same numbers as csrc/polynomials.h, lowest order first; what they approximate stands there.
+\"\"\"
+"""
+
+
 def main() -> None:
-    """Write csrc/polynomials.h."""
-    text = HEADER
+    """Write csrc/polynomials.h and cldfast/backends/polynomials.py."""
+    text, python = HEADER, PYTHON_HEADER
     for name, function, weight, low, high, degrees, meaning in FITS:
         for scalar, degree, suffix, digits in zip(
             ("float", "double"), degrees, ("f", ""), (9, 17), strict=True
@@ -147,9 +157,14 @@ def main() -> None:
                 f"\n// {meaning}; relative error 2^{float(mp.log(worst, 2)):.1f}.\n"
                 f"template <class F>\nCLDFAST_HD F {name}(F x, {scalar}) {{\n{body}\n}}\n"
             )
+            numbers = "".join(f"    {mp.nstr(c, digits)},\n" for c in coefficients)
+            bits = {"float": 32, "double": 64}[scalar]
+            python += f"\n{name.upper()}_{bits} = (\n{numbers})\n"
             print(f"{name} {scalar} degree {degree}: 2^{float(mp.log(worst, 2)):.1f}")
     text += "\n}  // namespace\n}  // namespace CLDFAST_LEVEL\n}  // namespace cldfast\n"
-    Path(__file__).with_name("polynomials.h").write_text(text)
+    here = Path(__file__).resolve().parent
+    (here / "polynomials.h").write_text(text)
+    (here.parent / "cldfast" / "backends" / "polynomials.py").write_text(python)
 
 
 if __name__ == "__main__":

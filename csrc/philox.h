@@ -26,15 +26,43 @@ struct Words {
 };
 
 template <class Wide>
+CLDFAST_HD Words<Wide> philox_round(Words<Wide> c, uint32_t k0, uint32_t k1) {
+  const Wide p0 = multiply_low(c.w0, MULTIPLIER_0);
+  const Wide p1 = multiply_low(c.w2, MULTIPLIER_1);
+  return {(p1 >> 32) ^ c.w1 ^ k0, p1, (p0 >> 32) ^ c.w3 ^ k1, p0};
+}
+
+template <class Wide>
 CLDFAST_HD Words<Wide> philox4x32(Words<Wide> c, uint64_t key) {
   uint32_t k0 = static_cast<uint32_t>(key);
   uint32_t k1 = static_cast<uint32_t>(key >> 32);
   for (int round = 0; round < PHILOX_ROUNDS; ++round) {
-    const Wide p0 = multiply_low(c.w0, MULTIPLIER_0);
-    const Wide p1 = multiply_low(c.w2, MULTIPLIER_1);
-    c = {(p1 >> 32) ^ c.w1 ^ k0, p1, (p0 >> 32) ^ c.w3 ^ k1, p0};
+    c = philox_round(c, k0, k1);
     k0 += WEYL_0;
     k1 += WEYL_1;
+  }
+  return c;
+}
+
+// The keys of all rounds, for devices that read them from constant memory for nothing.
+struct RoundKeys {
+  uint32_t k0[PHILOX_ROUNDS], k1[PHILOX_ROUNDS];
+};
+
+inline RoundKeys round_keys(uint64_t key) {
+  RoundKeys keys;
+  for (int round = 0; round < PHILOX_ROUNDS; ++round) {
+    const uint32_t number = static_cast<uint32_t>(round);
+    keys.k0[round] = static_cast<uint32_t>(key) + number * WEYL_0;
+    keys.k1[round] = static_cast<uint32_t>(key >> 32) + number * WEYL_1;
+  }
+  return keys;
+}
+
+template <class Wide>
+CLDFAST_HD Words<Wide> philox4x32(Words<Wide> c, const RoundKeys& keys) {
+  for (int round = 0; round < PHILOX_ROUNDS; ++round) {
+    c = philox_round(c, keys.k0[round], keys.k1[round]);
   }
   return c;
 }

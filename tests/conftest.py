@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -9,13 +10,29 @@ import torch
 
 from cldfast import ops
 
-BACKENDS = ["reference"] if ops.missing_core() else ["cpu", "reference"]
+BACKENDS = [name for name in ops.BACKENDS if name != "auto" and not ops.missing_backend(name)]
+GPU_BACKENDS = ("cuda", "triton")
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    """Each backend that can run on this machine."""
-    return str(request.param)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each backend that can run on this machine, with new tensors on a device that it serves."""
+    name = str(request.param)
+    if name not in GPU_BACKENDS:
+        yield name
+        return
+    # A matrix of all rows belongs to the host, also where a test makes everything on the device.
+    module = sys.modules["cldfast.ops.stage"]
+    check = module.check_weights
+
+    def on_host(weights, rows, columns, device):  # type: ignore[no-untyped-def]
+        shared = isinstance(weights, torch.Tensor) and weights.dim() == 3 and len(weights) == 1
+        return check(weights.cpu() if shared else weights, rows, columns, device)
+
+    monkeypatch.setattr(module, "check_weights", on_host)
+    torch.set_default_device("cuda")
+    yield name
+    torch.set_default_device(None)
 
 
 @pytest.fixture(autouse=True)

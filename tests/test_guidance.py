@@ -120,7 +120,7 @@ def test_inpainting_keeps_the_known_and_follows_the_joint_law(backend, solver, o
     rho = 0.8
     data_cov = np.array([[1.0, rho], [rho, 1.0]]) * 0.25
     values, vectors = np.linalg.eigh(data_cov)
-    rotation = torch.from_numpy(vectors).float()
+    rotation = torch.from_numpy(vectors).float().to(known.device)
 
     def net(u, t):
         kernel = SDE.marginal(float(t[0]))
@@ -188,12 +188,14 @@ def test_trajectory_in_memory_and_in_a_file(tmp_path, every, backend):
     run(plan, unconditional, u, callback=lambda k, t, u: seen.append(u.clone()), backend=backend)
     memory = Trajectory(every)
     run(plan, unconditional, u, callback=memory, backend=backend)
-    assert torch.equal(memory.states, torch.stack(seen[::every]))
+    assert torch.equal(memory.states, torch.stack(seen[::every]).cpu())
     assert memory.times == pytest.approx(plan.grid[1:][::every])
     mapped = Trajectory(every, tmp_path / "states.npy", len(plan.stages))
     run(plan, unconditional, u, callback=mapped, backend=backend)
     assert isinstance(mapped.states, np.memmap)
-    assert np.array_equal(np.load(tmp_path / "states.npy"), torch.stack(seen[::every]).numpy())
+    assert np.array_equal(
+        np.load(tmp_path / "states.npy"), torch.stack(seen[::every]).cpu().numpy()
+    )
 
 
 def test_bad_trajectories_are_refused(tmp_path):

@@ -91,7 +91,7 @@ def test_perturbed_data_follow_the_kernel(backend, sde):
     n, t = 40000, 0.13
     x0 = torch.full((n, 1), 0.7, dtype=F64)
     u, _ = perturb(sde, x0, torch.full((n,), t, dtype=F64), seed=1, backend=backend)
-    z = addressed_noise(n, 1, 1)
+    u, z = u.cpu(), addressed_noise(n, 1, 1).cpu()
     kernel = sde.marginal(t)
     d = np.diag(kernel.cov)
     assert np.all(np.abs(u.numpy().mean(0) - 0.7 * kernel.mean) < 5 * np.sqrt(d / n))

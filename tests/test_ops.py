@@ -55,7 +55,7 @@ def test_noise_is_addressed_by_seed_and_sample(backend):
         u, weights=weights, seed=2**63 + 5, first_index=11, stage_index=3, stream=1, backend=backend
     )
     z_x, z_v = pair_normals(2**63 + 5, 11 * 3, 21, 3, 1, torch.float32)
-    expected = torch.cat([z_x.reshape(7, 3), z_v.reshape(7, 3)], 1)
+    expected = torch.cat([z_x.reshape(7, 3), z_v.reshape(7, 3)], 1).to(state.device)
     # Two units in the last place of numbers up to 6.76.
     assert torch.allclose(state, expected, rtol=2.5e-7, atol=1e-7)
 

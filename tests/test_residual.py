@@ -117,7 +117,7 @@ def test_works_under_autocast(backend):
     seen = []
     for enabled in (False, True):
         layer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        with torch.autocast(u.device.type, torch.bfloat16, enabled=enabled):
             output = layer(u)
             assert output.dtype == (torch.bfloat16 if enabled else torch.float32)
             loss = ops.residual(output, u, weights, reduction="mean", backend=backend)

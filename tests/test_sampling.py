@@ -103,7 +103,7 @@ def test_images_and_channels_last(backend):
 
 def test_initial_state_has_the_stationary_law(backend):
     sde = CLD(x_noise=0.8)
-    u = initial_state(sde, (50000, 1), seed=3, dtype=torch.float64, backend=backend).numpy()
+    u = initial_state(sde, (50000, 1), seed=3, dtype=torch.float64, backend=backend).cpu().numpy()
     cov, d = sde.prior().cov, np.diag(sde.prior().cov)
     error = np.sqrt((np.outer(d, d) + cov**2) / 50000)
     assert np.all(np.abs(np.cov(u.T) - cov) < 5 * error)

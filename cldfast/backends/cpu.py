@@ -10,62 +10,10 @@ from collections.abc import Sequence
 import torch
 
 from cldfast import _core
+from cldfast.backends.planes import CODES, WORD, Description, describe, room, strided
 
-# Dtype codes of csrc/stage.h.
-CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-WORD = 2**64 - 1
 SERIAL_PAIRS: int = _core.SERIAL_PAIRS
 _run = _core.stage
-
-Description = tuple[int, ...]
-
-
-def _strided(tensor: torch.Tensor, channels: int) -> Description | None:
-    """The core's description of a tensor that is not contiguous, or None where it has none.
-
-    The positions of a channel must form one arithmetic progression of addresses, as they do in
-    batch slices, channel slices and channels-last tensors.
-    """
-    shape, strides = tensor.shape, tensor.stride()
-    inner_stride = expected = None
-    for size, stride in zip(reversed(shape[2:]), reversed(strides[2:]), strict=True):
-        if size == 1:
-            continue
-        if inner_stride is None:
-            inner_stride = stride
-        elif stride != expected:
-            return None
-        expected = stride * size
-    return (
-        tensor.data_ptr(), shape[1] // channels, CODES[tensor.dtype],
-        strides[0], strides[1] * channels, strides[1], inner_stride or 0,
-    )  # fmt: skip
-
-
-def describe(
-    tensor: torch.Tensor, channels: int, inner: int, keep: list[torch.Tensor]
-) -> Description:
-    """What `_core.stage` wants to know of an input; `keep` holds a copy that it needs to live."""
-    if not tensor.is_contiguous():
-        described = _strided(tensor, channels)
-        if described is not None:
-            return described
-        tensor = tensor.contiguous()
-        keep.append(tensor)
-    planes = tensor.shape[1] // channels
-    width = channels * inner
-    return (tensor.data_ptr(), planes, CODES[tensor.dtype], planes * width, width, inner, 1)
-
-
-def room(planes: int, channels: int, dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
-    """Room for planes of the shape of `like`'s, in its memory format."""
-    memory_format = torch.contiguous_format
-    if not like.is_contiguous():
-        for dims, other in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-            if like.dim() == dims and like.is_contiguous(memory_format=other):
-                memory_format = other
-    shape = (like.shape[0], planes * channels, *like.shape[2:])
-    return torch.empty(shape, dtype=dtype, memory_format=memory_format)
 
 
 def stage(
@@ -113,7 +61,7 @@ def stage(
 
     if out is not None:
         # A layout that the core cannot describe is written by way of a copy.
-        plain = out.is_contiguous() or _strided(out, channels) is not None
+        plain = out.is_contiguous() or strided(out, channels) is not None
         state = out if plain else torch.empty_like(out, memory_format=torch.contiguous_format)
     elif u is not None and u.is_contiguous():
         state = torch.empty_like(u)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from cldfast import _core
-from cldfast.backends.cpu import CODES, SERIAL_PAIRS, WORD, Description, describe, room
+from cldfast.backends.cpu import SERIAL_PAIRS
+from cldfast.backends.planes import CODES, WORD, Description, describe, room
 
 _run = _core.residual
 

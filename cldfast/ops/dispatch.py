@@ -5,102 +5,131 @@ A backend takes its arguments as valid, as `cldfast.ops` leaves them.
 
 from __future__ import annotations
 
-import math
+import importlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 
-from cldfast import reference
-
-try:
-    from cldfast.backends import cpu, cpu_residual
-except ImportError as error:  # the compiled core was not built
-    _core_missing = str(error)
-else:
-    _core_missing = ""
-
-BACKENDS = ("auto", "cpu", "reference")
 StageResult = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
 class BackendWarning(UserWarning):
-    """The compiled core is missing and the reference runs instead."""
+    """A faster backend is missing and a slower one runs instead."""
 
 
-_warned = False
+@dataclass(frozen=True)
+class _Backend:
+    """devices: types of device that it serves, None for any. modules: where its functions are."""
+
+    devices: tuple[str, ...] | None
+    stage: str
+    residual: str
 
 
-def resolve_backend(backend: str, device: torch.device) -> str:
-    """The backend that serves `device`: "cpu" or "reference" for "auto", else the name checked.
+_MODULES = "cldfast.backends"
+_TABLE = {
+    "cpu": _Backend(("cpu",), f"{_MODULES}.cpu", f"{_MODULES}.cpu_residual"),
+    "cuda": _Backend(("cuda",), f"{_MODULES}.cuda", f"{_MODULES}.cuda_residual"),
+    "triton": _Backend(("cuda",), f"{_MODULES}.triton", f"{_MODULES}.triton_residual"),
+    "reference": _Backend(None, f"{_MODULES}.plain", f"{_MODULES}.plain"),
+}
+BACKENDS = ("auto", *_TABLE)
+# The fastest first; the reference serves every device.
+_PREFERRED = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+_NAMES = {"cpu": "the CPU", "cuda": "a CUDA device"}
 
-    Raises ValueError for an unknown name or one that cannot serve the device or is not built.
-    """
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
-    if backend == "reference":
-        return backend
-    if backend == "cpu":
-        if device.type != "cpu":
-            raise ValueError(f"backend 'cpu' needs tensors on the CPU, got device {device}")
-        if _core_missing:
-            raise ValueError(f"backend 'cpu' is not available: {_core_missing}")
-        return backend
-    if device.type != "cpu":
-        return "reference"
-    if _core_missing:
-        _warn_once()
-        return "reference"
-    return "cpu"
+
+@cache
+def _load(name: str) -> str:
+    """Why a backend cannot run on this machine, or an empty string; imports it if it can."""
+    try:
+        module = importlib.import_module(_TABLE[name].stage)
+        importlib.import_module(_TABLE[name].residual)
+        if hasattr(module, "require_device"):
+            module.require_device()
+    except ImportError as error:
+        return str(error)
+    return ""
+
+
+@torch.compiler.assume_constant_result  # type: ignore[misc]
+def missing_backend(name: str) -> str:
+    """Why a backend cannot run on this machine, or an empty string."""
+    return _load(name)
 
 
 def missing_core() -> str:
-    """Why the compiled core could not be loaded, or an empty string."""
-    return _core_missing
+    """Why the compiled core of the CPU could not be loaded, or an empty string."""
+    return missing_backend("cpu")
 
 
-def _warn_once() -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        warnings.warn(
-            f"cldfast: the compiled core is missing ({_core_missing}); the slower plain PyTorch "
-            "reference runs instead. Reinstall with a C++17 compiler at hand to build it.",
-            BackendWarning,
-            stacklevel=4,
-        )
+@cache
+def _first_found(device_type: str) -> str:
+    return next(name for name in _PREFERRED.get(device_type, ("reference",)) if not _load(name))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[misc]
+def automatic_backend(device_type: str) -> str:
+    """The backend that "auto" takes for a type of device."""
+    return _first_found(device_type)
+
+
+def resolve_backend(backend: str, device: torch.device) -> str:
+    """The backend that serves `device`: the fastest one found for "auto", else the name checked.
+
+    Raises ValueError for an unknown name or one that cannot serve the device or run here.
+    """
+    if backend == "auto":
+        found = automatic_backend(device.type)
+        if found == "reference" and device.type in _PREFERRED:
+            _warn_once(device.type)
+        return found
+    if backend not in _TABLE:
+        raise ValueError(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
+    devices = _TABLE[backend].devices
+    if devices is not None and device.type not in devices:
+        wanted = " or ".join(_NAMES[name] for name in devices)
+        raise ValueError(f"backend {backend!r} needs tensors on {wanted}, got device {device}")
+    missing = missing_backend(backend)
+    if missing:
+        raise ValueError(f"backend {backend!r} is not available: {missing}")
+    return backend
+
+
+_REINSTALL = {
+    "cpu": "the compiled core is missing ({}); the slower plain PyTorch reference runs instead. "
+    "Reinstall with a C++17 compiler at hand to build it.",
+    "cuda": "no GPU kernels were found ({}); the slower plain PyTorch reference runs instead. "
+    "Reinstall with nvcc at hand to build them, or install Triton.",
+}
+
+
+@cache
+def _warn_once(device_type: str) -> None:
+    text = _REINSTALL[device_type].format(_load(_PREFERRED[device_type][0]))
+    warnings.warn(f"cldfast: {text}", BackendWarning, stacklevel=4)
 
 
 def backend_stage(name: str) -> Callable[..., StageResult]:
     """The stage function of a resolved backend; it takes its arguments as valid."""
-    return cpu.stage if name == "cpu" else _reference_stage
+    return _function(name, "stage")  # type: ignore[no-any-return]
 
 
 def backend_residual(name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
     """The residual function of a resolved backend with a kernel, as `cpu_residual.residual`."""
-    return {"cpu": cpu_residual.residual}[name]
+    return _function(name, "residual")  # type: ignore[no-any-return]
 
 
-def _reference_stage(
-    u: torch.Tensor | None,
-    outputs: Sequence[torch.Tensor],
-    history: Sequence[torch.Tensor],
-    weights: torch.Tensor,
-    *,
-    seed: int = 0,
-    first_index: int = 0,
-    stage_index: int = 0,
-    stream: int = 0,
-    noise: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
-    cast: torch.dtype | None = None,
-) -> StageResult:
-    if weights.shape[0] == 1 and not all(map(math.isfinite, weights.flatten().tolist())):
-        raise ValueError("weights must be finite, got NaN or infinity")
-    state, row = reference.stage(
-        u, outputs, history, weights,
-        seed=seed, first_index=first_index, stage_index=stage_index, stream=stream, noise=noise,
-    )  # fmt: skip
-    if out is not None:
-        state = out.copy_(state)
-    return state, row, None if cast is None else state.to(cast)
+def backend_advance(name: str) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None:
+    """`advance(step, times, time)` of a backend that keeps the step on its device, else None."""
+    return getattr(importlib.import_module(_TABLE[name].stage), "advance", None)
+
+
+@cache
+def _function(name: str, operation: str) -> Any:
+    module = importlib.import_module(getattr(_TABLE[name], operation))
+    return getattr(module, operation)

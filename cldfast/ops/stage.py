@@ -55,7 +55,7 @@ def stage(
         and the last two counter words.
     noise: (B, 2C, ...) normals to use instead.
     out: where to write u', may be u itself. cast: also return u' in this dtype.
-    backend: "auto", "cpu" or "reference".
+    backend: "auto" (the fastest there is), "cpu", "cuda", "triton" or "reference".
 
     Returns (u', history rows (B, qC, ...) or None, cast copy or None). Differentiable in u, outputs
     and history. Raises ValueError or TypeError before anything is written.

@@ -1,0 +1,254 @@
+"""`make gpu-check`: build, then every operation on `cuda` and `triton` against the reference.
+
+First what needs a GPU and is no ordinary test (words of long runs, more than 2^31 pairs, captured
+loops, CPU against GPU), then the operations' test files, then the first part once more under
+compute-sanitizer where there is one. Eight minutes at most.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import gpu_setup
+
+TESTS = (
+    "test_ops.py", "test_residual.py", "test_sampling.py", "test_guidance.py", "test_losses.py",
+    "test_cuda_build.py", "test_graphs.py",
+)  # fmt: skip
+BACKENDS = ("cuda", "triton")
+# Seconds that are left to the sanitizer, which slows kernels down by a lot.
+_SANITIZER_LIMIT = 150
+
+
+def words() -> None:
+    """Bit for bit those of the CPU, past 2^32 calls and across the sign of 64-bit numbers."""
+    import importlib
+
+    import torch
+
+    from cldfast import _core
+
+    for name in BACKENDS:
+        module = importlib.import_module(f"cldfast.backends.{name}")
+        for seed, first, count, stage, stream in [
+            (0, 0, 1_000_003, 0, 0), (2**64 - 1, 2**33 - 5, 100_001, 2**32 - 1, 7),
+            (0x9E3779B97F4A7C15, 2**63 - 50_000, 100_000, 3, 2**32 - 1),
+        ]:  # fmt: skip
+            expected = [torch.empty(count, dtype=torch.uint32) for _ in range(2)]
+            _core.philox_words(
+                seed, first, count, stage, stream, *(word.data_ptr() for word in expected)
+            )
+            made = module.philox_words(seed, first, count, stage, stream, torch.device("cuda"))
+            for word, reference in zip(made, expected, strict=True):
+                assert torch.equal(word.cpu(), reference.to(torch.int64)), (name, seed, first)
+
+
+def stages() -> None:
+    """All dtypes and layouts, tails, tables and copies against the reference on the CPU."""
+    import torch
+
+    from cldfast import ops, reference
+
+    generator = torch.Generator().manual_seed(1)
+    half = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    for shape in [
+        (1, 2),
+        (5, 3),
+        (7, 8),
+        (33, 100),
+        (9, 65),
+        (2, 2052),
+        (3, 3, 32, 32),
+        (4, 5, 7, 9),
+    ]:
+        for dtype in (torch.float32, torch.float64):
+            for other in half:
+                n, c, *rest = shape
+                u = torch.randn(n, 2 * c, *rest, dtype=dtype, generator=generator)
+                o = torch.randn(n, 2 * c, *rest, generator=generator).to(other)
+                h = torch.randn(n, c, *rest, dtype=dtype, generator=generator)
+                for rows in {1, n}:
+                    w = torch.randn(rows, 3, 7, dtype=torch.float64, generator=generator)
+                    keys = {"seed": 5, "first_index": 3, "stage_index": 2, "stream": 1}
+                    state, row = reference.stage(u, [o], [h], w, **keys)
+                    layouts = [torch.contiguous_format]
+                    layouts += [torch.channels_last] if rest else []
+                    for layout in layouts:
+                        gpu = [t.cuda().to(memory_format=layout) for t in (u, o, h)]
+                        for name in BACKENDS:
+                            made = ops.stage(
+                                gpu[0], (gpu[1],), (gpu[2],), w if rows == 1 else w.cuda(),
+                                cast=other, backend=name, **keys,
+                            )  # fmt: skip
+                            what = (name, shape, dtype, other, rows, layout)
+                            for got, wanted in ((made[0], state), (made[1], row)):
+                                error = float((got.cpu() - wanted).abs().max())
+                                assert error <= (2e-5 if dtype == torch.float32 else 5e-14), (
+                                    what,
+                                    error,
+                                )
+                            assert torch.equal(made[2], made[0].to(other)), what
+
+
+def beyond_32_bits() -> None:
+    """More than 2^31 pairs in one call: the last rows are those of a call of their own."""
+    import torch
+
+    from cldfast import ops
+
+    rows, width = 2**19 + 8, 4096
+    free, _ = torch.cuda.mem_get_info()
+    if free < 1.2 * rows * width * (2 * 4 + 2):
+        print(f"  left out: {free / 1e9:.0f} GB are free, 26 are needed")
+        return
+    w = torch.tensor([[[0.9, 0.1, 0.2, 0.3, 0.0], [-0.1, 0.8, 0.1, 0.1, 0.4]]], dtype=torch.float64)
+    for name in BACKENDS:
+        u = torch.ones(rows, 2 * width, device="cuda")
+        o = torch.ones(rows, width, device="cuda", dtype=torch.bfloat16)
+        last = slice(rows - 16, rows)
+        small, _, _ = ops.stage(
+            u[last].clone(), (o[last],), weights=w, seed=3, first_index=rows - 16, backend=name
+        )
+        ops.stage(u, (o,), weights=w, seed=3, out=u, backend=name)
+        assert torch.equal(u[last], small), name
+        del u, o
+
+
+def residuals() -> None:
+    """The same bits every time, and the reference's numbers."""
+    import torch
+
+    from cldfast import ops
+
+    for shape in [(5, 3), (300, 100), (65, 1031), (16, 3, 32, 32)]:
+        for dtype in (torch.float32, torch.bfloat16):
+            n, c, *rest = shape
+            u = torch.randn(n, 2 * c, *rest, device="cuda")
+            w = torch.randn(n, 1, 5, dtype=torch.float64, device="cuda")
+            seen = {}
+            for name in ("reference", *BACKENDS, *BACKENDS):
+                torch.manual_seed(2)
+                o = torch.randn(shape, device="cuda").to(dtype).requires_grad_()
+                loss = ops.residual(o, u, w, seed=8, reduction="mean", backend=name)
+                loss.backward()
+                if name in seen:
+                    assert torch.equal(loss, seen[name][0]) and torch.equal(o.grad, seen[name][1])
+                seen[name] = (loss.detach(), o.grad)
+            for name in BACKENDS:
+                assert torch.allclose(seen[name][0], seen["reference"][0], rtol=1e-5), (name, shape)
+                error = (seen[name][1] - seen["reference"][1]).float().norm()
+                assert (
+                    float(error)
+                    <= 2 * torch.finfo(dtype).eps * float(seen["reference"][1].float().norm())
+                    + 1e-5
+                ), (name, shape, dtype)
+
+
+def loops() -> None:
+    """CPU against GPU over 50 steps, and captured loops against those step by step."""
+    import copy
+
+    import torch
+
+    import cldfast
+    from cldfast.models import MLPScore
+
+    torch.manual_seed(0)
+    on_cpu = MLPScore(10, width=64)
+    for parameter in on_cpu.parameters():  # its last layer begins at zero
+        torch.nn.init.normal_(parameter, std=0.1)
+    on_gpu = copy.deepcopy(on_cpu).cuda()
+    for solver in ("em", "sscs", "multistep", "heun", "unipc"):
+        arguments = {"solver": solver, "steps": 50, "seed": 3, "parameterization": "x0"}
+        expected = cldfast.sample(on_cpu, cldfast.CLD(), (200, 10), **arguments)
+        for name in BACKENDS:
+            made = cldfast.sample(on_gpu, cldfast.CLD(), (200, 10), backend=name, **arguments)
+            error = float((made.cpu() - expected).norm() / expected.norm())
+            assert error <= 1e-4, (solver, name, error)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", cldfast.GraphWarning)
+                again = cldfast.sample(
+                    on_gpu, cldfast.CLD(), (200, 10), backend=name, graph=True, **arguments
+                )
+            error = float((again - made).norm() / made.norm())
+            # cuBLAS may take another algorithm in a capture.
+            assert error <= 1e-5, (solver, name, error)
+
+
+CHECKS: tuple[Callable[[], None], ...] = (words, stages, beyond_32_bits, residuals, loops)
+
+
+def run_checks(which: tuple[Callable[[], None], ...] = CHECKS) -> None:
+    """The checks in this process."""
+    import torch
+
+    import cldfast
+
+    report = cldfast.info()
+    for name in BACKENDS:
+        assert report["backends"][name] == "available", report["backends"][name]
+    assert report["auto"]["cuda"] == "cuda"
+    print(f"{report['device']}, {report['versions']}, {report['cuda']}")
+    for check in which:
+        start = time.perf_counter()
+        check()
+        torch.cuda.synchronize()
+        print(f"  {check.__name__}: passed in {time.perf_counter() - start:.1f} s", flush=True)
+
+
+def main() -> int:
+    """0 where everything passed."""
+    if sys.argv[1:] == ["--checks"]:
+        run_checks()
+        return 0
+    if sys.argv[1:] == ["--sanitized"]:
+        run_checks((words, residuals))
+        return 0
+    gpu_setup.require_gpu("make gpu-check")
+    environment = gpu_setup.build()
+    here = str(Path(__file__).resolve())
+    print("checks", flush=True)
+    failed = subprocess.run([sys.executable, here, "--checks"], env=environment).returncode != 0
+    print("the operations' tests", flush=True)
+    tests = [str(gpu_setup.ROOT / "tests" / name) for name in TESTS]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *tests],
+        env=environment, cwd=gpu_setup.ROOT,
+    )  # fmt: skip
+    failed = failed or done.returncode != 0
+    failed = failed or sanitize(here, environment)
+    print("gpu-check: " + ("FAILED" if failed else "passed"))
+    return int(failed)
+
+
+def sanitize(script: str, environment: dict[str, str]) -> bool:
+    """Whether compute-sanitizer found anything."""
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not os.path.exists(tool):
+        print("compute-sanitizer is not installed, so it was not run")
+        return False
+    command = [tool, "--error-exitcode", "9", sys.executable, script, "--sanitized"]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=_SANITIZER_LIMIT
+        )
+    except subprocess.TimeoutExpired:
+        print(f"compute-sanitizer did not end within {_SANITIZER_LIMIT} s, so it says nothing")
+        return False
+    print(done.stdout[-2000:])
+    if done.returncode == 9:
+        return True
+    if done.returncode != 0:
+        print("compute-sanitizer could not run on this device, so it says nothing")
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

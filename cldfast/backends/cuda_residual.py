@@ -1,0 +1,67 @@
+"""The residual operation on NVIDIA GPUs: losses and, in the same pass, their gradient."""
+
+from __future__ import annotations
+
+import torch
+
+from cldfast.backends import cuda
+from cldfast.backends.planes import CODES, WORD, Description, describe, room
+
+
+def residual(
+    output: torch.Tensor,
+    u: torch.Tensor,
+    weights: torch.Tensor,
+    *,
+    scale: torch.Tensor | None = None,
+    factor: float = 1.0,
+    reduce: bool = False,
+    gradient: bool = True,
+    seed: int = 0,
+    first_index: int = 0,
+    stage_index: int = 0,
+    stream: int = 0,
+    noise: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The losses of `cldfast.reference.residual` and their gradient with respect to the output.
+
+    The gradient has the output's dtype and memory format; None if it is not asked for. The same
+    inputs give the same bits: a row is cut where its width says, and sums are taken in order.
+
+    scale: float64 (B,), multiplies each row's loss; factor: all of them. Both also the gradient.
+    reduce: return the sum over rows, (), instead of the rows, (B,).
+    """
+    rows, planes_channels, *spatial = u.shape
+    channels = planes_channels // 2
+    inner = 1
+    for size in spatial:
+        inner *= size
+    width = channels * inner
+    _, residuals, columns = weights.shape
+    if not weights.is_contiguous():
+        weights = weights.contiguous()
+
+    keep: list[torch.Tensor] = []
+    described = describe(output, channels, inner, keep)
+    others = describe(u, channels, inner, keep)
+    if noise is not None:
+        others += describe(noise, channels, inner, keep)
+    result: torch.Tensor | None = None
+    written: Description = ()
+    if gradient:
+        result = room(output.shape[1] // channels, channels, output.dtype, output)
+        written = describe(result, channels, inner, keep)
+    if scale is not None and not scale.is_contiguous():
+        scale = scale.contiguous()
+    sums = torch.empty(
+        cuda.kernels.residual_sums(rows, channels, inner), dtype=torch.float64, device=u.device
+    )
+    loss = torch.empty(() if reduce else (rows,), dtype=u.dtype, device=u.device)
+    with cuda.current(u.device):
+        cuda.kernels.residual(
+            described, others, written, rows, channels, inner, CODES[u.dtype],
+            weights.data_ptr(), residuals, columns, 0 if scale is None else scale.data_ptr(),
+            factor, noise is None, seed & WORD, first_index * width & WORD, stage_index, stream,
+            sums.data_ptr(), loss.data_ptr(), reduce, *cuda.queue(u.device),
+        )  # fmt: skip
+    return loss, result

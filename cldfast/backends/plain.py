@@ -1,0 +1,43 @@
+"""The stage operation in plain PyTorch on any device: the reference with a backend's arguments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from cldfast import reference
+from cldfast.reference import residual
+
+__all__ = ["residual", "stage"]
+
+
+def stage(
+    u: torch.Tensor | None,
+    outputs: Sequence[torch.Tensor],
+    history: Sequence[torch.Tensor],
+    weights: torch.Tensor,
+    *,
+    seed: int = 0,
+    first_index: int = 0,
+    stage_index: int = 0,
+    stream: int = 0,
+    noise: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    cast: torch.dtype | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """The next state, the new history rows or None, and the state in the dtype `cast` or None.
+
+    Takes what `cldfast.reference.stage` takes; out receives the next state and may be u itself.
+    Raises ValueError for a matrix of all rows that is not finite.
+    """
+    if weights.shape[0] == 1 and not all(map(math.isfinite, weights.flatten().tolist())):
+        raise ValueError("weights must be finite, got NaN or infinity")
+    state, row = reference.stage(
+        u, outputs, history, weights,
+        seed=seed, first_index=first_index, stage_index=stage_index, stream=stream, noise=noise,
+    )  # fmt: skip
+    if out is not None:
+        state = out.copy_(state)
+    return state, row, None if cast is None else state.to(cast)

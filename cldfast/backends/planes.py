@@ -1,0 +1,59 @@
+"""Tensors as the compiled kernels see them: an address, planes and strides. Nothing is computed."""
+
+from __future__ import annotations
+
+import torch
+
+# Dtype codes of csrc/stage.h.
+CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+WORD = 2**64 - 1
+
+Description = tuple[int, ...]
+
+
+def strided(tensor: torch.Tensor, channels: int) -> Description | None:
+    """The kernels' description of a tensor that is not contiguous, or None where it has none.
+
+    The positions of a channel must form one arithmetic progression of addresses, as they do in
+    batch slices, channel slices and channels-last tensors.
+    """
+    shape, strides = tensor.shape, tensor.stride()
+    inner_stride = expected = None
+    for size, stride in zip(reversed(shape[2:]), reversed(strides[2:]), strict=True):
+        if size == 1:
+            continue
+        if inner_stride is None:
+            inner_stride = stride
+        elif stride != expected:
+            return None
+        expected = stride * size
+    return (
+        tensor.data_ptr(), shape[1] // channels, CODES[tensor.dtype],
+        strides[0], strides[1] * channels, strides[1], inner_stride or 0,
+    )  # fmt: skip
+
+
+def describe(
+    tensor: torch.Tensor, channels: int, inner: int, keep: list[torch.Tensor]
+) -> Description:
+    """What a kernel wants to know of an input; `keep` holds a copy that it needs to live."""
+    if not tensor.is_contiguous():
+        described = strided(tensor, channels)
+        if described is not None:
+            return described
+        tensor = tensor.contiguous()
+        keep.append(tensor)
+    planes = tensor.shape[1] // channels
+    width = channels * inner
+    return (tensor.data_ptr(), planes, CODES[tensor.dtype], planes * width, width, inner, 1)
+
+
+def room(planes: int, channels: int, dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
+    """Room for planes of the shape of `like`'s, in its memory format."""
+    memory_format = torch.contiguous_format
+    if not like.is_contiguous():
+        for dims, other in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+            if like.dim() == dims and like.is_contiguous(memory_format=other):
+                memory_format = other
+    shape = (like.shape[0], planes * channels, *like.shape[2:])
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=memory_format)

@@ -1,0 +1,16 @@
+// The GPU's side of the residual.
+#pragma once
+
+#include "residual.h"
+#include "stage_cuda.h"
+
+namespace cldfast {
+
+// Numbers of float64 that `args.sums` must hold.
+int64_t residual_sums(int64_t rows, int64_t channels, int64_t inner);
+
+// All pointers of `args` are to device memory, `args.tiling` is not read. `loss` receives numbers of
+// the compute dtype: one for each row, or the sum over rows alone if `reduce`.
+void run_residual_cuda(const ResidualArgs& args, void* loss, bool reduce, const Queue& queue);
+
+}  // namespace cldfast

@@ -1,0 +1,170 @@
+// The stage on a GPU: kernels and their launches. What a thread does is in cuda_thread.h.
+#define CLDFAST_LEVEL device
+#include "cuda_thread.h"
+#include "stage_cuda.h"
+
+namespace cldfast {
+namespace {
+
+using namespace CLDFAST_LEVEL;
+
+constexpr int THREADS = 256;
+constexpr int WARPS = THREADS / LANES;
+// So many that the last ones to finish leave little of the device idle, each with several tiles, over
+// which the matrix's way to shared memory is spread.
+constexpr int64_t BLOCKS_PER_PROCESSOR = 32;
+
+// The matrix of all rows to shared memory; returns the stage index of the noise.
+template <class T, bool OWN>
+__device__ uint32_t begin(const Launch& launch, T* shared) {
+  if (!OWN) {
+    const int64_t step = launch.step ? *launch.step : 0;
+    for (int i = threadIdx.x; i < LAUNCH_OUTPUTS * LAUNCH_COLUMNS; i += THREADS) {
+      shared[i] = matrix_entry<T>(launch, step, i);
+    }
+    __syncthreads();
+  }
+  return stage_index_of(launch);
+}
+
+template <int OUTS, bool OWN, bool PLAIN>
+__global__ void __launch_bounds__(THREADS, OWN && OUTS > 2 ? 1 : 2) stage_vector(const __grid_constant__ Launch launch) {
+  __shared__ float shared[LAUNCH_OUTPUTS * LAUNCH_COLUMNS];
+  const uint32_t stage_index = begin<float, OWN>(launch, shared);
+  const int64_t tiles = (launch.units + 2 * LANES - 1) / (2 * LANES);
+  const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+  for (int64_t tile = int64_t(blockIdx.x) * WARPS + warp; tile < tiles;
+       tile += int64_t(gridDim.x) * WARPS) {
+    stage_quads<OUTS, OWN, PLAIN>(launch, shared, stage_index, tile, lane);
+  }
+}
+
+template <class T, bool OWN>
+__global__ void __launch_bounds__(THREADS) stage_scalar(const __grid_constant__ Launch launch) {
+  __shared__ T shared[LAUNCH_OUTPUTS * LAUNCH_COLUMNS];
+  const uint32_t stage_index = begin<T, OWN>(launch, shared);
+  for (int64_t unit = int64_t(blockIdx.x) * THREADS + threadIdx.x; unit < launch.units;
+       unit += int64_t(gridDim.x) * THREADS) {
+    stage_two<T, OWN>(launch, shared, stage_index, unit);
+  }
+}
+
+__global__ void advance_step(int64_t* step, const void* times, void* time, int64_t count,
+                             bool wide) {
+  const int64_t next = *step + 1;
+  *step = next;
+  if (next >= count) return;
+  if (wide) {
+    *static_cast<double*>(time) = static_cast<const double*>(times)[next];
+  } else {
+    *static_cast<float*>(time) = static_cast<const float*>(times)[next];
+  }
+}
+
+__global__ void __launch_bounds__(THREADS)
+    philox_words(const __grid_constant__ RoundKeys keys, uint64_t first_pair, int64_t count, uint32_t stage_index,
+                 uint32_t stream, uint32_t* radius, uint32_t* angle) {
+  const int64_t odd = static_cast<int64_t>(first_pair & 1);
+  const int64_t calls = (count + odd + 1) / 2;
+  for (int64_t call = int64_t(blockIdx.x) * THREADS + threadIdx.x; call < calls;
+       call += int64_t(gridDim.x) * THREADS) {
+    const Words<uint64_t> w = philox4x32(
+        pair_counter<uint64_t>((first_pair >> 1) + call, stage_index, stream), keys);
+    const int64_t pair = 2 * call - odd;
+    if (pair >= 0) {
+      radius[pair] = static_cast<uint32_t>(w.w0);
+      angle[pair] = static_cast<uint32_t>(w.w1);
+    }
+    if (pair + 1 < count) {
+      radius[pair + 1] = static_cast<uint32_t>(w.w2);
+      angle[pair + 1] = static_cast<uint32_t>(w.w3);
+    }
+  }
+}
+
+using StageKernel = void (*)(Launch);
+
+template <bool OWN>
+StageKernel kernel_for(const Launch& launch) {
+  if (launch.way != Way::vector) {
+    return launch.compute == Dtype::float32 ? stage_scalar<float, OWN> : stage_scalar<double, OWN>;
+  }
+  if (!launch.plain) {
+    return launch.outputs <= 2 ? stage_vector<2, OWN, false> : stage_vector<4, OWN, false>;
+  }
+  switch (launch.outputs) {
+    case 1:
+    case 2: return stage_vector<2, OWN, true>;
+    case 3: return stage_vector<3, OWN, true>;
+    default: return stage_vector<4, OWN, true>;
+  }
+}
+
+}  // namespace
+
+void check(cudaError_t code, const char* call) {
+  if (code == cudaSuccess) return;
+  cudaGetLastError();  // a launch that failed would be reported by the next one as well
+  throw CudaError(std::string(cudaGetErrorName(code)) + " in " + call + ": " +
+                  cudaGetErrorString(code));
+}
+
+void use(int device) { check(cudaSetDevice(device), "cudaSetDevice"); }
+
+unsigned blocks_for(int64_t work, int64_t per_block, int device) {
+  int processors = 0;
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
+        "cudaDeviceGetAttribute");
+  const int64_t blocks = (work + per_block - 1) / per_block;
+  const int64_t most = processors * BLOCKS_PER_PROCESSOR;
+  return static_cast<unsigned>(blocks < 1 ? 1 : blocks < most ? blocks : most);
+}
+
+void run_stage_cuda(const StageArgs& args, const double* table, const int64_t* step, uint64_t used,
+                    const Queue& queue) {
+  if (args.rows * args.channels * args.inner == 0) return;
+  use(queue.device);
+  // The state's planes come first and may be inputs, so they are written last.
+  for (int first = (args.outputs - 1) / LAUNCH_OUTPUTS * LAUNCH_OUTPUTS; first >= 0;
+       first -= LAUNCH_OUTPUTS) {
+    const Launch launch = launch::prepare(args, table, step, used, first);
+    const int64_t per_block = launch.way == Way::vector ? 2 * THREADS : THREADS;
+    const unsigned blocks = blocks_for(launch.units, per_block, queue.device);
+    const StageKernel kernel = launch.own_matrix ? kernel_for<true>(launch) : kernel_for<false>(launch);
+    void* parameters[] = {const_cast<Launch*>(&launch)};
+    check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(THREADS),
+                           parameters, 0, queue.stream),
+          "the launch of a stage");
+  }
+}
+
+void advance_cuda(int64_t* step, const void* times, void* time, int64_t count, bool wide,
+                  const Queue& queue) {
+  use(queue.device);
+  advance_step<<<1, 1, 0, queue.stream>>>(step, times, time, count, wide);
+  check(cudaGetLastError(), "the launch of advance_step");
+}
+
+void philox_words_cuda(uint64_t seed, uint64_t first_pair, int64_t count, uint32_t stage_index,
+                       uint32_t stream, uint32_t* radius, uint32_t* angle, const Queue& queue) {
+  use(queue.device);
+  const unsigned blocks = blocks_for(count / 2 + 1, THREADS, queue.device);
+  philox_words<<<blocks, THREADS, 0, queue.stream>>>(round_keys(seed), first_pair, count,
+                                                     stage_index, stream, radius, angle);
+  check(cudaGetLastError(), "the launch of philox_words");
+}
+
+int device_count() {
+  int count = 0;
+  check(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
+  return count;
+}
+
+int check_device(int device) {
+  use(device);
+  cudaFuncAttributes attributes = {};
+  check(cudaFuncGetAttributes(&attributes, stage_vector<2, false, true>), "cudaFuncGetAttributes");
+  return attributes.binaryVersion;
+}
+
+}  // namespace cldfast

@@ -1,0 +1,92 @@
+"""The CUDA backend over a module in which loops on the host stand in for a GPU's threads."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import cldfast.backends  # noqa: F401
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def cuda_home() -> Path | None:
+    """The toolkit's folder, or None where there is no nvcc."""
+    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if not Path(nvcc).exists():
+        return None
+    told = subprocess.run(
+        [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True
+    )
+    for line in told.stderr.splitlines():
+        if line.startswith("#$ TOP="):
+            return Path(line.removeprefix("#$ TOP=")).resolve()
+    return Path(nvcc).resolve().parents[1]
+
+
+def needs_cuda_toolkit() -> Path:
+    """The toolkit's folder; skips the test, with a reason that a machine can read, without one."""
+    home = cuda_home()
+    if home is None:
+        pytest.skip("NO_NVCC: the CUDA toolkit is not installed")
+    return home
+
+
+def build(folder: Path) -> ModuleType:
+    """Compiles and loads the module."""
+    home = needs_cuda_toolkit()
+    pybind11 = pytest.importorskip("pybind11", reason="NO_PYBIND11: pybind11 is not installed")
+    module = folder / "_cuda.so"
+    command = [
+        os.environ.get("CXX", "c++"), "-O1", "-std=c++17", "-shared", "-fPIC", "-w",
+        "-ffp-contract=off", '-DCLDFAST_ARCHITECTURES="host"', f"-I{ROOT / 'csrc'}",
+        f"-I{home / 'include'}", f"-I{pybind11.get_include()}",
+        f"-I{sysconfig.get_paths()['include']}", str(ROOT / "csrc" / "bind_cuda.cpp"),
+        str(Path(__file__).with_suffix(".cpp")), "-o", str(module),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    spec = importlib.util.spec_from_file_location("_cuda", module)
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def backend(folder: Path) -> ModuleType:
+    """`cldfast.backends.cuda` over that module, for tensors on the CPU."""
+    module = _loaded("cldfast.backends.cuda", {"cldfast._cuda": build(folder)})
+    module.queue = lambda device: (0, 0)  # type: ignore[attr-defined]
+    module.current = lambda device: nullcontext()  # type: ignore[attr-defined]
+    return module
+
+
+def residual(cuda: ModuleType) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    """The residual of `cldfast.backends.cuda_residual` over such a backend."""
+    module = _loaded("cldfast.backends.cuda_residual", {"cldfast.backends.cuda": cuda})
+    return module.residual  # type: ignore[no-any-return]
+
+
+def _loaded(name: str, instead: dict[str, ModuleType]) -> ModuleType:
+    """A fresh copy of a module that imports others in the place of some."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        for other, stand_in in instead.items():
+            parent, _, last = other.rpartition(".")
+            patch.setitem(sys.modules, other, stand_in)
+            patch.setattr(sys.modules[parent], last, stand_in, raising=False)
+        spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,277 @@
+"""The CUDA kernels' per-thread code, run on the host: layouts, dtypes, tables, tails."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import ModuleType
+
+import cuda_on_host
+import pytest
+import torch
+from test_core import SHAPES, assert_close, channels_last, matrix, planes, swapped
+
+from cldfast import reference
+from cldfast.philox import pair_words
+
+BFLOAT16, FLOAT16, FLOAT32, FLOAT64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+# Rows of quads, of eights, and of neither; several tiles of 256 pairs, full ones and ends.
+QUAD_SHAPES = [(1, 8), (1, 16), (3, 8), (5, 2 * 20), (7, 2 * 100), (33, 2 * 16), (2, 2 * 512),
+               (3, 6, 8, 8), (2, 2 * 258 * 2)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cuda(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    return cuda_on_host.backend(tmp_path_factory.mktemp("cuda_on_host"))
+
+
+@pytest.fixture(scope="module")
+def residual(cuda: ModuleType) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    return cuda_on_host.residual(cuda)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
+@pytest.mark.parametrize("shape", SHAPES + QUAD_SHAPES, ids=str)
+def test_matches_the_reference(
+    cuda: ModuleType, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    u = planes(shape, 2, dtype)
+    outputs, history = [planes(shape, 1, dtype)], [planes(shape, 2, dtype)]
+    for noise in ("both", "x", "v", "none"):
+        for rows in {1, shape[0]}:
+            for outs in (2, 3, 4):
+                weights = matrix(rows, outs, 5, noise)
+                keys = {"seed": -3, "first_index": 17, "stage_index": 4, "stream": 2}
+                made = cuda.stage(u, outputs, history, weights, **keys)
+                expected = reference.stage(u, outputs, history, weights, **keys)
+                assert_close(made[0], expected[0])
+                assert_close(made[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 8), (5, 2 * 20), (2, 2 * 512), (3, 6, 8, 8), (9, 22)], ids=str
+)
+@pytest.mark.parametrize("half", [BFLOAT16, FLOAT16, FLOAT64, FLOAT32])
+def test_dtypes(cuda: ModuleType, shape: tuple[int, ...], half: torch.dtype) -> None:
+    u, output = planes(shape, 2, FLOAT32), planes(shape, 2, half)
+    for rows in {1, shape[0]}:
+        weights = matrix(rows, 2, 4)
+        state, _, copy = cuda.stage(u, [output], [], weights, cast=half)
+        assert_close(state, reference.stage(u, [output], [], weights)[0])
+        assert torch.equal(copy, state.to(half))
+
+
+def test_half_precision_conversions_are_torchs(cuda: ModuleType) -> None:
+    weights = torch.tensor([[[0.0, 0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0]]], dtype=FLOAT64)
+    for half in (BFLOAT16, FLOAT16):
+        bits = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(half).reshape(1, -1)
+        state, _, copy = cuda.stage(torch.zeros(1, 2**17), [bits], [], weights, cast=half)
+        assert torch.equal(state[:, : 2**16].nan_to_num(nan=7e4), bits.float().nan_to_num(nan=7e4))
+        assert torch.equal(copy[:, : 2**16].nan_to_num(nan=1.0), bits.nan_to_num(nan=1.0))
+
+
+def test_many_planes(cuda: ModuleType) -> None:
+    for shape in ((3, 8), (7, 2 * 19)):
+        for ins, outs in ((0, 2), (1, 5), (6, 7), (14, 12)):
+            u = planes(shape, 2, FLOAT32)
+            history = [planes(shape, 1, FLOAT32) for _ in range(ins)]
+            weights = matrix(1, outs, 2 + ins)
+            made = cuda.stage(u, [], history, weights, seed=1)
+            expected = reference.stage(u, [], history, weights, seed=1)
+            assert_close(made[0], expected[0])
+            assert_close(made[1], expected[1])
+            same = u.clone()
+            assert cuda.stage(same, [], history, weights, seed=1, out=same)[0] is same
+            assert torch.equal(same, made[0])
+
+
+@pytest.mark.parametrize(
+    "shape", [(4, 6, 5, 7), (2, 2 * 24, 6, 5), (3, 6, 8, 8), (2, 6, 3, 4, 5)], ids=str
+)
+def test_layouts(cuda: ModuleType, shape: tuple[int, ...]) -> None:
+    u, outputs = planes(shape, 2, FLOAT32), [planes(shape, 1, FLOAT32), planes(shape, 2, BFLOAT16)]
+    for rows in {1, shape[0]}:
+        weights = matrix(rows, 3, 5)
+        expected = reference.stage(u, outputs, [], weights, seed=5, first_index=3)
+        layouts = [channels_last] if len(shape) == 5 else [channels_last, swapped]
+        for layout in layouts:
+            images = [layout(tensor) for tensor in (u, *outputs)]
+            made = cuda.stage(images[0], images[1:], [], weights, seed=5, first_index=3)
+            assert_close(made[0], expected[0])
+            assert_close(made[1], expected[1])
+            mixed = cuda.stage(u, images[1:], [], weights, seed=5, first_index=3)
+            assert_close(mixed[0], expected[0])
+            same = layout(u.clone())
+            assert (
+                cuda.stage(same, outputs, [], weights, seed=5, first_index=3, out=same)[0] is same
+            )
+            assert_close(same, expected[0])
+
+
+@pytest.mark.parametrize("shape", [(9, 4), (6, 8), (5, 2 * 72)], ids=str)
+def test_a_column_of_zeros_is_not_read(cuda: ModuleType, shape: tuple[int, ...]) -> None:
+    u, output = planes(shape, 2, FLOAT32), planes(shape, 1, FLOAT32)
+    bad = torch.full_like(output, math.nan)
+    weights = matrix(shape[0], 2, 4)
+    weights[:, :, 3] = 0.0
+    for rows in (weights[:1], weights):
+        assert torch.isfinite(cuda.stage(u, [output], [bad], rows)[0]).all()
+    weights[2, 0, 3] = 1.0
+    finite = torch.isfinite(cuda.stage(u, [output], [bad], weights)[0]).all(dim=1)
+    assert torch.equal(finite, torch.arange(shape[0]) != 2)
+    table = weights[3:5].contiguous()
+    step = torch.tensor(1)
+    assert torch.isfinite(cuda.stage(u, [output], [bad], table, step=step, used=0b110111)[0]).all()
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (7, 2 * 37), (2, 2 * 512)], ids=str)
+def test_a_table_and_its_step(cuda: ModuleType, shape: tuple[int, ...]) -> None:
+    u, output, table = planes(shape, 2, FLOAT32), planes(shape, 1, FLOAT32), matrix(5, 3, 3)
+    for dtype in (FLOAT32, FLOAT64):
+        step, times = torch.tensor(2), torch.rand(4, dtype=dtype)
+        time = torch.zeros((), dtype=dtype)
+        for number in (2, 3, 4):
+            made = cuda.stage(u, [output], [], table, step=step, stage_index=6, seed=3)
+            expected = reference.stage(
+                u, [output], [], table[number : number + 1], stage_index=6 + number, seed=3
+            )
+            assert_close(made[0], expected[0])
+            assert_close(made[1], expected[1])
+            cuda.advance(step, times, time)
+            assert int(step) == number + 1 and time == times[min(number + 1, 3)]
+
+
+def test_a_history_row_may_be_written_over_the_oldest(cuda: ModuleType) -> None:
+    u, output = torch.randn(4, 2 * 20), torch.randn(4, 20)
+    history, weights = [torch.randn(4, 20), torch.randn(4, 20)], matrix(1, 3, 5)
+    expected = reference.stage(u, [output], history, weights)
+    row = cuda.stage(u, [output], history, weights, out=u, row_out=history[1])[1]
+    assert row is history[1]
+    assert_close(u, expected[0])
+    assert_close(row, expected[1])
+
+
+@pytest.mark.parametrize("first_index", [0, 2**31, 2**40 + 3, (2**63 - 1) // 37 - 50])
+@pytest.mark.parametrize("width", [37, 40])
+def test_splitting_a_batch_changes_nothing(cuda: ModuleType, width: int, first_index: int) -> None:
+    u, output, weights = torch.randn(50, 2 * width), torch.randn(50, width), matrix(1, 2, 3)
+    keys = {"seed": 2**64 - 1, "stage_index": 2**32 - 1, "stream": 3}
+    if width == 40 and first_index > 2**50:
+        first_index //= 2
+    whole = cuda.stage(u, [output], [], weights, first_index=first_index, **keys)[0]
+    assert_close(
+        whole, reference.stage(u, [output], [], weights, first_index=first_index, **keys)[0]
+    )
+    start = 0
+    for rows in (1, 2, 7, 40):
+        part = slice(start, start + rows)
+        where = first_index + start
+        made = cuda.stage(u[part], [output[part]], [], weights, first_index=where, **keys)[0]
+        assert torch.equal(made, whole[part])
+        start += rows
+
+
+def test_words(cuda: ModuleType) -> None:
+    for address in ((2**64 - 1, 2**40 + 3, 999, 7, 5), (1, 0, 4, 2**32 - 1, 0)):
+        made = cuda.philox_words(*address, torch.device("cpu"))
+        expected = pair_words(*address)
+        assert torch.equal(made[0], expected[0]) and torch.equal(made[1], expected[1])
+
+
+def test_given_noise_and_no_state(cuda: ModuleType) -> None:
+    for width in (8, 7):
+        u, output, noise = (
+            torch.randn(30, 2 * width),
+            torch.randn(30, width),
+            torch.randn(30, 2 * width),
+        )
+        for rows in (1, 30):
+            weights = matrix(rows, 3, 3)
+            made = cuda.stage(u, [output], [], weights, noise=noise)
+            assert_close(made[0], reference.stage(u, [output], [], weights, noise=noise)[0])
+            weights = matrix(rows, 2, 1)
+            made = cuda.stage(None, [output], [], weights, seed=2)
+            assert_close(made[0], reference.stage(None, [output], [], weights, seed=2)[0])
+
+
+def test_bad_weights_are_refused(cuda: ModuleType) -> None:
+    weights = torch.full((1, 2, 4), math.nan, dtype=FLOAT64)
+    with pytest.raises(ValueError, match="weights must be finite"):
+        cuda.stage(torch.zeros(2, 4), [], [], weights)
+    with pytest.raises(ValueError, match="do not fit 2 input planes"):
+        cuda.stage(torch.zeros(2, 4), [], [], weights[:, :, :3])
+
+
+RESIDUAL_SHAPES = [
+    (5, 2), (33, 6), (7, 2 * 37), (4, 2 * 256), (3, 2 * 1031), (2, 2 * 1028), (3, 2 * 3072),
+    (4, 6, 5, 7), (3, 6, 16, 16),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("shape", RESIDUAL_SHAPES, ids=str)
+def test_residual(
+    residual: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
+    shape: tuple[int, ...],
+    count: int,
+    dtype: torch.dtype,
+) -> None:
+    output, u = planes(shape, count, dtype), planes(shape, 2, dtype)
+    weights = torch.randn(shape[0], count, count + 4, dtype=FLOAT64)
+    scale = torch.rand(shape[0], dtype=FLOAT64)
+    keys = {"seed": 5, "first_index": 3, "stage_index": 2, "stream": 1}
+    layouts = [torch.clone] + [channels_last] * (len(shape) == 4)
+    for noise in (None, planes(shape, 2, dtype)):
+        leaf = output.to(FLOAT64, copy=True).requires_grad_()
+        given = noise
+        if noise is None:
+            plane = (shape[0], shape[1] // 2, *shape[2:])
+            given = torch.cat(reference.noise_planes(plane, dtype, "cpu", **keys), dim=1)
+        wanted = reference.residual(leaf, u.to(FLOAT64), weights, noise=given.to(FLOAT64)) * scale
+        (wanted.sum() / 7).backward()
+        # A residual errs by some 9 roundings of terms up to about 10.
+        eps = torch.finfo(dtype).eps
+        for layout in layouts:
+            made, gradient = residual(
+                layout(output), layout(u), weights, scale=scale, factor=1 / 7, noise=noise, **keys
+            )
+            assert torch.allclose(made.to(FLOAT64), wanted / 7, rtol=100 * eps)
+            assert float((gradient.to(FLOAT64) - leaf.grad).abs().max()) < 400 * eps
+            total, none = residual(
+                layout(output), layout(u), weights, scale=scale, factor=1 / 7, noise=noise,
+                reduce=True, gradient=False, **keys,
+            )  # fmt: skip
+            assert none is None
+            assert torch.allclose(total.to(FLOAT64), wanted.sum() / 7, rtol=100 * eps)
+
+
+@pytest.mark.parametrize("half", [BFLOAT16, FLOAT16])
+@pytest.mark.parametrize("shape", [(9, 44), (3, 2 * 512), (3, 2 * 516)], ids=str)
+def test_residual_of_half_precision_outputs(
+    residual: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
+    shape: tuple[int, ...],
+    half: torch.dtype,
+) -> None:
+    for count in (1, 2):
+        output, u = planes(shape, count, half), planes(shape, 2, FLOAT32)
+        weights = torch.randn(shape[0], count, count + 4, dtype=FLOAT64)
+        loss, gradient = residual(output, u, weights, seed=1)
+        exact_loss, exact = residual(output.float(), u, weights, seed=1)
+        assert torch.allclose(loss, exact_loss) and gradient.dtype == half
+        # The vector kernel and the other may order their sums differently; a unit of the half.
+        assert torch.allclose(gradient.float(), exact, rtol=1e-2, atol=1e-3)
+
+
+def test_residual_does_not_depend_on_the_batch(
+    residual: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
+) -> None:
+    for width in (37, 2000):
+        output, u = torch.randn(9, width), torch.randn(9, 2 * width)
+        weights = torch.randn(9, 1, 5, dtype=FLOAT64)
+        loss, gradient = residual(output, u, weights, seed=1, first_index=4)
+        for part in (slice(0, 1), slice(1, 4), slice(4, 9)):
+            some = residual(
+                output[part], u[part], weights[part], seed=1, first_index=4 + part.start
+            )
+            assert torch.equal(some[0], loss[part]) and torch.equal(some[1], gradient[part])

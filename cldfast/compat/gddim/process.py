@@ -14,12 +14,12 @@ from cldfast.compat.gddim.published import (
     factor_table,
     interpolate,
 )
+from cldfast.compat.published import check_mode
 from cldfast.schedules import LinearBeta
 from cldfast.sde import CLD as Process
 from cldfast.sde import Marginal
 from cldfast.solvers.exponential import Exponential, lagrange
 
-MODES = ("exact", "published")
 FORMS = ("R", "L")
 # What the codebase adds to both variances at t = 0, whatever the configuration says.
 PUBLISHED_NUMERICAL_EPS = 1e-6
@@ -60,9 +60,7 @@ class CLD:
         *,
         mode: str = "exact",
     ) -> None:
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-        published = mode == "published"
+        published = check_mode(mode) == "published"
         if numerical_eps is None:
             numerical_eps = PUBLISHED_NUMERICAL_EPS if published else 0.0
         if not (math.isfinite(numerical_eps) and numerical_eps >= 0.0):

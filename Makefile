@@ -24,7 +24,7 @@ sanitize: $(VENV)/installed
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized/lib \
 	    $(BIN)/pytest -q tests/test_core.py tests/test_core_residual.py \
-	    tests/test_core_module.py tests/test_philox.py
+	    tests/test_core_module.py tests/test_philox.py tests/test_tables.py
 
 bench: $(VENV)/installed
 	$(BIN)/python -m cldfast bench --out benchmarks/results

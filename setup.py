@@ -9,7 +9,7 @@ Beside the source tree, and with the runtimes loaded first, the kernel's tests t
     LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)" \
         ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/san/lib \
         pytest tests/test_core.py tests/test_core_residual.py \
-        tests/test_core_module.py tests/test_philox.py
+        tests/test_core_module.py tests/test_philox.py tests/test_tables.py
 """
 
 import os

@@ -48,6 +48,21 @@ def residual(
     level: str,
     /,
 ) -> None: ...
+def matrices(
+    coefficients: int,
+    octaves: int,
+    count: int,
+    terms: int,
+    stride: int,
+    end: float,
+    t: int,
+    rows: int,
+    entries: int,
+    to: int,
+    threads: int,
+    level: str,
+    /,
+) -> bool: ...
 def philox4x32(counter: tuple[int, ...], key: int) -> tuple[int, int, int, int]: ...
 def philox_words(
     seed: int,

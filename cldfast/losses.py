@@ -13,20 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from cldfast import ops
+from cldfast.loss_weights import WEIGHTINGS, RowKernels, row_perturbation, row_residual
 from cldfast.ops.residual import check_gradients
-from cldfast.parameterization import FULL_MAPS, VELOCITY_MAPS, check_parameterization
+from cldfast.parameterization import FULL_MAPS, check_parameterization
 from cldfast.philox import STREAM_PERTURBATION, STREAM_VELOCITY
 from cldfast.sampling import Network, draw_seed
 from cldfast.sde import LinearPhaseSDE, Marginal
 from cldfast.times import sample_times
 
 Weighting = str | Callable[[torch.Tensor], torch.Tensor]
-WEIGHTINGS = ("reweighted", "reweighted_g2", "likelihood", "det")
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -35,7 +34,8 @@ class RowCoefficients:
     """All that a loss needs to know of its rows beside data and noise; it depends on times alone.
 
     t: (B,) float64. perturbation: (B, 2, 3 or 4) float64, the columns of data (and velocity) and of
-    noise. residual: (B, q, r + 4) float64, see `residual_weights`. Indexed by rows, as tensors are.
+    noise. residual: (B, q, r + 4) float64, see `cldfast.loss_weights`. Indexed by rows, as tensors
+    are.
     """
 
     t: torch.Tensor
@@ -60,16 +60,13 @@ def row_coefficients(
     factors: (B,) of `cldfast.sample_times`; None where they are 1. objective: "hsm" or "dsm".
     """
     t = t.to(torch.float64)
-    kernel = sde.marginal(t, objective)
-    residual = residual_weights(sde, t, kernel, weighting, parameterization)
+    name = weighting if isinstance(weighting, str) else "reweighted"
+    residual = row_residual(sde, t, objective, name, parameterization)
+    if callable(weighting):
+        residual = residual * weighting(t).sqrt()[:, None, None]
     if factors is not None:
         residual = residual * factors.sqrt()[:, None, None]
-    return RowCoefficients(t, _perturbation_weights(kernel), residual)
-
-
-def _perturbation_weights(kernel: Marginal) -> torch.Tensor:
-    mean = kernel.mean if kernel.mean.dim() == 3 else kernel.mean[..., None]
-    return torch.cat([mean, kernel.factor], 2)
+    return RowCoefficients(t, row_perturbation(sde, t, objective), residual)
 
 
 def perturb(
@@ -89,11 +86,13 @@ def perturb(
     v0: initial velocities like x0; the mean is then `Phi (x0, v0)` (denoising score matching), else
         `m x0` with the velocity integrated out (hybrid score matching).
     noise: (B, 2d) or (B, 2C, H, W) normals z; None takes those addressed by (seed, first_index).
-    Returns u, in the layout of noise, and the float64 kernels of the rows.
+    Returns u, in the layout of noise, and the float64 kernels of the rows, which are computed when
+    they are first looked at.
     """
-    kernel = sde.marginal(t.to(torch.float64), "hsm" if v0 is None else "dsm")
-    u = _perturbed(x0, v0, _perturbation_weights(kernel), seed, first_index, noise, backend)
-    return u, kernel
+    t, objective = t.to(torch.float64), "hsm" if v0 is None else "dsm"
+    weights = row_perturbation(sde, t, objective)
+    u = _perturbed(x0, v0, weights, seed, first_index, noise, backend)
+    return u, RowKernels(lambda: sde.marginal(t, objective))
 
 
 def _perturbed(
@@ -266,55 +265,6 @@ def prepared_loss(
         output, u, rows.residual, reduction=reduction, seed=seed, first_index=first_index,
         stream=STREAM_PERTURBATION, noise=noise, backend=backend,
     )  # fmt: skip
-
-
-def residual_weights(
-    sde: LinearPhaseSDE,
-    t: torch.Tensor,
-    kernel: Marginal,
-    weighting: Weighting,
-    parameterization: str,
-) -> torch.Tensor:
-    """The blocks `(R_o, R_u, R_z)` of `M (C_o o + C_u u + L^-T z)` side by side, (B, q, r + 4).
-
-    The parameterisation C is that of hybrid score matching, as in sampling; L and M belong to the
-    kernel of the loss. Divided out in float64: the factors span many orders near t = 0.
-    """
-    beta = sde.beta(t)
-    hybrid = kernel if kernel.mean.dim() == 2 else sde.marginal(t)
-    if parameterization in VELOCITY_MAPS:
-        ell = kernel.ell
-        scale: Any = {
-            "reweighted_g2": lambda: (0.5 * float(sde.D[1]) * beta).sqrt() / ell,
-            "likelihood": lambda: (0.5 * float(sde.D[1]) * beta).sqrt(),
-            "det": lambda: kernel.det.sqrt(),
-        }.get(weighting if isinstance(weighting, str) else "", lambda: 1.0 / ell)()
-        if callable(weighting):
-            scale = scale * weighting(t).sqrt()
-        row = VELOCITY_MAPS[parameterization](sde, hybrid)
-        columns = [row.gain, row.shift_x, row.shift_v, torch.zeros_like(ell), ell]
-        return (torch.stack(columns, 1) * scale[:, None])[:, None, :]
-    full = FULL_MAPS[parameterization](sde, hybrid)
-    factor = kernel.factor
-    zero = torch.zeros_like(kernel.det)
-    l_xx, l_vx, l_vv = factor[:, 0, 0], factor[:, 1, 0], factor[:, 1, 1]
-    # L^-T = [[1/l_xx, -l_vx/(l_xx l_vv)], [0, 1/l_vv]]
-    unit = torch.stack(
-        [torch.stack([1 / l_xx, -l_vx / (l_xx * l_vv)], 1), torch.stack([zero, 1 / l_vv], 1)], 1
-    )
-    blocks = torch.cat([full.from_output, full.from_state, unit], 2)
-    if weighting == "likelihood":
-        amplitude = torch.tensor(sde.D.tolist(), dtype=torch.float64, device=t.device).sqrt()
-        return blocks * ((0.5 * beta).sqrt()[:, None] * amplitude)[:, :, None]
-    if weighting == "det":
-        return blocks * kernel.det.sqrt()[:, None, None]
-    identity = torch.eye(2, dtype=factor.dtype, device=t.device).expand_as(unit)
-    weights = torch.cat([factor.mT @ blocks[:, :, :4], identity], 2)
-    if weighting == "reweighted_g2":
-        weights = weights * (0.5 * float(sde.D[1]) * beta).sqrt()[:, None, None]
-    if callable(weighting):
-        weights = weights * weighting(t).sqrt()[:, None, None]
-    return weights
 
 
 def _velocity(

@@ -7,7 +7,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from cldfast.philox import STREAM_TIMES, pair_words
+from cldfast.ops import pair_words
+from cldfast.philox import STREAM_TIMES
 from cldfast.sde import LinearPhaseSDE
 
 TIME_SAMPLING = ("uniform", "stratified", "importance")

@@ -10,6 +10,7 @@
 #include "philox.h"
 #include "residual_cpu.h"
 #include "stage_cpu.h"
+#include "table_cpu.h"
 #include "threads.h"
 
 namespace py = pybind11;
@@ -108,6 +109,19 @@ void residual(const py::tuple& outputs, const py::tuple& others, const py::tuple
   }
 }
 
+bool matrices(uintptr_t coefficients, uintptr_t octaves, int64_t count, int64_t terms, int64_t stride,
+              double end, uintptr_t t, int64_t rows, int64_t entries, uintptr_t to, int threads,
+              const std::string& level) {
+  const cldfast::Table table = {reinterpret_cast<const double*>(coefficients),
+                                reinterpret_cast<const int64_t*>(octaves), count, terms, stride, end};
+  if (stride % 8 != 0 || entries > stride || terms < 1 || count < 1) {
+    throw std::invalid_argument("a table holds whole vectors of 8 entries, got " +
+                                std::to_string(entries) + " of " + std::to_string(stride));
+  }
+  return cldfast::run_matrices(table, cldfast::kernels_for(level), reinterpret_cast<const double*>(t),
+                               rows, entries, reinterpret_cast<double*>(to), threads);
+}
+
 py::tuple philox4x32(const py::tuple& counter, uint64_t key) {
   const auto word = [&](size_t i) { return counter[i].cast<uint32_t>(); };
   const auto words = cldfast::scalar::philox4x32(
@@ -147,6 +161,9 @@ PYBIND11_MODULE(_core, module) {
   module.def("residual", &residual,
              "The sum over each row, or over all, of |weights * in planes|^2, and its gradient with "
              "respect to the first tensors' planes. Tensors as in `stage`.");
+  module.def("matrices", &matrices,
+             "The matrices of a table at float64 times, all by address; False where a time lies "
+             "outside the table.");
   module.def("philox4x32", &philox4x32, "counter"_a, "key"_a,
              "Four words of one counter (4 words) and a 64-bit key.");
   module.def(

@@ -48,6 +48,7 @@ struct StageArgs {
 };
 
 struct ResidualArgs;
+struct Table;
 
 // What each instruction set provides.
 struct Kernels {
@@ -60,6 +61,9 @@ struct Kernels {
                   uint32_t stream, Dtype dtype, void* z_x, void* z_v);
   // Tiles begin ... end - 1 of args.tiling.
   void (*residual)(const ResidualArgs& args, int64_t begin, int64_t end);
+  // The matrices at the times begin ... end - 1; false where one lies outside the table.
+  bool (*matrices)(const Table& table, const double* t, int64_t begin, int64_t end, int64_t entries,
+                   double* to);
 };
 
 }  // namespace cldfast

@@ -1,6 +1,7 @@
 // Compiled once for each instruction set, with its flags and CLDFAST_LEVEL set to its name.
 #include "residual_kernel.h"
 #include "stage_kernel.h"
+#include "table_kernel.h"
 
 #define CLDFAST_QUOTE(name) #name
 #define CLDFAST_NAME(name) CLDFAST_QUOTE(name)
@@ -9,7 +10,7 @@ namespace cldfast {
 namespace CLDFAST_LEVEL {
 
 extern const Kernels kernels;
-const Kernels kernels = {CLDFAST_NAME(CLDFAST_LEVEL), stage, words, normals, residual};
+const Kernels kernels = {CLDFAST_NAME(CLDFAST_LEVEL), stage, words, normals, residual, matrices};
 
 }  // namespace CLDFAST_LEVEL
 }  // namespace cldfast

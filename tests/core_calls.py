@@ -62,3 +62,14 @@ def ulps(a: torch.Tensor, b: torch.Tensor) -> int:
         return torch.where(bits < 0, lowest - bits, bits)
 
     return int((ordered(a) - ordered(b)).abs().max())
+
+
+def some_times(end: float, count: int = 100) -> torch.Tensor:
+    """Uniform and log-uniform down to 1e-10 of the end, the end itself, and edges of panels."""
+    uniform, logs = (
+        torch.rand(count, dtype=torch.float64),
+        10.0 ** (-10.0 * torch.rand(count, dtype=torch.float64)),
+    )
+    edges = 2.0 ** -torch.arange(0, 30, dtype=torch.float64)
+    above = torch.nextafter(edges[1:], torch.ones(1, dtype=torch.float64))
+    return end * torch.cat([uniform.clamp(min=1e-10), logs, edges, above])

@@ -4,8 +4,9 @@
     _core <- backends <- ops,  philox <- reference <- ops                            the executor
 
 The planner imports no torch, the executor no process; `sampling` and `losses` (with their parts
-`graphs`, `inpainting` and `times`) bring them together, and what stands above may use both. A new module of
-the planner or the executor is not importable by its neighbours before it has its line here.
+`graphs`, `inpainting`, `loss_weights` and `times`) bring them together, and what stands above may
+use both. A new module of the planner or the executor is not importable by its neighbours before it
+has its line here.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ PLANNER = {
 EXECUTOR = {
     "philox": "",
     "reference": "philox",
-    "backends": "_core _cuda backends philox reference",
-    "ops": "backends ops philox reference",
+    "tables": "",
+    "backends": "_core _cuda backends philox reference tables",
+    "ops": "backends ops philox reference tables",
 }
-MEETING = {"sampling", "losses", "inpainting", "times", "graphs"}
+MEETING = {"sampling", "losses", "loss_weights", "inpainting", "times", "graphs"}
 # What is built on both. Only the two that report on the core itself may ask for it.
 ABOVE = {"__init__", "__main__", "bench", "certify", "cli", "compat", "demo", "info", "train"}
 ABOVE |= {"flow_likelihood", "probability_flow", "train_config"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cldfast import ops
-from cldfast.philox import pair_normals
+from cldfast.philox import pair_normals, pair_words
 
 F64 = torch.float64
 
@@ -75,6 +75,13 @@ def test_out_may_be_the_state_itself(backend):
     state, _, _ = ops.stage(u, (o,), weights=weights, out=u, backend=backend)
     assert state.data_ptr() == u.data_ptr()
     assert torch.equal(state, expected)
+
+
+def test_words_are_the_specification():
+    for first, count in ((0, 1), (7, 100), (2**40 + 1, 33)):
+        made = ops.pair_words(2**64 - 2, first, count, 3, 4)
+        wanted = pair_words(2**64 - 2, first, count, 3, 4)
+        assert all(map(torch.equal, made, wanted)) and made[0].dtype == torch.int64
 
 
 def test_inputs_are_not_changed(backend):

@@ -86,3 +86,16 @@ def stage(
     if out is not None and state is not out:
         state = out.copy_(state)
     return state, rows_out, copy
+
+
+def pair_words(
+    seed: int, first_pair: int, count: int, stage_index: int, stream: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The words of `cldfast.philox.pair_words`, int64 (count,)."""
+    words = torch.empty((2, count), dtype=torch.uint32)
+    start = words.data_ptr()
+    _core.philox_words(
+        seed & WORD, first_pair, count, stage_index, stream, start, start + 4 * count
+    )
+    radius, angle = words.to(torch.int64).unbind(0)
+    return radius, angle

@@ -19,8 +19,10 @@ from cldfast.ops.dispatch import (
     backend_stage,
     missing_backend,
     missing_core,
+    pair_words,
     resolve_backend,
 )
+from cldfast.ops.perturb import OutsideTableError, matrices, perturb
 from cldfast.ops.residual import residual
 from cldfast.ops.stage import stage, stage_operator
 
@@ -29,6 +31,7 @@ __all__ = [
     "OUTPUT_DTYPES",
     "STATE_DTYPES",
     "BackendWarning",
+    "OutsideTableError",
     "StageResult",
     "automatic_backend",
     "backend_advance",
@@ -36,8 +39,11 @@ __all__ = [
     "check_planes",
     "check_seed",
     "check_state",
+    "matrices",
     "missing_backend",
     "missing_core",
+    "pair_words",
+    "perturb",
     "residual",
     "resolve_backend",
     "stage",

@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 
+from cldfast import philox
+from cldfast.tables import Table
+
 StageResult = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
@@ -122,6 +125,36 @@ def backend_stage(name: str) -> Callable[..., StageResult]:
 def backend_residual(name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
     """The residual function of a resolved backend with a kernel, as `cpu_residual.residual`."""
     return _function(name, "residual")  # type: ignore[no-any-return]
+
+
+def backend_matrices(name: str) -> Callable[[Table, torch.Tensor], torch.Tensor | None]:
+    """The evaluation of tables by a resolved backend: None where a time lies outside."""
+    return _cpu("cpu_tables", "matrices") if name == "cpu" else _plain_matrices
+
+
+def _plain_matrices(table: Table, t: torch.Tensor) -> torch.Tensor | None:
+    return table(t) if bool(table.covers(t).all()) else None
+
+
+def pair_words(
+    seed: int,
+    first_pair: int,
+    count: int,
+    stage_index: int,
+    stream: int,
+    device: torch.device | str = "cpu",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`cldfast.philox.pair_words`, the same words, by the compiled core where there is one."""
+    if torch.compiler.is_compiling() or torch.device(device).type != "cpu" or missing_core():
+        return philox.pair_words(seed, first_pair, count, stage_index, stream, device)
+    return _cpu("cpu", "pair_words")(  # type: ignore[no-any-return]
+        seed, first_pair, count, stage_index, stream
+    )
+
+
+@cache
+def _cpu(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(f"{_MODULES}.{module}"), name)
 
 
 def backend_advance(name: str) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None:

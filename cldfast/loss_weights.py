@@ -1,0 +1,171 @@
+"""The coefficients of training: how a row is perturbed and what its residual is, at its time t.
+
+One formula each, in float64, for times of any number. A step on the CPU reads them from tables made
+of those formulas, one for each process and loss, kept as long as the process; where the formula is
+not smooth in t there is no table, and the formula itself is evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from cldfast import ops
+from cldfast.linalg2 import Covariance
+from cldfast.parameterization import FULL_MAPS, VELOCITY_MAPS
+from cldfast.sde import LinearPhaseSDE, Marginal
+from cldfast.tables import Function, Table, make_table
+
+WEIGHTINGS = ("reweighted", "reweighted_g2", "likelihood", "det")
+
+
+def perturbation_weights(kernel: Marginal) -> torch.Tensor:
+    """The blocks (mean, L) by which data are perturbed, (B, 2, 3), or (B, 2, 4) given (x0, v0)."""
+    mean = kernel.mean if kernel.mean.dim() == 3 else kernel.mean[..., None]
+    return torch.cat([mean, kernel.factor], 2)
+
+
+def residual_weights(
+    sde: LinearPhaseSDE,
+    t: torch.Tensor,
+    kernel: Marginal,
+    weighting: str,
+    parameterization: str,
+) -> torch.Tensor:
+    """The blocks `(R_o, R_u, R_z)` of `M (C_o o + C_u u + L^-T z)` side by side, (B, q, r + 4).
+
+    The parameterisation C is that of hybrid score matching, as in sampling; L and M belong to the
+    kernel of the loss. Divided out in float64: the factors span many orders near t = 0.
+    """
+    beta = sde.beta(t)
+    hybrid = kernel if kernel.mean.dim() == 2 else sde.marginal(t)
+    if parameterization in VELOCITY_MAPS:
+        ell = kernel.ell
+        scale: Any = {
+            "reweighted": lambda: 1.0 / ell,
+            "reweighted_g2": lambda: (0.5 * float(sde.D[1]) * beta).sqrt() / ell,
+            "likelihood": lambda: (0.5 * float(sde.D[1]) * beta).sqrt(),
+            "det": lambda: kernel.det.sqrt(),
+        }[weighting]()
+        row = VELOCITY_MAPS[parameterization](sde, hybrid)
+        columns = [row.gain, row.shift_x, row.shift_v, torch.zeros_like(ell), ell]
+        return (torch.stack(columns, 1) * scale[:, None])[:, None, :]
+    full = FULL_MAPS[parameterization](sde, hybrid)
+    factor = kernel.factor
+    zero = torch.zeros_like(kernel.det)
+    l_xx, l_vx, l_vv = factor[:, 0, 0], factor[:, 1, 0], factor[:, 1, 1]
+    # L^-T = [[1/l_xx, -l_vx/(l_xx l_vv)], [0, 1/l_vv]]
+    unit = torch.stack(
+        [torch.stack([1 / l_xx, -l_vx / (l_xx * l_vv)], 1), torch.stack([zero, 1 / l_vv], 1)], 1
+    )
+    blocks = torch.cat([full.from_output, full.from_state, unit], 2)
+    if weighting == "likelihood":
+        amplitude = torch.tensor(sde.D.tolist(), dtype=torch.float64, device=t.device).sqrt()
+        return blocks * ((0.5 * beta).sqrt()[:, None] * amplitude)[:, :, None]
+    if weighting == "det":
+        return blocks * kernel.det.sqrt()[:, None, None]
+    identity = torch.eye(2, dtype=factor.dtype, device=t.device).expand_as(unit)
+    if parameterization == "full_noise" and kernel.mean.dim() == 2:
+        # L^T L^-T, whose entries cancel to rounding errors that grow as t goes to 0.
+        weights = torch.cat([-identity, full.from_state, identity], 2)
+    else:
+        weights = torch.cat([factor.mT @ blocks[:, :, :4], identity], 2)
+    if weighting == "reweighted_g2":
+        weights = weights * (0.5 * float(sde.D[1]) * beta).sqrt()[:, None, None]
+    return weights
+
+
+def row_perturbation(sde: LinearPhaseSDE, t: torch.Tensor, objective: str) -> torch.Tensor:
+    """`perturbation_weights` at float64 times (B,): by the table, or by the formula."""
+    weights = _looked_up(t, lambda: perturbation_table(sde, objective))
+    return perturbation_weights(sde.marginal(t, objective)) if weights is None else weights
+
+
+def row_residual(
+    sde: LinearPhaseSDE, t: torch.Tensor, objective: str, weighting: str, parameterization: str
+) -> torch.Tensor:
+    """`residual_weights` at float64 times (B,): by the table, or by the formula."""
+    weights = _looked_up(t, lambda: residual_table(sde, objective, weighting, parameterization))
+    if weights is not None:
+        return weights
+    return residual_weights(sde, t, sde.marginal(t, objective), weighting, parameterization)
+
+
+class RowKernels(Marginal):
+    """Kernels that cost a hundred array operations, made for those who look at them."""
+
+    def __init__(self, make: Callable[[], Marginal]) -> None:
+        object.__setattr__(self, "_make", make)
+
+    @cached_property
+    def _made(self) -> Marginal:
+        return self._make()  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def mean(self) -> torch.Tensor:  # type: ignore[override]
+        return self._made.mean
+
+    @property
+    def covariance(self) -> Covariance:  # type: ignore[override]
+        return self._made.covariance
+
+    @property
+    def tau(self) -> Any:
+        return self._made.tau
+
+
+def _looked_up(t: torch.Tensor, table: Callable[[], Table | None]) -> torch.Tensor | None:
+    """A table's matrices at times t; None where there is none, or the formula serves better.
+
+    A traced graph, and times with gradients, need the operations of the formula itself; so do other
+    devices, which have no compiled evaluation.
+    """
+    if t.device.type != "cpu" or t.requires_grad or torch.compiler.is_compiling():
+        return None
+    if ops.missing_core():
+        return None
+    made = table()
+    if made is None:
+        return None
+    try:
+        return ops.matrices(made, t)
+    except ops.OutsideTableError:
+        return None
+
+
+# A process is not changed after it was made.
+_tables: WeakKeyDictionary[LinearPhaseSDE, dict[Hashable, Table | None]] = WeakKeyDictionary()
+
+
+def perturbation_table(sde: LinearPhaseSDE, objective: str) -> Table | None:
+    """`perturbation_weights` of a process and an objective as a table, or None; made once."""
+    known = _tables.get(sde)
+    if known is not None and objective in known:
+        return known[objective]
+    return _made(sde, objective, lambda t: perturbation_weights(sde.marginal(t, objective)))
+
+
+def residual_table(
+    sde: LinearPhaseSDE, objective: str, weighting: str, parameterization: str
+) -> Table | None:
+    """`residual_weights` of a process and a loss as a table, or None; made once."""
+    key = (objective, weighting, parameterization)
+    known = _tables.get(sde)
+    if known is not None and key in known:
+        return known[key]
+    return _made(
+        sde,
+        key,
+        lambda t: residual_weights(sde, t, sde.marginal(t, objective), weighting, parameterization),
+    )
+
+
+def _made(sde: LinearPhaseSDE, key: Hashable, function: Function) -> Table | None:
+    with torch.no_grad():
+        table = make_table(function, sde.T)
+    _tables.setdefault(sde, {})[key] = table
+    return table

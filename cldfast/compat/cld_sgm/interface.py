@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,20 @@ from cldfast.sde import LinearPhaseSDE
 Tensor = torch.Tensor
 ScoreFunction = Callable[[Tensor, Tensor], Tensor]
 StepFunction = Callable[[Tensor, Any, Any], tuple[Tensor, Tensor]]
+
+
+class Kernel(NamedTuple):
+    """Law of `U_s` given the start, and the meaning of a network's output; n times each.
+
+    mean: (n, 2, 2). factor: lower (n, 2, 2). ell: (n,), the score is `-ell` times unit noise.
+    gain, shift: (n,), see `PublishedInterface.gain_and_shift`.
+    """
+
+    mean: Tensor
+    factor: Tensor
+    ell: Tensor
+    gain: Tensor
+    shift: Tensor
 
 
 class PublishedInterface(nn.Module):
@@ -62,8 +76,8 @@ class PublishedInterface(nn.Module):
         gain, shift = (value.numpy()[:, None, None] for value in values)
         return gain * self.rows, shift * (self.rows @ self.rows.T)
 
-    def kernel(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Law of `U_s` given the start: mean (n, 2, 2), lower factor (n, 2, 2) and ell (n,)."""
+    def kernel(self, s: Tensor) -> Kernel:
+        """What a loss needs at times s (n,)."""
         raise NotImplementedError
 
     def pack(self, x: Tensor) -> Tensor:

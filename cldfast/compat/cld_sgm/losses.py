@@ -10,7 +10,7 @@ import torch
 
 from cldfast import ops
 from cldfast.compat.cld_sgm.calls import network, state_shape
-from cldfast.compat.cld_sgm.interface import PublishedInterface
+from cldfast.compat.cld_sgm.interface import Kernel, PublishedInterface
 from cldfast.compat.cld_sgm.sde import as_served
 from cldfast.philox import STREAM_PERTURBATION
 from cldfast.sampling import draw_seed
@@ -67,11 +67,11 @@ def get_loss_fn(
             noise = torch.randn(shape, dtype=x.dtype, device=x.device)
         seed = draw_seed() if noise is None else 0
         z = None if noise is None else served.pack(noise)
-        mean, factor, ell = served.kernel(t)
-        u = _perturb(served, x, v0, mean, factor, seed, z)
+        kernel = served.kernel(t)
+        u = _perturb(served, x, v0, kernel, seed, z)
         output = network(served, model, shape)(u, t)
         assert isinstance(output, Tensor)
-        weights = _residual_weights(served, t, ell, config.weighting)
+        weights = _residual_weights(served, t, kernel, config.weighting)
         return ops.residual(
             output, u, weights, seed=seed, stream=STREAM_PERTURBATION,
             noise=None if z is None else z.to(u.dtype),
@@ -84,13 +84,12 @@ def _perturb(
     sde: PublishedInterface,
     x: Tensor,
     v0: Tensor | None,
-    mean: Tensor,
-    factor: Tensor,
+    kernel: Kernel,
     seed: int,
     z: Tensor | None,
 ) -> Tensor:
     """States at the rows' times; the published are made in float64 and rounded to float32."""
-    published = sde.mode == "published"
+    published, mean = sde.mode == "published", kernel.mean
     if published:
         x = x.to(torch.float64)
         v0 = None if v0 is None else v0.to(torch.float64)
@@ -103,22 +102,18 @@ def _perturb(
     else:
         start = (None, (x, v0))
     state, _, rounded = ops.stage(
-        *start, (), torch.cat([mean, factor], 2), seed=seed, stream=STREAM_PERTURBATION, noise=z,
-        cast=torch.float32 if published else None,
+        *start, (), torch.cat([mean, kernel.factor], 2), seed=seed, stream=STREAM_PERTURBATION,
+        noise=z, cast=torch.float32 if published else None,
     )  # fmt: skip
     return state if rounded is None else rounded
 
 
-def _residual_weights(sde: PublishedInterface, t: Tensor, ell: Tensor, weighting: str) -> Tensor:
+def _residual_weights(sde: PublishedInterface, t: Tensor, kernel: Kernel, weighting: str) -> Tensor:
     """Per row the blocks of `M (gain o + shift u + ell z)`, (B, q, r + 4)."""
-    gain, shift = sde.gain_and_shift(t)
-    rate = (0.5 * float(sde.process.D[1]) * sde.process.beta(t)).sqrt()
-    scale = {
-        "reweightedv1": rate / ell,
-        "likelihood": rate,
-        "reweightedv2": 1.0 / ell,
-    }[weighting]
+    scale = torch.ones_like(t) if weighting == "likelihood" else 1.0 / kernel.ell
+    if weighting != "reweightedv2":
+        scale = scale * (0.5 * float(sde.process.D[1]) * sde.process.beta(t)).sqrt()
     rows = torch.from_numpy(np.array(sde.rows.T)).to(t.device)
     unit = torch.eye(rows.shape[0], dtype=torch.float64, device=t.device)
-    columns = [(gain, unit), (shift, rows), (ell, rows)]
+    columns = [(kernel.gain, unit), (kernel.shift, rows), (kernel.ell, rows)]
     return torch.cat([(scale * c)[:, None, None] * block for c, block in columns], dim=2)

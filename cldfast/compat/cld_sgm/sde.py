@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from cldfast.compat.cld_sgm import formulas
-from cldfast.compat.cld_sgm.interface import PublishedInterface
+from cldfast.compat.cld_sgm.interface import Kernel, PublishedInterface
 from cldfast.compat.schedule import FunctionBeta
-from cldfast.linalg2 import Covariance
+from cldfast.linalg2 import Covariance, Transition
 from cldfast.sde import CLD as CriticallyDamped
 from cldfast.sde import LinearPhaseSDE
 
@@ -51,23 +51,30 @@ class CLD(PublishedInterface):
         return str(objective)
 
     def _covariance(
-        self, t: Tensor, var0x: Tensor | float, var0v: Tensor | float, jitter: float
+        self,
+        t: Tensor,
+        var0x: Tensor | float,
+        var0v: Tensor | float,
+        jitter: float,
+        step: Transition | None = None,
     ) -> Covariance:
-        """Of the kernel, each entry like t; the variances broadcast against it."""
+        """Of the kernel, each entry like t; the variances broadcast against it.
+
+        step: the exact transition over t, where it is at hand.
+        """
         if self.mode == "published":
             xx, xv, vv = formulas.covariance(
                 self.beta_int_fn(t), self.f, self.g, var0x, var0v, jitter
             )
             return Covariance(xx, xv, vv, xx * vv - xv**2)
-        step = self.process.transition(self.process.tau(t))
+        if step is None:
+            step = self.process.transition(self.process.tau(t))
         x_x, x_v, v_x, v_v = step.entries
         exact = step.covariance
         for weight, x, v in ((var0x, x_x, v_x), (var0v, x_v, v_v)):
-            exact = exact.plus_outer(weight, x, v)  # type: ignore[arg-type]
-        size = exact.xx + exact.vv
-        return Covariance(
-            exact.xx + jitter, exact.xv, exact.vv + jitter, exact.det + jitter * (size + jitter)
-        )
+            if isinstance(weight, Tensor) or weight > 0.0:
+                exact = exact.plus_outer(weight, x, v)  # type: ignore[arg-type]
+        return _jittered(exact, jitter)
 
     def _var0v(self) -> float:
         """Variance of the start's velocity that the kernel integrates out."""
@@ -75,7 +82,9 @@ class CLD(PublishedInterface):
 
     def gain_and_shift(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """See the base class: `s_v = -ell o [- v / mixed_variance]`."""
-        own = self._covariance(s, 0.0, self._var0v(), self.numerical_eps)
+        return self._output(s, self._covariance(s, 0.0, self._var0v(), self.numerical_eps))
+
+    def _output(self, s: Tensor, own: Covariance) -> tuple[Tensor, Tensor]:
         gain = -torch.sqrt(own.xx / own.det)
         if not getattr(self.config, "mixed_score", False):
             return gain, torch.zeros_like(gain)
@@ -86,17 +95,19 @@ class CLD(PublishedInterface):
         start = torch.tensor(self.gamma / self.m_inv, dtype=dtype, device=s.device)
         return self._covariance(s, 0.0, start, self.numerical_eps).vv
 
-    def kernel(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def kernel(self, s: Tensor) -> Kernel:
         """See the base class; the velocity start of hybrid score matching is 0."""
         if self.mode == "published":
             own = self._covariance(s, 0.0, self._var0v(), self.numerical_eps)
             l_xx, l_vx, l_vv = formulas.lower_factor(own.xx, own.xv, own.vv)
             factor = torch.stack([l_xx, torch.zeros_like(l_xx), l_vx, l_vv], -1)
             mean = formulas.transition(self.beta_int_fn(s), self.g)
-            return mean, factor.unflatten(-1, (2, 2)), torch.sqrt(own.xx / own.det)
-        exact = self._covariance(s, 0.0, self._var0v(), 0.0)
-        mean = self.process.transition(self.process.tau(s)).phi
-        return mean, exact.factor, torch.sqrt(exact.xx / exact.det)
+            gain, shift = self._output(s, own)
+            return Kernel(mean, factor.unflatten(-1, (2, 2)), -gain, gain, shift)
+        step = self.process.transition(self.process.tau(s))
+        exact = self._covariance(s, 0.0, self._var0v(), 0.0, step)
+        gain, shift = self._output(s, _jittered(exact, self.numerical_eps))
+        return Kernel(step.phi, exact.factor, torch.sqrt(exact.xx / exact.det), gain, shift)
 
     def sde(self, u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """See the base class."""
@@ -198,12 +209,13 @@ class VPSDE(PublishedInterface):
         """See the base class; that of the stationary law."""
         return torch.ones_like(s)
 
-    def kernel(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def kernel(self, s: Tensor) -> Kernel:
         """See the base class."""
-        deviation = torch.sqrt(self._variance(s))
+        gain, shift = self.gain_and_shift(s)
         unit = torch.eye(2, dtype=s.dtype, device=s.device)
         decay = torch.exp(-0.5 * self.beta_int_fn(s))
-        return decay[:, None, None] * unit, deviation[:, None, None] * unit, 1.0 / deviation
+        factor = (-1.0 / gain)[:, None, None] * unit
+        return Kernel(decay[:, None, None] * unit, factor, -gain, gain, shift)
 
     def pack(self, x: Tensor) -> Tensor:
         """Flat rows, with a zero where their number is odd."""
@@ -247,6 +259,14 @@ class VPSDE(PublishedInterface):
 
     def _noise(self, t: Tensor, z: Tensor, *variances: Tensor | None) -> Tensor:
         return torch.sqrt(self.var(t, *variances)[0]) * z
+
+
+def _jittered(own: Covariance, jitter: float) -> Covariance:
+    """With `jitter` added to xx and vv."""
+    if jitter == 0.0:
+        return own
+    det = own.det + jitter * (own.xx + own.vv + jitter)
+    return Covariance(own.xx + jitter, own.xv, own.vv + jitter, det)
 
 
 def as_served(sde: Any, mode: str | None = None) -> PublishedInterface:

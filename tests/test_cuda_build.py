@@ -130,3 +130,12 @@ def test_the_module_needs_no_cuda_library() -> None:
     assert needed
     for line in needed:
         assert not any(name in line for name in ("cuda", "torch", "c10", "nvidia")), line
+
+
+def test_importing_the_library_loads_no_compiler() -> None:
+    script = (
+        "import sys, cldfast\n"
+        "loaded = {'torch._dynamo', 'triton', 'cldfast._cuda', 'cldfast.backends.triton'}\n"
+        "assert not loaded & set(sys.modules), loaded & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

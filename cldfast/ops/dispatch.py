@@ -59,7 +59,17 @@ def _load(name: str) -> str:
     return ""
 
 
-@torch.compiler.assume_constant_result  # type: ignore[misc]
+def _constant(function: Callable[[str], str]) -> Callable[[str], str]:
+    """For a graph compiler, its answer is a constant.
+
+    What `torch.compiler.assume_constant_result` does, but that imports the compiler, which takes
+    longer than all else that importing this library does.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant
 def missing_backend(name: str) -> str:
     """Why a backend cannot run on this machine, or an empty string."""
     return _load(name)
@@ -75,7 +85,7 @@ def _first_found(device_type: str) -> str:
     return next(name for name in _PREFERRED.get(device_type, ("reference",)) if not _load(name))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[misc]
+@_constant
 def automatic_backend(device_type: str) -> str:
     """The backend that "auto" takes for a type of device."""
     return _first_found(device_type)

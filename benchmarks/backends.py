@@ -58,7 +58,7 @@ def cld_sgm() -> Iterator[list[Case]]:
     with upstream_cld_sgm.opened() as theirs:
         toy = upstream_cld_sgm.options(n_discrete_steps=500)
         net = upstream_cld_sgm.network(theirs, toy)
-        image = upstream_cld_sgm.options(is_image=True, n_discrete_steps=10)
+        image = upstream_cld_sgm.options(is_image=True, n_discrete_steps=30)
         shape = (1024, 3, 32, 32)
         output = torch.randn(shape)
 
@@ -85,7 +85,7 @@ def cld_sgm() -> Iterator[list[Case]]:
 
         calls = {
             "SSCS, toy MLP, 512 x 2, 500 steps": (sampling, toy, (512, 2), net),
-            "SSCS, trivial network, 1024 x 3x32x32, 10 steps": (sampling, image, shape, Trivial()),
+            "SSCS, trivial network, 1024 x 3x32x32, 30 steps": (sampling, image, shape, Trivial()),
             "HSM loss, toy MLP, 512 x 2": (loss, toy, torch.randn(512, 2), net),
             "HSM loss, trivial network, 1024 x 3x32x32": (loss, image, output, Trivial()),
         }

@@ -7,8 +7,6 @@ this raises ImportError where the CUDA kernels were not built or no device runs 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 
@@ -20,7 +18,7 @@ except ImportError as error:
         f"({error})"
     ) from error
 
-from cldfast.backends.planes import CODES, WORD, Description, describe, room, strided
+from cldfast.backends.planes import CODES, WORD, Description, current, describe, room, strided
 
 CudaError = kernels.CudaError
 _ALL_COLUMNS = 2**64 - 1
@@ -35,13 +33,6 @@ def require_device() -> None:
             kernels.check_device(0)
     except CudaError as error:
         raise ImportError(f"no CUDA device: {error}") from error
-
-
-def current(device: torch.device) -> AbstractContextManager[Any]:
-    """Makes a device PyTorch's current one, which is what the kernels' runtime goes by."""
-    if device.index in (None, torch.cuda.current_device()):
-        return nullcontext()
-    return torch.cuda.device(device)
 
 
 def queue(device: torch.device) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cldfast.backends import cuda
-from cldfast.backends.planes import CODES, WORD, Description, describe, room
+from cldfast.backends.planes import CODES, WORD, Description, current, describe, room
 
 
 def residual(
@@ -57,7 +57,7 @@ def residual(
         cuda.kernels.residual_sums(rows, channels, inner), dtype=torch.float64, device=u.device
     )
     loss = torch.empty(() if reduce else (rows,), dtype=u.dtype, device=u.device)
-    with cuda.current(u.device):
+    with current(u.device):
         cuda.kernels.residual(
             described, others, written, rows, channels, inner, CODES[u.dtype],
             weights.data_ptr(), residuals, columns, 0 if scale is None else scale.data_ptr(),

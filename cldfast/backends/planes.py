@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 
 # Dtype codes of csrc/stage.h.
@@ -57,3 +60,10 @@ def room(planes: int, channels: int, dtype: torch.dtype, like: torch.Tensor) -> 
                 memory_format = other
     shape = (like.shape[0], planes * channels, *like.shape[2:])
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=memory_format)
+
+
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes a GPU PyTorch's current one, which is what kernels' runtimes go by."""
+    if device.type != "cuda" or device.index in (None, torch.cuda.current_device()):
+        return nullcontext()
+    return torch.cuda.device(device)

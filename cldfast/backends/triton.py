@@ -19,7 +19,7 @@ except ImportError as error:
         f"Triton is not installed: pip install 'cldfast[triton]' ({error})"
     ) from error
 
-from cldfast.backends.planes import WORD, room, strided
+from cldfast.backends.planes import WORD, current, room, strided
 from cldfast.backends.triton_normals import normals, words
 
 # Pairs of a program: 16 bytes a lane of each plane for 4 warps, twice.
@@ -269,13 +269,15 @@ def stage(
             for i, plane in enumerate([*inputs, *part, *copied])
         )
         noisy = noise is None and bool(used >> len(inputs) & 3)
-        stage_kernel[grid](
-            *_pointers(inputs), *_pointers(part), *_pointers(copied),
-            weights.to(like.device).contiguous(), step, pairs, width, inner, seed & WORD,
-            signed(first_pair), stage_index, stream, used, first, weight_rows, len(part),
-            len(inputs), noise is None, noisy, step is None and matrices > 1, step is not None, odd,
-            dense, pairs >= 2**31 - BLOCK, like.dtype == torch.float64, BLOCK, **OPTIONS,
-        )  # fmt: skip
+        with current(like.device):
+            stage_kernel[grid](
+                *_pointers(inputs), *_pointers(part), *_pointers(copied),
+                weights.to(like.device).contiguous(), step, pairs, width, inner, seed & WORD,
+                signed(first_pair), stage_index, stream, used, first, weight_rows, len(part),
+                len(inputs), noise is None, noisy, step is None and matrices > 1,
+                step is not None, odd, dense, pairs >= 2**31 - BLOCK,
+                like.dtype == torch.float64, BLOCK, **OPTIONS,
+            )  # fmt: skip
     if out is not None and state is not out:
         state = out.copy_(state)
     if row_out is not None and rows_made is not None and rows_made is not row_out:
@@ -296,7 +298,8 @@ def _writable(out: torch.Tensor, channels: int) -> torch.Tensor:
 
 def advance(step: torch.Tensor, times: torch.Tensor, time: torch.Tensor) -> None:
     """`step += 1`, then `time = times[step]` while there is one; int64 (), (N,) and ()."""
-    _advance_kernel[(1,)](step, times, time, len(times))
+    with current(step.device):
+        _advance_kernel[(1,)](step, times, time, len(times))
 
 
 def philox_words(
@@ -305,9 +308,10 @@ def philox_words(
     """The two words of each pair of a run, int64 (count,), as `cldfast.philox.pair_words`."""
     made = torch.empty(2, count, dtype=torch.int32, device=device)
     grid = ((count + (first_pair & 1) + BLOCK - 1) // BLOCK,)
-    _words_kernel[grid](
-        made[0], made[1], count, seed & WORD, signed(first_pair), stage_index, stream, BLOCK,
-        **OPTIONS,
-    )  # fmt: skip
+    with current(device):
+        _words_kernel[grid](
+            made[0], made[1], count, seed & WORD, signed(first_pair), stage_index, stream, BLOCK,
+            **OPTIONS,
+        )  # fmt: skip
     unsigned = made.to(torch.int64) & 0xFFFFFFFF
     return unsigned[0], unsigned[1]

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from cldfast.backends.planes import WORD, room
+from cldfast.backends.planes import WORD, current, room
 from cldfast.backends.triton import BLOCK, OPTIONS, Plane, is_dense, planes_of, signed
 from cldfast.backends.triton_normals import normals
 
@@ -163,14 +163,15 @@ def residual(
     block = min(BLOCK, max(16, triton.next_power_of_2(width + (not even))))
     pieces = (width + (not even) + block - 1) // block
     sums = torch.empty(rows, pieces, dtype=torch.float64, device=u.device)
-    residual_kernel[(rows * pieces,)](
-        tuple(t for t, _ in inputs), tuple(s for _, s in inputs),
-        tuple(t for t, _ in written), tuple(s for _, s in written),
-        weights.contiguous(), None if scale is None else scale.contiguous(),
-        torch.full((), factor, dtype=torch.float64, device=u.device), sums, pieces, width, inner,
-        seed & WORD, signed(first_pair), stage_index, stream, residuals,
-        output.shape[1] // channels, len(inputs), noise is None, scale is not None, even, dense,
-        u.dtype == torch.float64, block, **OPTIONS,
-    )  # fmt: skip
+    with current(u.device):
+        residual_kernel[(rows * pieces,)](
+            tuple(t for t, _ in inputs), tuple(s for _, s in inputs),
+            tuple(t for t, _ in written), tuple(s for _, s in written),
+            weights.contiguous(), None if scale is None else scale.contiguous(),
+            torch.full((), factor, dtype=torch.float64, device=u.device), sums, pieces, width,
+            inner, seed & WORD, signed(first_pair), stage_index, stream, residuals,
+            output.shape[1] // channels, len(inputs), noise is None, scale is not None, even, dense,
+            u.dtype == torch.float64, block, **OPTIONS,
+        )  # fmt: skip
     losses = sums.sum(1)
     return (losses.sum() if reduce else losses).to(u.dtype), result

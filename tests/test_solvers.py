@@ -233,6 +233,7 @@ def test_denoising_adds_one_evaluation() -> None:
     ("change", "error", "message"),
     [
         ({"sde": "cld"}, TypeError, "sde must be a LinearPhaseSDE such as cldfast.CLD, got str"),
+        ({"solver": "pflow"}, ValueError, "call cldfast.pflow"),
         ({"solver": "euler"}, ValueError, "unknown solver 'euler'; expected one of em"),
         ({"grid": "cubic"}, ValueError, "unknown grid 'cubic'"),
         ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),

@@ -58,7 +58,7 @@ SOLVERS: dict[str, tuple[Solver, int | Callable[..., int]]] = {
 }
 
 
-# The best of the grids measured for each solver, docs/solvers.md.
+# The best of the grids measured for each solver at 10 to 200 evaluations, docs/solvers.md.
 AUTO_GRIDS = {name: "quadratic" if name in ("leapfrog", "roba") else "logistic" for name in SOLVERS}
 
 
@@ -92,6 +92,8 @@ def make_plan(
         raise TypeError(
             f"sde must be a LinearPhaseSDE such as cldfast.CLD, got {type(sde).__name__}"
         )
+    if solver == "pflow":
+        raise ValueError("pflow chooses its own steps and has no plan: call cldfast.pflow")
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(SOLVERS)}")
     grid_options = {"rho": options.pop("rho")} if "rho" in options else {}

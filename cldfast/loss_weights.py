@@ -121,8 +121,8 @@ class RowKernels(Marginal):
 def _looked_up(t: torch.Tensor, table: Callable[[], Table | None]) -> torch.Tensor | None:
     """A table's matrices at times t; None where there is none, or the formula serves better.
 
-    A traced graph, `torch.func`, and times with gradients, need the operations of the formula itself;
-    so do other devices, which have no compiled evaluation.
+    A traced graph, `torch.func`, and times with gradients need the operations of the formula
+    itself; so do other devices, which have no compiled evaluation.
     """
     if t.device.type != "cpu" or t.requires_grad or torch.compiler.is_compiling():
         return None

@@ -16,11 +16,13 @@ import csv
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import backends_psld
+import backends_strasman
 import torch
 import upstream_cld_sgm
 from checkouts import missing
@@ -105,7 +107,28 @@ def cld_sgm() -> Iterator[list[Case]]:
         ]
 
 
-CODEBASES: dict[str, Cases] = {"CLD-SGM": cld_sgm}
+@contextmanager
+def strasman() -> Iterator[list[Case]]:
+    """StanislasStrasman/CLD: both samplers, for a velocity score and for both scores."""
+    yield list(_pairs(backends_strasman.speed()))
+
+
+@contextmanager
+def psld() -> Iterator[list[Case]]:
+    """mandt-lab/PSLD: Euler-Maruyama and SSCS, one and two noises, both factors."""
+    yield list(_pairs(backends_psld.speed()))
+
+
+def _pairs(contests: Iterable[tuple[str, dict[str, Call]]]) -> Iterator[Case]:
+    """The replacement in either mode beside the codebase's own call."""
+    for name, calls in contests:
+        toy = "toy" in name
+        for mode in ("exact", "published"):
+            target = (2.0 if toy else 30.0) if mode == "exact" else 0.0
+            yield Case(name, mode, calls["theirs"], calls[mode], 5 if toy else 3, target)
+
+
+CODEBASES: dict[str, Cases] = {"CLD-SGM": cld_sgm, "CLD": strasman, "PSLD": psld}
 
 
 def measure(case: Case) -> tuple[float, float]:

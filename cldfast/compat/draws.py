@@ -1,0 +1,54 @@
+"""Normals as a codebase draws them, for the published modes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+
+
+class Draws:
+    """A source of normals: recorded tensors in the order of the codebase's draws, or PyTorch's.
+
+    recorded: tensors to hand out one by one; None draws from PyTorch's default generator in the
+        same order, so that a seed gives what it gives in the codebase.
+    """
+
+    def __init__(self, recorded: Iterable[torch.Tensor] | None = None) -> None:
+        self._recorded: Iterator[torch.Tensor] | None = None if recorded is None else iter(recorded)
+        self._taken = 0
+
+    def normal(
+        self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
+    ) -> torch.Tensor:
+        """The next tensor; ValueError when the recorded ones are used up or of another shape."""
+        if self._recorded is None:
+            return torch.randn(tuple(shape), dtype=dtype, device=device)
+        z = next(self._recorded, None)
+        if z is None:
+            raise ValueError(
+                f"noise must hold every draw in the order of the codebase; after {self._taken} "
+                f"tensors one of shape {tuple(shape)} is missing"
+            )
+        if tuple(z.shape) != tuple(shape):
+            raise ValueError(
+                f"noise[{self._taken}] must have shape {tuple(shape)}, got {tuple(z.shape)}"
+            )
+        self._taken += 1
+        return z.to(device)
+
+
+class StageNoise(Sequence[torch.Tensor | None]):
+    """The normals of each stage of a run, made when the stage asks for them, in order.
+
+    stages: their number. make: `make(index)`, the normals of a stage, None where it takes none.
+    """
+
+    def __init__(self, stages: int, make: Callable[[int], torch.Tensor | None]) -> None:
+        self._stages, self._make = stages, make
+
+    def __len__(self) -> int:
+        return self._stages
+
+    def __getitem__(self, index: int) -> torch.Tensor | None:  # type: ignore[override]
+        return self._make(index)

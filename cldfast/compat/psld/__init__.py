@@ -1,0 +1,102 @@
+"""Samplers and loss of mandt-lab/PSLD (Pandey, Mandt 2023) on our kernels.
+
+    import cldfast.compat.psld as backend
+    backend.install()                   # with the codebase's `main/` on `sys.path`
+
+After it the codebase's registry hands out these classes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+import torch
+
+from cldfast.compat.psld.inpainting import ES3EulerMaruyamaInpainter
+from cldfast.compat.psld.loss import PSLDScoreLoss
+from cldfast.compat.psld.ode import BBODESampler
+from cldfast.compat.psld.process import process_of
+from cldfast.compat.psld.samplers import (
+    ClassCondEulerMaruyamaSampler,
+    EulerMaruyamaSampler,
+    SSCSSampler,
+)
+from cldfast.compat.published import check_mode
+
+__all__ = [
+    "REGISTERED",
+    "BBODESampler",
+    "ClassCondEulerMaruyamaSampler",
+    "ES3EulerMaruyamaInpainter",
+    "EulerMaruyamaSampler",
+    "PSLDScoreLoss",
+    "SSCSSampler",
+    "install",
+    "load_checkpoint",
+    "process_of",
+    "uninstall",
+]
+
+# category -> name -> class, as in the codebase's registry.
+REGISTERED: dict[str, dict[str, type]] = {
+    "samplers": {
+        "em_sde": EulerMaruyamaSampler,
+        "sscs_sde": SSCSSampler,
+        "cc_em_sde": ClassCondEulerMaruyamaSampler,
+        "ip_em_sde": ES3EulerMaruyamaInpainter,
+        "bb_ode": BBODESampler,
+    },
+    "losses": {"psld_score_loss": PSLDScoreLoss},
+}
+
+_replaced: list[tuple[dict[str, Any], str, Any]] = []
+
+
+def install(mode: str = "exact") -> None:
+    """Put our classes under their names in the codebase's registry (`util.register_module`).
+
+    mode: "exact" or "published", see docs/backends.md. Objects made earlier stay what they are.
+    Raises ImportError where its modules `util`, `samplers` and `losses` cannot be imported,
+    RuntimeError when already installed.
+    """
+    check_mode(mode)
+    if _replaced:
+        raise RuntimeError("already installed; call uninstall() first")
+    # The codebase's own classes register on import and refuse a name that is taken.
+    registry, *_ = (importlib.import_module(m) for m in ("util", "samplers", "losses"))
+    for category, classes in REGISTERED.items():
+        names = registry._MODULES[category]
+        for name, cls in classes.items():
+            _replaced.append((names, name, names[name]))
+            names[name] = type(cls.__name__, (cls,), {"mode": mode, "__doc__": cls.__doc__})
+
+
+def uninstall() -> None:
+    """Undo `install`; nothing happens where there is none."""
+    while _replaced:
+        names, name, cls = _replaced.pop()
+        names[name] = cls
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], score_fn: torch.nn.Module, sample_from: str = "target"
+) -> torch.nn.Module:
+    """Load a checkpoint of the codebase's trainer into its network, and return that.
+
+    sample_from: "target", the averaged weights, or "source", those being trained. Read with
+    `weights_only=True`: a file that holds other objects is refused by PyTorch.
+
+    Raises ValueError for another `sample_from`, or a file without these weights.
+    """
+    prefixes = {"target": "ema_score_fn.", "source": "score_fn."}
+    if sample_from not in prefixes:
+        raise ValueError(f"sample_from must be 'target' or 'source', got {sample_from!r}")
+    prefix = prefixes[sample_from]
+    state = torch.load(path, map_location="cpu", weights_only=True).get("state_dict", {})
+    weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    if not weights:
+        raise ValueError(f"{os.fspath(path)} holds no weights under state_dict[{prefix + '*'!r}]")
+    score_fn.load_state_dict(weights)
+    return score_fn

@@ -1,0 +1,93 @@
+"""Hybrid score matching as `loss_hsm(score_theta, sde, eps)`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from cldfast import ops
+from cldfast.compat.draws import Draws
+from cldfast.compat.strasman import published
+from cldfast.compat.strasman.process import CriticallyDampedLangevin, Score, process_of
+from cldfast.losses import hsm_loss
+
+
+class loss_hsm:
+    """`loss_hsm(score_theta, sde, eps)(x0, is_cld)`: the hybrid score matching loss.
+
+    score_theta: `score_theta(u, t)`, u (B, 2d) or (B, 2C, H, W), t (B,). sde: a
+    CriticallyDampedLangevin, ours (whose mode it takes) or the codebase's. eps: earliest time.
+
+    `is_cld`: the network returns the velocity score, held to its target in units of its noise; else
+    both scores, weighed by the determinant of the covariance. Summed over dimension 1, averaged
+    over the rest.
+
+    Source: Strasman, Surendran et al. (2025), with the code of the same authors.
+    """
+
+    def __init__(self, score_theta: Score, sde: Any, eps: float) -> None:
+        self.score_theta = score_theta
+        self.sde = sde
+        self.eps = eps
+        process_of(sde)
+
+    def __call__(
+        self,
+        x0: torch.Tensor,
+        is_cld: bool = False,
+        *,
+        t: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The loss of data x0 (B, d) or (B, C, H, W), a scalar; t (B,) and noise to use instead."""
+        sde = self.sde
+        if isinstance(sde, CriticallyDampedLangevin) and sde.mode == "published":
+            return self._published(sde, x0, is_cld, t, noise)
+        loss = hsm_loss(
+            self.score_theta, process_of(sde), x0, "reweighted" if is_cld else "det",
+            "score" if is_cld else "full_score", t=t, t_min=self.eps, noise=noise,
+        )  # fmt: skip
+        positions = math.prod(x0.shape[2:])
+        return loss / positions if positions > 1 else loss
+
+    def _published(
+        self,
+        sde: CriticallyDampedLangevin,
+        x0: torch.Tensor,
+        is_cld: bool,
+        t: torch.Tensor | None,
+        noise: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if t is None:
+            uniform = torch.rand(x0.shape[0], device=x0.device)
+            t = uniform * (sde.final_time - self.eps) + self.eps
+        if noise is None:
+            wide = (x0.shape[0], 2 * x0.shape[1], *x0.shape[2:])
+            noise = Draws().normal(wide, x0.dtype, x0.device)
+        state, _, _ = sde.generate_forward(x0, t, hsm=True, noise=noise)
+        entries = sde.cov_hsm(t)
+        weights = _velocity(entries) if is_cld else _both(entries, sde.factor(t, hsm=True))
+        losses = ops.residual(self.score_theta(state, t), state, weights, noise=noise)
+        return losses.sum() / math.prod([x0.shape[0], *x0.shape[2:]])
+
+
+def _velocity(entries: published.Entries) -> torch.Tensor:
+    """The residual `-score/ell - z_v`, (B, 1, 5)."""
+    xx, xv, vv = entries
+    ell = torch.sqrt(xx / (xx * vv - xv**2))
+    zero = torch.zeros_like(ell)
+    row = torch.stack([-(1 / ell), zero, zero, zero, zero - 1.0], 1)
+    return row.to(torch.float64)[:, None, :]
+
+
+def _both(entries: published.Entries, factor: torch.Tensor) -> torch.Tensor:
+    """The residual `-adj(Sigma) (Sigma score + L z) / sqrt(det)`, (B, 2, 6)."""
+    xx, xv, vv = entries
+    inverse_det = (1 / (xx * vv - xv**2)).to(torch.float64)
+    xx, xv, vv = (entry.to(torch.float64) for entry in entries)
+    sigma = torch.stack([xx, xv, xv, vv], -1).reshape(-1, 2, 2)
+    adjugate = torch.stack([vv, -xv, -xv, xx], -1).reshape(-1, 2, 2)
+    scaled = -inverse_det.sqrt()[:, None, None] * adjugate
+    return torch.cat([scaled @ sigma, torch.zeros_like(sigma), scaled @ factor], 2)

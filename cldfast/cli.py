@@ -20,7 +20,7 @@ from cldfast.parameterization import PARAMETERIZATIONS
 from cldfast.solvers import SOLVERS
 from cldfast.times import TIME_SAMPLING
 from cldfast.train import NonFiniteLoss
-from cldfast.train_config import DECAYS, TrainConfig
+from cldfast.train_config import AUTOCAST, DECAYS, TrainConfig
 
 
 class _Parser(argparse.ArgumentParser):
@@ -131,6 +131,7 @@ def _add_train(parsers: Any) -> None:
         metavar = "N" if kind is int else "X"
         fit.add_argument(f"--{name}", type=kind, metavar=metavar, help=f"{text} ({value:g})")
     fit.add_argument("--decay", choices=DECAYS, help=f"of the step size ({default.decay})")
+    fit.add_argument("--autocast", choices=AUTOCAST, help="half precision in the network (none)")
     fit.add_argument("--times", choices=TIME_SAMPLING, help=f"of the rows ({default.times})")
     fit.add_argument("--weighting", choices=WEIGHTINGS, help=f"of the loss ({default.weighting})")
     _add_common(train)

@@ -182,6 +182,9 @@ class LinearFlow:
             )
         scale = 4 * damping * det
         self.drift, self.diffusion = _floats(drift), _floats(diffusion)
+        # As plain numbers, which a traced graph can hold.
+        self._drift = ((float(a), float(b)), (float(c), float(d)))
+        self._diffusion = (float(p), float(q))
         self.damping, self.determinant = float(damping), float(det)
         self.discriminant = float(gap * gap + b * c)
         self.stationary = Covariance(
@@ -251,7 +254,7 @@ class LinearFlow:
 
     def _real(self, xp: Any, tau: Array) -> tuple[Any, Array, Array, Array]:
         """Entries of phi, F1, F2 and the closed J for real eigenvalues, through the slow mode."""
-        (_, b), (c, _) = self.drift.tolist()
+        (_, b), (c, _) = self._drift
         w, fast = self._rate, self._largest
         slow = self.determinant / fast
         decay = xp.exp(-slow * tau)
@@ -276,7 +279,7 @@ class LinearFlow:
 
     def _complex(self, xp: Any, tau: Array) -> tuple[Any, Array, Array, Array]:
         """The same for complex eigenvalues."""
-        (_, b), (c, _) = self.drift.tolist()
+        (_, b), (c, _) = self._drift
         decay = xp.exp(-self.damping * tau)
         sine = decay * xp.sin(self._rate * tau) * (1.0 / self._rate)
         cosine = decay * xp.cos(self._rate * tau)
@@ -293,8 +296,8 @@ class LinearFlow:
         symbolically: `W = det(A) J^2 + J F1 - F2^2/4` for either noise alone, and for both together
         a sum of products of the entries that either makes.
         """
-        (a, b), (c, d) = self.drift.tolist()
-        p, q = self.diffusion.tolist()
+        (a, b), (c, d) = self._drift
+        p, q = self._diffusion
         xx, xv, vv = self._energy
         w = j * (self.determinant * j + f1) - 0.25 * f2 * f2
         det = w * ((b * q) ** 2 + (c * p) ** 2)

@@ -47,8 +47,8 @@ def residual_weights(
         ell = kernel.ell
         scale: Any = {
             "reweighted": lambda: 1.0 / ell,
-            "reweighted_g2": lambda: (0.5 * float(sde.D[1]) * beta).sqrt() / ell,
-            "likelihood": lambda: (0.5 * float(sde.D[1]) * beta).sqrt(),
+            "reweighted_g2": lambda: (0.5 * sde.noise[1] * beta).sqrt() / ell,
+            "likelihood": lambda: (0.5 * sde.noise[1] * beta).sqrt(),
             "det": lambda: kernel.det.sqrt(),
         }[weighting]()
         row = VELOCITY_MAPS[parameterization](sde, hybrid)
@@ -64,7 +64,7 @@ def residual_weights(
     )
     blocks = torch.cat([full.from_output, full.from_state, unit], 2)
     if weighting == "likelihood":
-        amplitude = torch.tensor(sde.D.tolist(), dtype=torch.float64, device=t.device).sqrt()
+        amplitude = torch.tensor(sde.noise, dtype=torch.float64, device=t.device).sqrt()
         return blocks * ((0.5 * beta).sqrt()[:, None] * amplitude)[:, :, None]
     if weighting == "det":
         return blocks * kernel.det.sqrt()[:, None, None]
@@ -75,7 +75,7 @@ def residual_weights(
     else:
         weights = torch.cat([factor.mT @ blocks[:, :, :4], identity], 2)
     if weighting == "reweighted_g2":
-        weights = weights * (0.5 * float(sde.D[1]) * beta).sqrt()[:, None, None]
+        weights = weights * (0.5 * sde.noise[1] * beta).sqrt()[:, None, None]
     return weights
 
 
@@ -121,12 +121,12 @@ class RowKernels(Marginal):
 def _looked_up(t: torch.Tensor, table: Callable[[], Table | None]) -> torch.Tensor | None:
     """A table's matrices at times t; None where there is none, or the formula serves better.
 
-    A traced graph, and times with gradients, need the operations of the formula itself; so do other
-    devices, which have no compiled evaluation.
+    A traced graph, `torch.func` and times with gradients need the operations of the formula itself;
+    so do other devices, which have no compiled evaluation.
     """
     if t.device.type != "cpu" or t.requires_grad or torch.compiler.is_compiling():
         return None
-    if ops.missing_core():
+    if torch._C._are_functorch_transforms_active() or ops.missing_core():
         return None
     made = table()
     if made is None:

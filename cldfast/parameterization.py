@@ -75,8 +75,8 @@ def _x0(sde: LinearPhaseSDE, marginal: Marginal) -> VelocityMap:
 
 def _renormalised(sde: LinearPhaseSDE, marginal: Marginal) -> VelocityMap:
     zero = marginal.det * 0.0
-    row = sde.prior().precision[1]
-    return VelocityMap(zero + 1.0, zero - float(row[0]), zero - float(row[1]))
+    *_, vx, vv = sde.prior_precision
+    return VelocityMap(zero + 1.0, zero - vx, zero - vv)
 
 
 def _full_score(sde: LinearPhaseSDE, marginal: Marginal) -> ScoreMap:
@@ -112,8 +112,7 @@ def _full_noise_r(sde: LinearPhaseSDE, marginal: Marginal) -> ScoreMap:
 
 def _full_renormalised(sde: LinearPhaseSDE, marginal: Marginal) -> ScoreMap:
     zero = marginal.det * 0.0
-    p = sde.prior().precision
-    shift = [zero - float(entry) for entry in p.ravel()]
+    shift = [zero - entry for entry in sde.prior_precision]
     return ScoreMap(_full_score(sde, marginal).from_output, stack_matrix(*shift))
 
 

@@ -24,6 +24,8 @@ from cldfast.schedules import (
 
 Array = Any
 OBJECTIVES = ("hsm", "dsm")
+# A tuple, for `torch.compile` does not follow a union of types.
+_ON_HOST = (np.ndarray, np.generic)
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ class LinearPhaseSDE:
         self.v0_var = _number("v0_var", v0_var, minimum=0.0)
         self.T = _number("T", T, minimum=0.0, open_end=True)
         self.schedule: Schedule = as_schedule(beta, self.T)
+        # D, and below the stationary precision row by row: plain numbers, for traced graphs.
+        self.noise = (float(self.D[0]), float(self.D[1]))
         if np.any(self.D < 0.0) or not np.any(self.D > 0.0):
             raise ValueError(f"D must hold squared noise amplitudes >= 0, one > 0, got {self.D}")
         try:
@@ -116,6 +120,8 @@ class LinearPhaseSDE:
             self._reversed_flow = self._flow.reversed()
         except (OverflowError, ZeroDivisionError) as error:
             raise ValueError(f"A = {self.A.tolist()}, D = {self.D.tolist()}: {error}") from error
+        inverse = self._flow.stationary.inverse
+        self.prior_precision = tuple(float(entry) for entry in inverse.ravel())
 
     def __repr__(self) -> str:
         return (
@@ -378,6 +384,6 @@ def _number(name: str, value: object, *, minimum: float, open_end: bool = False)
 def _not_negative(name: str, value: Array) -> Array:
     """The value in float64; numbers on the host are checked, device arrays are not synchronised."""
     array = as_float64(value)
-    if isinstance(array, np.ndarray | np.generic) and not np.all(np.asarray(array) >= 0.0):
+    if isinstance(array, _ON_HOST) and not np.all(np.asarray(array) >= 0.0):
         raise ValueError(f"{name} must be >= 0, got {np.min(array)}")
     return array

@@ -145,7 +145,8 @@ def pair_words(
     device: torch.device | str = "cpu",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`cldfast.philox.pair_words`, the same words, by the compiled core where there is one."""
-    if torch.compiler.is_compiling() or torch.device(device).type != "cpu" or missing_core():
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if traced or torch.device(device).type != "cpu" or missing_core():
         return philox.pair_words(seed, first_pair, count, stage_index, stream, device)
     return _cpu("cpu", "pair_words")(  # type: ignore[no-any-return]
         seed, first_pair, count, stage_index, stream

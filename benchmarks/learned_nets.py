@@ -14,7 +14,7 @@ from cldfast.models import MLPScore, UNetScore
 from cldfast.recipes import train_run
 from cldfast.run_folder import METRICS, RunConfig, load_run
 from cldfast.sde import CLD, LinearPhaseSDE
-from cldfast.train_config import TrainConfig
+from cldfast.train.config import TrainConfig
 
 RUNS = Path(__file__).resolve().parents[1] / "runs" / "studies"
 ROWS = 50_000

@@ -20,7 +20,7 @@ from cldfast.parameterization import PARAMETERIZATIONS
 from cldfast.solvers import SOLVERS
 from cldfast.times import TIME_SAMPLING
 from cldfast.train import NonFiniteLoss
-from cldfast.train_config import AUTOCAST, DECAYS, TrainConfig
+from cldfast.train.config import AUTOCAST, DECAYS, TrainConfig
 
 
 class _Parser(argparse.ArgumentParser):

@@ -22,7 +22,7 @@ from cldfast.recipes import flow_run, plot_losses, require, sample_run, train_ru
 from cldfast.run_folder import RunConfig, load_config, load_run, write_atomic
 from cldfast.schedules import LinearBeta
 from cldfast.sde import CLD
-from cldfast.train_config import TrainConfig
+from cldfast.train.config import TrainConfig
 
 # Options of `train` that a resumed run may be given anew.
 _WITH_RESUME = {"command", "run", "out", "resume", "steps", "threads", "quiet"}

@@ -26,7 +26,7 @@ from cldfast.plots import image_grid, quality_curve
 from cldfast.recipes import plot_losses, remove_run, require, sample_run, train_run
 from cldfast.run_folder import PathLike, RunConfig, load_run, write_json
 from cldfast.sde import CLD, LinearPhaseSDE
-from cldfast.train_config import TrainConfig
+from cldfast.train.config import TrainConfig
 
 TRAIN_STEPS = 3_000
 SAMPLES = 1_024

@@ -25,7 +25,7 @@ from cldfast.run_folder import (
 from cldfast.sampling import sample
 from cldfast.sde import LinearPhaseSDE, sde_from_config
 from cldfast.train import CHECKPOINT, FAILED, LOG, TrainConfig, Trainer
-from cldfast.train_log import read_rows
+from cldfast.train.log import read_rows
 
 # Held out of data sets that are drawn; the digits bring their own test set.
 HELD_OUT_ROWS = 2_000

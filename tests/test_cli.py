@@ -16,7 +16,7 @@ from cldfast import CLD, cli, commands
 from cldfast.cli import main
 from cldfast.models import MLPScore
 from cldfast.run_folder import RunConfig, load_config, load_run, read_json, save_run
-from cldfast.train_log import read_rows
+from cldfast.train.log import read_rows
 
 SMALL = ["--width", "8", "--depth", "1", "--rows", "200", "--batch-size", "16", "--steps", "6"]
 PNG = b"\x89PNG\r\n\x1a\n"

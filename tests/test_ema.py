@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cldfast.ema import EMA
+from cldfast.train.ema import EMA
 
 
 def _net(seed=0):

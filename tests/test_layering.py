@@ -47,7 +47,7 @@ EXECUTOR = {
 MEETING = {"sampling", "losses", "loss_weights", "inpainting", "times", "graphs"}
 # What is built on both. Only the two that report on the core itself may ask for it.
 ABOVE = {"__init__", "__main__", "bench", "certify", "cli", "compat", "demo", "info", "train"}
-ABOVE |= {"flow_likelihood", "probability_flow", "train_config"}
+ABOVE |= {"flow_likelihood", "probability_flow"}
 MAY_ASK_THE_CORE = {"bench", "info"}
 
 

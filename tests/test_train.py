@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from cldfast import CLD, sample_times
-from cldfast.ahead import CoefficientsAhead
 from cldfast.models import MLPScore
 from cldfast.run_folder import read_tensors
 from cldfast.train import CHECKPOINT, FAILED, LOG, NonFiniteLoss, TrainConfig, Trainer
-from cldfast.train_log import COLUMNS, TrainLog, read_rows
+from cldfast.train.coefficients import CoefficientsAhead
+from cldfast.train.log import COLUMNS, TrainLog, read_rows
 
 pytest.importorskip("safetensors")
 

@@ -11,7 +11,7 @@ import torch
 from cldfast.losses import RowCoefficients, row_coefficients
 from cldfast.sde import LinearPhaseSDE
 from cldfast.times import sample_times
-from cldfast.train_config import TrainConfig
+from cldfast.train.config import TrainConfig
 
 # Rows made at once; of a batch with more, one batch.
 _ROWS = 4096

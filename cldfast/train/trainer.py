@@ -19,18 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from cldfast import ops
-from cldfast.ahead import CoefficientsAhead
 from cldfast.losses import hsm_loss, prepared_loss
 from cldfast.philox import pair_words
 from cldfast.run_folder import PathLike, read_tensors, remove_stale, write_tensors
 from cldfast.sde import LinearPhaseSDE
-from cldfast.train_config import TrainConfig
-from cldfast.train_log import TrainLog
-from cldfast.update import WeightUpdate
+from cldfast.train.coefficients import CoefficientsAhead
+from cldfast.train.config import TrainConfig
+from cldfast.train.log import TrainLog
+from cldfast.train.update import WeightUpdate
 
 Batches = Callable[[int], Tensor]
-
-__all__ = ["NonFiniteLoss", "TrainConfig", "Trainer"]
 
 CHECKPOINT = "checkpoint.safetensors"
 FAILED = "failed.safetensors"

@@ -22,7 +22,7 @@ class TrainConfig:
     steps: optimiser steps. batch_size: rows a step, in `accumulate` equal parts, one after another.
     lr: Adam's step size after a linear warm-up over `warmup` steps; `decay` "constant" keeps it,
         "cosine" takes it to 0 at the last step. clip: largest gradient norm, None for no limit.
-    ema_decay: see `cldfast.ema.EMA`.
+    ema_decay: see `cldfast.train.ema.EMA`.
     parameterization, weighting, t_min, times: see `cldfast.hsm_loss`.
     autocast: "bfloat16" or "float16", in which the network then computes (`torch.autocast`), its
         weights, the state and the loss staying in theirs; None computes in theirs too.

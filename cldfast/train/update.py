@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cldfast.ema import EMA
+from cldfast.train.ema import EMA
 
 # Keeps the clipped norm below the limit after rounding, as `torch.nn.utils.clip_grad_norm_` does.
 _CLIP_MARGIN = 1e-6
@@ -23,7 +23,7 @@ class WeightUpdate:
     Args:
         net: the network.  parameters: those of it that are trained.
         lr: Adam's first step size.  clip: largest gradient norm, None for no limit.
-        ema_decay: see `cldfast.ema.EMA`.
+        ema_decay: see `cldfast.train.ema.EMA`.
         waits: look at every step's loss and norm before the weights are touched. Else a bad step,
             and all steps after it, change nothing, and who reads their numbers later sees it.
 

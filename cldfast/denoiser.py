@@ -36,11 +36,13 @@ def x0_map(sde: LinearPhaseSDE, t: np.ndarray, parameterization: str = "score") 
     """`E[x0 | u_t]` (one plane) from the network output at times t (n,), all > 0.
 
     Multiplied through by det(Sigma), the velocity row divides by `Sigma_xx m_v - Sigma_xv m_x`, a
-    sum of two negative terms, so nothing cancels or overflows as t goes to 0. A full score has two
+    sum of two negative terms, so nothing cancels or overflows as t goes to 0; only an underdamped
+    process passes through 0 there, once it has swung back. A full score has two
     rows for one unknown; they enter with the weights `m^T`, which is least squares in the unit
     noise `-L^T s` that such networks are trained on.
 
-    Raises ValueError for an unknown parameterisation or t <= 0.
+    Raises ValueError for an unknown parameterisation, t <= 0, or a velocity row that does not fix
+    x0.
     """
     check_parameterization(parameterization)
     t = np.asarray(t, dtype=np.float64)
@@ -60,6 +62,11 @@ def x0_map(sde: LinearPhaseSDE, t: np.ndarray, parameterization: str = "score") 
         shape = (*t.shape, 1)
         return OutputMap(np.ones((*shape, 1)), np.zeros((*shape, 2)))
     if parameterization in VELOCITY_MAPS:
+        if not np.all(along_v < 0.0):
+            raise ValueError(
+                f"an underdamped process has swung back at t = {np.max(t[along_v >= 0.0])}: its "
+                "velocity score does not fix x0; use a parameterization 'x0' or 'full_...'"
+            )
         row = VELOCITY_MAPS[parameterization](sde, kernel)
         state = np.stack([det * row.shift_x - xv, det * row.shift_v + xx], axis=-1)
         gain = det * row.gain / along_v

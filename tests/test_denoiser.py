@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cldfast import CLD, PSLD
+from cldfast import CLD, PSLD, make_plan
 from cldfast.denoiser import noise_map, x0_map
 from cldfast.mixture import GaussianMixture
 from cldfast.parameterization import PARAMETERIZATIONS, score_map
@@ -73,3 +73,14 @@ def test_errors() -> None:
         x0_map(CLD(), TIMES, "velocity")
     with pytest.raises(ValueError, match="networks are asked at t > 0"):
         x0_map(CLD(), np.array([0.5, 0.0]))
+
+
+def test_an_oscillating_process_needs_more_than_its_velocity_score() -> None:
+    """`Sigma_xx m_v = Sigma_xv m_x` once m_v has changed sign: s_v says nothing of x0 there."""
+    sde = CLD(damping=0.1)
+    for parameterization in ("score", "noise", "mixed"):
+        with pytest.raises(ValueError, match="underdamped process has swung back at t = 0"):
+            make_plan(sde, "multistep", 20, parameterization=parameterization)
+    for parameterization in ("x0", "full_score"):
+        assert make_plan(sde, "multistep", 20, parameterization=parameterization).evaluations == 20
+    assert make_plan(sde, "em", 20).evaluations == 20

@@ -243,7 +243,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_xlabel("network evaluations")
         axis.set_title(f"{name}: sliced W2 to test data, learned score")
         axis.grid(True, which="both", alpha=0.3)
-    axes[0][-1].legend(fontsize=8)
+    axes[0][0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import math
 import sys
 from pathlib import Path
@@ -119,6 +120,8 @@ def test_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_position_noise_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(position_noise_study, "EVALUATIONS", (3,))
+    quick = functools.partial(position_noise_study.step_times, rounds=1, calls=1)
+    monkeypatch.setattr(position_noise_study, "step_times", quick)
     found = position_noise_study.study(2, tmp_path, samples=20, dim=3, steps=2)
     cases = len(position_noise_study.CASES)
     assert [r["network"] for r in found[1:]] == ["d outputs"] * cases + ["2d outputs"] * cases

@@ -49,6 +49,10 @@ def test_auto() -> None:
     assert np.array_equal(
         make_plan(sde, "roba", 12, "auto").grid, make_plan(sde, "roba", 12, "quadratic").grid
     )
+    # With many steps the late times want more of them.
+    assert np.array_equal(
+        make_plan(sde, "sscs2", grid="auto").grid, make_plan(sde, "sscs2", 50, "quadratic").grid
+    )
     # On logistic grids the last step is a leap, which the L form does not survive.
     assert np.array_equal(
         make_plan(sde, "multistep", 12, "auto", form="L").grid,

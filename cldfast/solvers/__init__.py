@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from cldfast.grids import Grid, make_grid
+from cldfast.grids import DEFAULT_STEPS, Grid, make_grid
 from cldfast.guidance import added_score, classifier_free
 from cldfast.noise_level import NoiseLevel
 from cldfast.parameterization import denoiser_map, score_map
@@ -58,8 +59,9 @@ SOLVERS: dict[str, tuple[Solver, int | Callable[..., int]]] = {
 }
 
 
-# The best of the grids measured for each solver at 10 to 200 evaluations, docs/solvers.md.
-AUTO_GRIDS = {name: "quadratic" if name in ("leapfrog", "roba") else "logistic" for name in SOLVERS}
+# Steps from which a solver does better on the quadratic grid than on the logistic, docs/solvers.md.
+# The others gain little or were measured on the latter alone.
+QUADRATIC_FROM = {"leapfrog": 0, "roba": 0, "sscs2": 25, "unipc": 25}
 
 
 def make_plan(
@@ -77,9 +79,9 @@ def make_plan(
     """A sampler on a fixed grid as a `Plan`.
 
     sde: the forward process. solver: a name of `SOLVERS`. steps: grid intervals (None: 50, or those
-    of a grid given as an array). grid: a name of `cldfast.make_grid`, "auto" for the solver's best
-    measured one, or a descending array of times. t_min: last time; 0 is allowed, and exact data
-    predictions then end on the data.
+    of a grid given as an array). grid: a name of `cldfast.make_grid`, "auto" for the best one
+    measured for the solver and number of steps, or a descending array of times. t_min: last time; 0
+    is allowed, and exact data predictions then end on the data.
     parameterization: what the network returns. denoise: one more evaluation at the last time, which
     replaces the state by `E[u_0 | u]`. guidance_scale: classifier-free guidance, for a network that
     returns (conditional, unconditional). guidance_term: read one more output, the last, added to
@@ -98,7 +100,7 @@ def make_plan(
         raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(SOLVERS)}")
     grid_options = {"rho": options.pop("rho")} if "rho" in options else {}
     if isinstance(grid, str) and grid == "auto":
-        grid = auto_grid(solver, options)
+        grid = auto_grid(solver, DEFAULT_STEPS if steps is None else steps, options)
     times = make_grid(
         grid, T=sde.T, t_min=t_min, steps=steps, noise=NoiseLevel(sde), **grid_options
     )
@@ -120,12 +122,14 @@ def make_plan(
     return Plan(stages, sde, solver, claimed, parameterization, times, guidance_term)
 
 
-def auto_grid(solver: str, options: dict[str, Any]) -> str:
+def auto_grid(solver: str, steps: int, options: dict[str, Any]) -> str:
     """The grid that `grid="auto"` stands for.
 
-    The last step of a logistic grid is a leap, which the L form does not survive.
+    The last step of a logistic grid is a leap: the L form does not survive it, and with many steps
+    it costs more than the first steps gain.
     """
-    return "quadratic" if options.get("form") == "L" else AUTO_GRIDS[solver]
+    late = options.get("form") == "L" or steps >= QUADRATIC_FROM.get(solver, math.inf)
+    return "quadratic" if late else "logistic"
 
 
 def denoising_stage(sde: LinearPhaseSDE, t: float, parameterization: str) -> Stage:

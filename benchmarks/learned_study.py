@@ -42,6 +42,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sscs2": ("sscs2", "quadratic", {}),
     "sscs2, linear": ("sscs2", "linear", {}),
     "multistep 3": ("multistep", "quadratic", {"order": 3}),
+    "stochastic_multistep 3": ("stochastic_multistep", "quadratic", {"order": 3, "churn": 0.5}),
     "unipc": ("unipc", "quadratic", {}),
     "unipc, power 1.5": ("unipc", "power", {"rho": 1.5}),
 }
@@ -49,7 +50,7 @@ EVALUATIONS = (20, 50)
 BASELINE_EVALUATIONS = (20, 1000)
 # Rows a network call: what fits a core's cache is fastest.
 BATCH = {"funnel": 2_000, "digits": 128}
-SPEED_CASES = ((BASELINE, 1000), ("sscs2", 20), ("unipc", 20), ("unipc", 50))
+SPEED_CASES = ((BASELINE, 1000), ("stochastic_multistep 3", 20), ("stochastic_multistep 3", 50))
 SPEED_ROUNDS = 3
 SPEED_SAMPLES = {"funnel": 100, "digits": 8}
 

@@ -131,6 +131,21 @@ def position(rows: Rows) -> str:
     return table(["solver, evaluations", *networks], lines)
 
 
+def speed(rows: Rows) -> str:
+    """Seconds of whole runs, and how many times longer the baseline takes."""
+    lines = [
+        [
+            r["problem"],
+            r["solver"],
+            r["evaluations"],
+            f"{float(r['seconds']):.3g}",
+            f"{float(r['times_faster']):.0f}",
+        ]
+        for r in rows
+    ]
+    return table(["problem", "solver", "evaluations", "s", "times faster"], lines)
+
+
 def sections(results: Path = RESULTS) -> dict[str, str]:
     """Marker -> table."""
     study, nets = read("solver_study", results), read("learned_study", results)
@@ -141,6 +156,7 @@ def sections(results: Path = RESULTS) -> dict[str, str]:
         "weight_error": exact(study, "weight_error"),
         "funnel": learned(nets, "funnel"),
         "digits": learned(nets, "digits"),
+        "speed": speed(read("learned_speed", results)),
         "position": position(read("position_noise_study", results)),
     }
 

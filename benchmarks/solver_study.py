@@ -57,7 +57,10 @@ CASES: dict[str, tuple[str, str, int, dict[str, Any]]] = {
     "stochastic_multistep": ("stochastic_multistep", "auto", 1, {}),
     "stochastic_multistep, churn 0.3": ("stochastic_multistep", "auto", 1, {"churn": 0.3}),
     "stochastic_multistep 3, churn 0.5, quadratic": (
-        "stochastic_multistep", "quadratic", 1, {"order": 3, "churn": 0.5},
+        "stochastic_multistep",
+        "quadratic",
+        1,
+        {"order": 3, "churn": 0.5},
     ),
     "multistep 1": ("multistep", "auto", 1, {"order": 1}),
     "multistep 2": ("multistep", "auto", 1, {}),

@@ -68,6 +68,15 @@ def test_a_plane_behind_zeros_is_not_read(backend):
     assert torch.equal(state, torch.tensor([[2.0, 2, 3, 3]] * 2))
 
 
+@pytest.mark.parametrize("rows", [1, 7])
+def test_weights_may_be_any_view(backend, rows):
+    u, o = torch.randn(7, 6), torch.randn(7, 3)
+    weights = torch.randn(rows, 5, 2, dtype=F64).transpose(1, 2)
+    state, _, _ = ops.stage(u, (o,), weights=weights, seed=1, backend=backend)
+    wanted, _, _ = ops.stage(u, (o,), weights=weights.contiguous(), seed=1, backend=backend)
+    assert torch.equal(state, wanted)
+
+
 def test_out_may_be_the_state_itself(backend):
     u, o = torch.randn(33, 10), torch.randn(33, 5)
     weights = torch.randn(1, 2, 5, dtype=F64)

@@ -50,6 +50,8 @@ def stage(
     width = channels * inner
     matrices, weight_rows, weight_columns = weights.shape
 
+    if not weights.is_contiguous():
+        weights = weights.contiguous()
     keep: list[torch.Tensor] = []
     inputs: Description = () if u is None else describe(u, channels, inner, keep)
     for tensor in outputs:

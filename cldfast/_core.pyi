@@ -3,6 +3,21 @@ MAX_PLANES: int
 
 def levels() -> list[str]: ...
 def info() -> dict[str, str | list[str]]: ...
+
+class Table:
+    def __init__(
+        self,
+        coefficients: int,
+        octaves: int,
+        count: int,
+        terms: int,
+        stride: int,
+        end: float,
+        used: int,
+    ) -> None: ...
+    @property
+    def address(self) -> int: ...
+
 def stage(
     inputs: tuple[int, ...],
     outputs: tuple[int, ...],
@@ -12,6 +27,8 @@ def stage(
     inner: int,
     compute: int,
     weights: int,
+    table: int,
+    times: int,
     matrices: int,
     weight_rows: int,
     weight_columns: int,
@@ -23,7 +40,7 @@ def stage(
     threads: int,
     level: str,
     /,
-) -> None: ...
+) -> bool: ...
 def residual(
     outputs: tuple[int, ...],
     others: tuple[int, ...],
@@ -33,6 +50,8 @@ def residual(
     inner: int,
     compute: int,
     weights: int,
+    table: int,
+    times: int,
     residuals: int,
     weight_columns: int,
     scale: int,
@@ -47,14 +66,10 @@ def residual(
     threads: int,
     level: str,
     /,
-) -> None: ...
+) -> bool: ...
+def covers(table: int, t: int, rows: int, /) -> bool: ...
 def matrices(
-    coefficients: int,
-    octaves: int,
-    count: int,
-    terms: int,
-    stride: int,
-    end: float,
+    table: int,
     t: int,
     rows: int,
     entries: int,

@@ -79,20 +79,48 @@ def residual_weights(
     return weights
 
 
-def row_perturbation(sde: LinearPhaseSDE, t: torch.Tensor, objective: str) -> torch.Tensor:
-    """`perturbation_weights` at float64 times (B,): by the table, or by the formula."""
-    weights = _looked_up(t, lambda: perturbation_table(sde, objective))
-    return perturbation_weights(sde.marginal(t, objective)) if weights is None else weights
+def split_weights(
+    perturbation: torch.Tensor, residual: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same residual in two halves: what is known when data are perturbed, and the output.
+
+    `R_o o + R_u u + R_z z` with `u = P (x0, z)` is `R_o o + e`, where the offset `e = (R_u P +
+    (0, R_z)) (x0, z)` has the residual's planes and costs a perturbation as many more rows.
+
+    perturbation: P, (B, 2, n). residual: (B, q, r + 4). Returns the weights of the first half,
+    (B, 2 + q, n), rows u and e, and of the second, (B, q, r + q + 2), columns o, e and z.
+    """
+    planes = residual.shape[2] - 4
+    of_output, of_state, of_noise = residual.split([planes, 2, 2], 2)
+    offset = of_state @ perturbation
+    data = perturbation.shape[2] - 2
+    offset = torch.cat([offset[:, :, :data], offset[:, :, data:] + of_noise], 2)
+    identity = torch.eye(residual.shape[1], dtype=residual.dtype, device=residual.device)
+    second = torch.cat(
+        [of_output, identity.expand(len(residual), -1, -1), torch.zeros_like(of_noise)], 2
+    )
+    return torch.cat([perturbation, offset], 1), second
 
 
-def row_residual(
+def row_perturbation(
+    sde: LinearPhaseSDE, t: torch.Tensor, objective: str
+) -> torch.Tensor | ops.AtTimes:
+    """`perturbation_weights` at float64 times (B,): a table's, or by the formula."""
+    found = _looked_up(t, lambda: (perturbation_table(sde, objective),))
+    return perturbation_weights(sde.marginal(t, objective)) if found is None else found[0]
+
+
+def row_loss(
     sde: LinearPhaseSDE, t: torch.Tensor, objective: str, weighting: str, parameterization: str
-) -> torch.Tensor:
-    """`residual_weights` at float64 times (B,): by the table, or by the formula."""
-    weights = _looked_up(t, lambda: residual_table(sde, objective, weighting, parameterization))
-    if weights is not None:
-        return weights
-    return residual_weights(sde, t, sde.marginal(t, objective), weighting, parameterization)
+) -> tuple[torch.Tensor | ops.AtTimes, torch.Tensor | ops.AtTimes]:
+    """Both halves of a loss, as `split_weights`, at float64 times (B,): tables', or by formula."""
+    found = _looked_up(t, lambda: loss_tables(sde, objective, weighting, parameterization))
+    if found is not None:
+        return found[0], found[1]
+    kernel = sde.marginal(t, objective)
+    return split_weights(
+        perturbation_weights(kernel), residual_weights(sde, t, kernel, weighting, parameterization)
+    )
 
 
 class RowKernels(Marginal):
@@ -118,8 +146,10 @@ class RowKernels(Marginal):
         return self._made.tau
 
 
-def _looked_up(t: torch.Tensor, table: Callable[[], Table | None]) -> torch.Tensor | None:
-    """A table's matrices at times t; None where there is none, or the formula serves better.
+def _looked_up(
+    t: torch.Tensor, tables: Callable[[], tuple[Table | None, ...]]
+) -> list[ops.AtTimes] | None:
+    """Tables' matrices at times t; None where one is missing, or the formula serves better.
 
     A traced graph, `torch.func`, and times with gradients need the operations of the formula
     itself; so do other devices, which have no compiled evaluation.
@@ -128,13 +158,13 @@ def _looked_up(t: torch.Tensor, table: Callable[[], Table | None]) -> torch.Tens
         return None
     if torch._C._are_functorch_transforms_active() or ops.missing_core():
         return None
-    made = table()
-    if made is None:
-        return None
-    try:
-        return ops.matrices(made, t)
-    except ops.OutsideTableError:
-        return None
+    found = []
+    for table in tables():
+        weights = None if table is None else table.at(t)
+        if weights is None or not ops.covers(weights, "cpu"):
+            return None
+        found.append(weights)
+    return found
 
 
 # A process is not changed after it was made.
@@ -143,29 +173,39 @@ _tables: WeakKeyDictionary[LinearPhaseSDE, dict[Hashable, Table | None]] = WeakK
 
 def perturbation_table(sde: LinearPhaseSDE, objective: str) -> Table | None:
     """`perturbation_weights` of a process and an objective as a table, or None; made once."""
-    known = _tables.get(sde)
-    if known is not None and objective in known:
-        return known[objective]
-    return _made(sde, objective, lambda t: perturbation_weights(sde.marginal(t, objective)))
+    return _table(sde, objective, lambda t: perturbation_weights(sde.marginal(t, objective)))
 
 
-def residual_table(
+def loss_tables(
     sde: LinearPhaseSDE, objective: str, weighting: str, parameterization: str
+) -> tuple[Table | None, Table | None]:
+    """The two halves of a loss, as `split_weights`, as tables, or None; made once."""
+
+    def half(index: int) -> Table | None:
+        def whole(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            kernel = sde.marginal(t, objective)
+            residual = residual_weights(sde, t, kernel, weighting, parameterization)
+            return perturbation_weights(kernel), residual
+
+        def function(t: torch.Tensor) -> torch.Tensor:
+            return split_weights(*whole(t))[index]
+
+        def terms(t: torch.Tensor) -> torch.Tensor:
+            perturbation, residual = whole(t)
+            return split_weights(perturbation.abs(), residual.abs())[index]
+
+        return _table(sde, (objective, weighting, parameterization, index), function, terms)
+
+    return half(0), half(1)
+
+
+def _table(
+    sde: LinearPhaseSDE, key: Hashable, function: Function, terms: Function | None = None
 ) -> Table | None:
-    """`residual_weights` of a process and a loss as a table, or None; made once."""
-    key = (objective, weighting, parameterization)
     known = _tables.get(sde)
-    if known is not None and key in known:
-        return known[key]
-    return _made(
-        sde,
-        key,
-        lambda t: residual_weights(sde, t, sde.marginal(t, objective), weighting, parameterization),
-    )
-
-
-def _made(sde: LinearPhaseSDE, key: Hashable, function: Function) -> Table | None:
-    with torch.no_grad():
-        table = make_table(function, sde.T)
-    _tables.setdefault(sde, {})[key] = table
-    return table
+    if known is None:
+        known = _tables.setdefault(sde, {})
+    if key not in known:
+        with torch.no_grad():
+            known[key] = make_table(function, sde.T, terms)
+    return known[key]

@@ -6,7 +6,9 @@ Every loss here is `sum |R_o o + R_u u + R_z z|^2` with 2x2 blocks per row: the 
     residual = M (s + L^-T z),      M = L^T for "reweighted".
 
 A network that returns the velocity score alone is held to the velocity row, `-ell z_v`, with the
-scalar M = 1/ell.
+scalar M = 1/ell. What of it data and noise decide, `R_u u + R_z z`, is made where u is, as one more
+plane or two beside it; the pass after the network reads that and the output, and writes the
+gradient over it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from cldfast import ops
-from cldfast.loss_weights import WEIGHTINGS, RowKernels, row_perturbation, row_residual
+from cldfast.loss_weights import WEIGHTINGS, RowKernels, row_loss, row_perturbation
 from cldfast.ops.residual import check_gradients
 from cldfast.parameterization import FULL_MAPS, check_parameterization
 from cldfast.philox import STREAM_PERTURBATION, STREAM_VELOCITY
@@ -33,17 +35,23 @@ REDUCTIONS = ("mean", "sum", "none")
 class RowCoefficients:
     """All that a loss needs to know of its rows beside data and noise; it depends on times alone.
 
-    t: (B,) float64. perturbation: (B, 2, 3 or 4) float64, the columns of data (and velocity) and of
-    noise. residual: (B, q, r + 4) float64, see `cldfast.loss_weights`. Indexed by rows, as tensors
+    t: (B,) float64. perturbation: (B, 2 + q, 3 or 4) float64, columns of data (and velocity) and of
+    noise, rows of the state and of the residual's part that they decide, its offset. residual: (B,
+    q, r + q + 2) float64, see `cldfast.loss_weights.split_weights`. Both may be a table's at t.
+    scale: (B,) float64, a further factor of each row's loss, or None. Indexed by rows, as tensors
     are.
     """
 
     t: torch.Tensor
-    perturbation: torch.Tensor
-    residual: torch.Tensor
+    perturbation: torch.Tensor | ops.AtTimes
+    residual: torch.Tensor | ops.AtTimes
+    scale: torch.Tensor | None
 
     def __getitem__(self, rows: slice) -> RowCoefficients:
-        return RowCoefficients(self.t[rows], self.perturbation[rows], self.residual[rows])
+        return RowCoefficients(
+            self.t[rows], self.perturbation[rows], self.residual[rows],
+            None if self.scale is None else self.scale[rows],
+        )  # fmt: skip
 
 
 def row_coefficients(
@@ -61,12 +69,13 @@ def row_coefficients(
     """
     t = t.to(torch.float64)
     name = weighting if isinstance(weighting, str) else "reweighted"
-    residual = row_residual(sde, t, objective, name, parameterization)
+    scale = factors
     if callable(weighting):
-        residual = residual * weighting(t).sqrt()[:, None, None]
-    if factors is not None:
-        residual = residual * factors.sqrt()[:, None, None]
-    return RowCoefficients(t, row_perturbation(sde, t, objective), residual)
+        scale = weighting(t) if scale is None else scale * weighting(t)
+    return RowCoefficients(
+        t, *row_loss(sde, t, objective, name, parameterization),
+        None if scale is None else scale.to(torch.float64),
+    )  # fmt: skip
 
 
 def perturb(
@@ -90,25 +99,11 @@ def perturb(
     they are first looked at.
     """
     t, objective = t.to(torch.float64), "hsm" if v0 is None else "dsm"
-    weights = row_perturbation(sde, t, objective)
-    u = _perturbed(x0, v0, weights, seed, first_index, noise, backend)
-    return u, RowKernels(lambda: sde.marginal(t, objective))
-
-
-def _perturbed(
-    x0: torch.Tensor,
-    v0: torch.Tensor | None,
-    weights: torch.Tensor,
-    seed: int,
-    first_index: int,
-    noise: torch.Tensor | None,
-    backend: str,
-) -> torch.Tensor:
-    u, _, _ = ops.stage(
-        None, (x0,) if v0 is None else (x0, v0), (), weights, seed=seed,
+    u, _ = ops.perturb(
+        (x0,) if v0 is None else (x0, v0), row_perturbation(sde, t, objective), seed=seed,
         first_index=first_index, stream=STREAM_PERTURBATION, noise=noise, backend=backend,
     )  # fmt: skip
-    return u
+    return u, RowKernels(lambda: sde.marginal(t, objective))
 
 
 def hsm_loss(
@@ -249,12 +244,17 @@ def prepared_loss(
 
     Raises TypeError or ValueError for an output of the network that does not fit.
     """
-    u = _perturbed(x0, v0, rows.perturbation, seed, first_index, noise, backend)
-    output = net(u, rows.t.to(u.dtype))
     planes = 2 if parameterization in FULL_MAPS else 1
-    channels = u.shape[1] // 2
+    backend = ops.resolve_backend(backend, x0.device)
+    u, offset = ops.perturb(
+        (x0,) if v0 is None else (x0, v0), rows.perturbation, seed=seed, first_index=first_index,
+        stream=STREAM_PERTURBATION, noise=noise, backend=backend,
+    )  # fmt: skip
+    assert offset is not None
+    output = net(u, rows.t.to(u.dtype))
     if not isinstance(output, torch.Tensor):
         raise TypeError(f"the network's output must be a tensor, got {type(output).__name__}")
+    channels = x0.shape[1]
     got = ops.check_planes("the network's output", output, u, channels)
     if got != planes:
         raise ValueError(
@@ -262,8 +262,8 @@ def prepared_loss(
             f"{planes * channels} along dimension 1, got {got * channels}"
         )
     return ops.residual(
-        output, u, rows.residual, reduction=reduction, seed=seed, first_index=first_index,
-        stream=STREAM_PERTURBATION, noise=noise, backend=backend,
+        output, offset, rows.residual, scale=rows.scale, reduction=reduction, overwrite=True,
+        backend=backend,
     )  # fmt: skip
 
 

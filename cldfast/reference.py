@@ -127,13 +127,13 @@ def residual(
 ) -> torch.Tensor:
     """The squared residual of each row, `loss_i = sum |R_o o + R_u u + R_z z|^2`, (B,).
 
-    output: (B, rC, ...), r planes. u: state (B, 2C, ...). The noise z is made again from the
-    address it was first made at, or given as `noise`, shaped like u.
-    weights: float64 (B, q, r + 4), the blocks R_o, R_u, R_z of q residual planes side by side.
+    output: (B, rC, ...), r planes. u: state (B, 2C, ...), or any p planes. The noise z is made
+    again from the address it was first made at, or given as `noise`, (B, 2C, ...).
+    weights: float64 (B, q, r + p + 2), the blocks R_o, R_u, R_z of q residual planes side by side.
 
     Arguments are taken as valid: `cldfast.ops.residual` checks them.
     """
-    channels = u.shape[1] // 2
+    channels = (output.shape[1] + u.shape[1]) // (weights.shape[2] - 2)
     plane_shape = (u.shape[0], channels, *u.shape[2:])
     z: tuple[torch.Tensor, ...]
     if noise is None:

@@ -12,7 +12,9 @@ Nothing here knows what the matrices are.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +43,10 @@ _VECTOR = 8
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 
+class OutsideTableError(ValueError):
+    """A time lies outside a table, where the formula that it was made of must serve."""
+
+
 @dataclass(frozen=True, eq=False)
 class Table:
     """Matrices (rows, columns) for times in (end 2^-n, end], n octaves, OCTAVES as a rule.
@@ -48,6 +54,7 @@ class Table:
     coefficients: float64 (panels, TERMS, n), n >= rows * columns, of x^0, x^1 ... on [-1, 1].
     octaves: int64 (n, 2), of each octave, from the end down, its first panel and the binary
         logarithm of its number of panels, which follow each other in time.
+    native: what backends have made of it, by their names.
     """
 
     coefficients: torch.Tensor
@@ -55,6 +62,36 @@ class Table:
     rows: int
     columns: int
     end: float
+    native: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def used(self) -> int:
+        """Bit j: column j of the matrices is not 0 at all times."""
+        entries = self.coefficients[:, :, : self.rows * self.columns].any(0).any(0)
+        columns = entries.reshape(self.rows, self.columns).any(0)
+        return sum(1 << j for j, some in enumerate(columns.tolist()) if some)
+
+    def at(self, t: torch.Tensor) -> AtTimes:
+        """The matrices at each row's time t (B,), any float dtype, as weights of an operation.
+
+        They are evaluated where they are used, which raises OutsideTableError for a time outside.
+        Raises TypeError for anything but such a tensor, NotImplementedError for times that require
+        gradients.
+        """
+        if not isinstance(t, torch.Tensor):
+            raise TypeError(f"t must be a tensor, got {type(t).__name__}")
+        if t.dim() != 1 or not (t.dtype is torch.float64 or t.is_floating_point()):
+            raise TypeError(f"t must be a float tensor (B,), got {tuple(t.shape)} {t.dtype}")
+        if t.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError("gradients with respect to times are not supported: detach t")
+        if t.dtype is not torch.float64 or not t.is_contiguous():
+            t = t.to(torch.float64).contiguous()
+        return AtTimes(self, t)
+
+    def outside(self) -> OutsideTableError:
+        """What to raise where a time lies outside."""
+        low = self.end * 0.5 ** self.octaves.shape[0]
+        return OutsideTableError(f"times must lie in ({low:.3g}, {self.end:g}], as the table's do")
 
     def covers(self, t: torch.Tensor) -> torch.Tensor:
         """Whether each time lies in the table, or beyond its end by the rounding of a float32."""
@@ -83,8 +120,32 @@ class Table:
         ].reshape(-1, self.rows, self.columns)
 
 
-def make_table(function: Function, end: float) -> Table | None:
+class AtTimes:
+    """A table's matrices at the times of rows, (B, rows, columns); `Table.at` makes it.
+
+    table: the Table. t: float64 (B,), contiguous. shape: of the matrices. Indexed by rows, as
+    tensors are.
+    """
+
+    __slots__ = ("shape", "t", "table")
+
+    def __init__(self, table: Table, t: torch.Tensor) -> None:
+        self.table, self.t = table, t
+        self.shape = (t.shape[0], table.rows, table.columns)
+
+    @property
+    def device(self) -> torch.device:
+        return self.t.device
+
+    def __getitem__(self, rows: slice) -> AtTimes:
+        return AtTimes(self.table, self.t[rows].contiguous())
+
+
+def make_table(function: Function, end: float, terms: Function | None = None) -> Table | None:
     """Tabulate `function`, float64 times (n,) -> matrices (n, rows, columns), on (0, end].
+
+    terms: like function; the sizes of what cancels in the entries, which their errors are measured
+        by where they are larger than the entries.
 
     The table ends above the times at which the function is not smooth enough to be interpolated, or
     not finite; None where that leaves too little.
@@ -94,7 +155,7 @@ def make_table(function: Function, end: float) -> Table | None:
     bits = np.zeros(OCTAVES, dtype=np.int64)
     shape = (0, 0)
     for split in range(MOST_BITS + 1):
-        coefficients, error, shape = _interpolate(function, end, left, split)
+        coefficients, error, shape = _interpolate(function, terms, end, left, split)
         allowed = TOLERANCE if split < _NARROW_BITS else ROUNDING
         good = np.all(error <= allowed, axis=1)
         for octave, panel in zip(left[good], coefficients[good], strict=True):
@@ -121,7 +182,7 @@ def make_table(function: Function, end: float) -> Table | None:
 
 
 def _interpolate(
-    function: Function, end: float, octaves: np.ndarray, split: int
+    function: Function, terms: Function | None, end: float, octaves: np.ndarray, split: int
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """Coefficients (octaves, panels, TERMS, n) and errors (octaves, panels) with 2^split panels."""
     nodes = chebyshev.chebpts1(TERMS)
@@ -150,6 +211,9 @@ def _interpolate(
         rows = size.reshape(*size.shape[:3], *shape).max(axis=-1, keepdims=True)
         floor = np.broadcast_to(rows, (*rows.shape[:-1], shape[1])).reshape(size.shape)
         size = np.maximum(size, floor * (_ROW_ROUNDING / TOLERANCE))
+        if terms is not None:
+            cancelled = terms(torch.from_numpy(t.ravel())).detach().numpy().reshape(values.shape)
+            size = np.maximum(size, np.max(cancelled, axis=2, keepdims=True))
         # Subnormal sizes have no relative accuracy, and no use.
         error = np.abs(made - values[:, :, TERMS:]) / np.maximum(size, np.finfo(np.float64).tiny)
         largest = np.max(error, axis=(2, 3))

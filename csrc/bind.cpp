@@ -17,11 +17,55 @@ namespace py = pybind11;
 
 namespace {
 
-void stage(const py::tuple& inputs, const py::tuple& outputs, const py::tuple& copies, int64_t rows,
-           int64_t channels, int64_t inner, int compute, uintptr_t weights, int64_t matrices,
-           int64_t weight_rows, int64_t weight_columns, bool addressed_noise, uint64_t seed,
-           uint64_t first_pair, uint32_t stage_index, uint32_t stream, int threads,
-           const std::string& level) {
+cldfast::Table make_table(uintptr_t coefficients, uintptr_t octaves, int64_t count, int64_t terms,
+                          int64_t stride, double end, uint64_t used) {
+  if (stride % 8 != 0 || stride < 8 || terms < 1 || count < 1 || count >= 1000) {
+    throw std::invalid_argument("a table holds whole vectors of 8 entries, got " + std::to_string(stride));
+  }
+  return {reinterpret_cast<const double*>(coefficients), reinterpret_cast<const int64_t*>(octaves),
+          count, terms, stride, end, used};
+}
+
+void check_entries(const cldfast::Table& table, int64_t entries) {
+  if (entries > table.stride) {
+    throw std::invalid_argument("the table holds " + std::to_string(table.stride) + " entries, not " +
+                                std::to_string(entries));
+  }
+}
+
+// Where the (matrices, rows, columns) numbers are: an array, or a table at so many times. False where
+// a time lies outside the table.
+template <class Args>
+bool read_matrices(Args& args, uintptr_t weights, uintptr_t table, uintptr_t times,
+                   int64_t matrices, int64_t rows, int64_t columns) {
+  args.weights = reinterpret_cast<const double*>(weights);
+  args.table = reinterpret_cast<const cldfast::Table*>(table);
+  args.times = reinterpret_cast<const double*>(times);
+  if (!args.table) {
+    args.used = cldfast::used_columns(args.weights, matrices, rows, columns);
+    return true;
+  }
+  check_entries(*args.table, rows * columns);
+  args.used = args.table->used;
+  return cldfast::covers_all(*args.table, args.times, matrices);
+}
+
+// Calls shorter than handing the interpreter over keep it.
+template <class Body>
+void run(int64_t pairs, const Body& body) {
+  if (pairs < cldfast::SERIAL_PAIRS) {
+    body();
+  } else {
+    py::gil_scoped_release release;
+    body();
+  }
+}
+
+bool stage(const py::tuple& inputs, const py::tuple& outputs, const py::tuple& copies, int64_t rows,
+           int64_t channels, int64_t inner, int compute, uintptr_t weights, uintptr_t table,
+           uintptr_t times, int64_t matrices, int64_t weight_rows, int64_t weight_columns,
+           bool addressed_noise, uint64_t seed, uint64_t first_pair, uint32_t stage_index,
+           uint32_t stream, int threads, const std::string& level) {
   cldfast::StageArgs args;
   args.rows = rows;
   args.channels = channels;
@@ -31,7 +75,6 @@ void stage(const py::tuple& inputs, const py::tuple& outputs, const py::tuple& c
   args.outputs = cldfast::read_planes(outputs, args.output);
   args.copies = cldfast::read_planes(copies, args.copy);
   for (int i = 0; i < args.copies; ++i) args.copy_of[i] = i;
-  args.weights = reinterpret_cast<const double*>(weights);
   args.matrices = matrices;
   args.addressed_noise = addressed_noise;
   args.seed = seed;
@@ -50,7 +93,8 @@ void stage(const py::tuple& inputs, const py::tuple& outputs, const py::tuple& c
         ") do not fit " + std::to_string(args.inputs) + " input planes" +
         (addressed_noise ? " and 2 of noise" : "") + ", " + std::to_string(args.outputs) + " outputs");
   }
-  if (matrices == 1) {
+  if (!read_matrices(args, weights, table, times, matrices, weight_rows, weight_columns)) return false;
+  if (!table && matrices == 1) {
     for (int64_t i = 0; i < weight_rows * weight_columns; ++i) {
       if (!std::isfinite(args.weights[i])) {
         throw std::invalid_argument("weights must be finite, got NaN or infinity");
@@ -58,19 +102,16 @@ void stage(const py::tuple& inputs, const py::tuple& outputs, const py::tuple& c
     }
   }
   const cldfast::Kernels& kernels = cldfast::kernels_for(level);
-  if (rows * channels * inner < cldfast::SERIAL_PAIRS) {
-    cldfast::run_stage(args, kernels, threads);  // shorter than handing the interpreter over
-  } else {
-    py::gil_scoped_release release;
-    cldfast::run_stage(args, kernels, threads);
-  }
+  run(rows * channels * inner, [&] { cldfast::run_stage(args, kernels, threads); });
+  return true;
 }
 
-void residual(const py::tuple& outputs, const py::tuple& others, const py::tuple& gradients, int64_t rows,
-              int64_t channels, int64_t inner, int compute, uintptr_t weights, int64_t residuals,
-              int64_t weight_columns, uintptr_t scale, double factor, bool addressed_noise,
-              uint64_t seed, uint64_t first_pair, uint32_t stage_index, uint32_t stream, uintptr_t loss,
-              bool reduce, int threads, const std::string& level) {
+bool residual(const py::tuple& outputs, const py::tuple& others, const py::tuple& gradients, int64_t rows,
+              int64_t channels, int64_t inner, int compute, uintptr_t weights,
+              uintptr_t table, uintptr_t times, int64_t residuals, int64_t weight_columns,
+              uintptr_t scale, double factor, bool addressed_noise, uint64_t seed, uint64_t first_pair,
+              uint32_t stage_index, uint32_t stream, uintptr_t loss, bool reduce, int threads,
+              const std::string& level) {
   cldfast::ResidualArgs args;
   args.rows = rows;
   args.channels = channels;
@@ -81,7 +122,6 @@ void residual(const py::tuple& outputs, const py::tuple& others, const py::tuple
   args.inputs = args.outputs + cldfast::read_planes(others, args.input + args.outputs, args.outputs);
   const int written = cldfast::read_planes(gradients, args.gradient);
   args.wants_gradient = written > 0;
-  args.weights = reinterpret_cast<const double*>(weights);
   args.scale = reinterpret_cast<const double*>(scale);
   args.factor = factor;
   args.addressed_noise = addressed_noise;
@@ -99,27 +139,22 @@ void residual(const py::tuple& outputs, const py::tuple& others, const py::tuple
         std::to_string(args.inputs - args.outputs) + " others" +
         (addressed_noise ? " and 2 of noise" : "") + ", " + std::to_string(written) + " gradients");
   }
+  if (!read_matrices(args, weights, table, times, rows, residuals, weight_columns)) return false;
   const cldfast::Kernels& kernels = cldfast::kernels_for(level);
   void* target = reinterpret_cast<void*>(loss);
-  if (rows * channels * inner < cldfast::SERIAL_PAIRS) {
-    cldfast::run_residual(args, kernels, threads, target, reduce);
-  } else {
-    py::gil_scoped_release release;
-    cldfast::run_residual(args, kernels, threads, target, reduce);
-  }
+  run(rows * channels * inner, [&] { cldfast::run_residual(args, kernels, threads, target, reduce); });
+  return true;
 }
 
-bool matrices(uintptr_t coefficients, uintptr_t octaves, int64_t count, int64_t terms, int64_t stride,
-              double end, uintptr_t t, int64_t rows, int64_t entries, uintptr_t to, int threads,
+bool matrices(uintptr_t address, uintptr_t t, int64_t rows, int64_t entries, uintptr_t to, int threads,
               const std::string& level) {
-  const cldfast::Table table = {reinterpret_cast<const double*>(coefficients),
-                                reinterpret_cast<const int64_t*>(octaves), count, terms, stride, end};
-  if (stride % 8 != 0 || entries > stride || terms < 1 || count < 1) {
-    throw std::invalid_argument("a table holds whole vectors of 8 entries, got " +
-                                std::to_string(entries) + " of " + std::to_string(stride));
-  }
-  return cldfast::run_matrices(table, cldfast::kernels_for(level), reinterpret_cast<const double*>(t),
-                               rows, entries, reinterpret_cast<double*>(to), threads);
+  const cldfast::Table& table = *reinterpret_cast<const cldfast::Table*>(address);
+  check_entries(table, entries);
+  const double* times = reinterpret_cast<const double*>(t);
+  if (!cldfast::covers_all(table, times, rows)) return false;
+  cldfast::run_matrices(table, cldfast::kernels_for(level), times, rows, entries,
+                        reinterpret_cast<double*>(to), threads);
+  return true;
 }
 
 py::tuple philox4x32(const py::tuple& counter, uint64_t key) {
@@ -155,15 +190,28 @@ PYBIND11_MODULE(_core, module) {
                         "threading"_a = cldfast::threading());
       },
       "The level in use, the levels that run here, and \"gomp\" or \"serial\" threads.");
+  py::class_<cldfast::Table>(module, "Table", "A table of matrices over time; others take its address.")
+      .def(py::init(&make_table), "coefficients"_a, "octaves"_a, "count"_a, "terms"_a, "stride"_a,
+           "end"_a, "used"_a)
+      .def_property_readonly("address", [](const cldfast::Table& table) {
+        return reinterpret_cast<uintptr_t>(&table);
+      });
   module.def("stage", &stage,
              "One stage: out planes = weights * in planes. A tensor is 7 integers: pointer, planes, "
-             "dtype code, and the strides of batch, plane, channel and inner position.");
+             "dtype code, and the strides of batch, plane, channel and inner position. Weights are an "
+             "array, or a table and times; False, and nothing is written, where a time lies outside.");
   module.def("residual", &residual,
              "The sum over each row, or over all, of |weights * in planes|^2, and its gradient with "
-             "respect to the first tensors' planes. Tensors as in `stage`.");
+             "respect to the first tensors' planes. Tensors, weights and result as in `stage`.");
   module.def("matrices", &matrices,
-             "The matrices of a table at float64 times, all by address; False where a time lies "
-             "outside the table.");
+             "The matrices of a table at float64 times by address; False where a time lies outside.");
+  module.def(
+      "covers",
+      [](uintptr_t table, uintptr_t t, int64_t rows) {
+        return cldfast::covers_all(*reinterpret_cast<const cldfast::Table*>(table),
+                                   reinterpret_cast<const double*>(t), rows);
+      },
+      "Whether a table covers all of the float64 times at an address.");
   module.def("philox4x32", &philox4x32, "counter"_a, "key"_a,
              "Four words of one counter (4 words) and a 64-bit key.");
   module.def(

@@ -22,7 +22,7 @@ struct ResidualLaunch {
   Divisor by_piece;
   int team;                // lanes that share a piece, a power of two
 
-  int residuals, outputs, inputs, columns;
+  int residuals, outputs, others, inputs, columns;  // inputs: outputs, others, and given noise
   bool plain, addressed_noise, wants_gradient;
   Plane input[MAX_PLANES];  // vector: the batch strides are in bytes
   Plane gradient[MAX_PLANES];
@@ -51,6 +51,7 @@ inline ResidualLaunch prepare(const ResidualArgs& args) {
   shape.channels = args.channels;
   shape.inner = args.inner;
 
+  const int others = args.inputs - args.outputs - (args.addressed_noise ? 0 : 2);
   ResidualLaunch launch = {};
   launch.compute = args.compute;
   launch.rows = args.rows;
@@ -60,6 +61,7 @@ inline ResidualLaunch prepare(const ResidualArgs& args) {
   launch.residuals = args.residuals;
   launch.outputs = args.outputs;
   launch.inputs = args.inputs;
+  launch.others = others;
   launch.columns = args.inputs + (args.addressed_noise ? 2 : 0);
   launch.addressed_noise = args.addressed_noise;
   launch.wants_gradient = args.wants_gradient;
@@ -73,10 +75,12 @@ inline ResidualLaunch prepare(const ResidualArgs& args) {
   launch.stream = args.stream;
 
   constexpr int64_t LIMIT = int64_t(1) << 29;
-  // What the losses there are ask for: a velocity score, or a full one.
+  // What the losses there are ask for: a velocity score, or a full one, and beside it the state or as
+  // many other planes.
   bool quads = args.compute == Dtype::float32 && args.first_pair % QUAD == 0 &&
                args.rows < LIMIT && launch.width < LIMIT && launch.width >= QUADS_FROM &&
-               args.residuals == args.outputs && args.outputs <= 2;
+               args.residuals == args.outputs && args.outputs <= 2 &&
+               (others == 2 || others == args.outputs);
   bool pixels = args.channels > 1 && args.inner > 1 && args.input[0].channel_stride == 1;
   launch.plain = true;
   const auto take = [&](const Plane& from, Plane& to, bool& wide) {

@@ -17,10 +17,11 @@ CLDFAST_HD double amplitude(const ResidualLaunch& launch, int64_t row) {
 #endif
 }
 
-// One lane's share of a piece of a row: its sum of squares. PLANES: of outputs and of residuals.
-template <int PLANES, bool PLAIN>
+// One lane's share of a piece of a row: its sum of squares. PLANES: of outputs and of residuals; OTHERS:
+// beside them, as the state's two.
+template <int PLANES, int OTHERS, bool PLAIN>
 CLDFAST_HD double residual_quads(const ResidualLaunch& launch, int64_t row, int64_t piece, int lane) {
-  constexpr int MOST = PLANES + 4;  // outputs, state, noise
+  constexpr int MOST = PLANES + OTHERS + 2;  // and noise
   const double scale = amplitude(launch, row);
   const double* matrix = launch.weights + row * PLANES * launch.columns;
   float w[PLANES][MOST];
@@ -52,8 +53,8 @@ CLDFAST_HD double residual_quads(const ResidualLaunch& launch, int64_t row, int6
       const bool wanted[2] = {used[m], used[m]};
       load_quads<PLAIN>(launch.input[m], launch.wide_input[m], quads, wanted, x);
     };
-    float x[PLANES + 2][2][QUAD];
-    CLDFAST_UNROLL for (int m = 0; m < PLANES + 2; ++m) load(m, x[m]);
+    float x[PLANES + OTHERS][2][QUAD];
+    CLDFAST_UNROLL for (int m = 0; m < PLANES + OTHERS; ++m) load(m, x[m]);
     if (launch.addressed_noise) {
       if (used[MOST - 2] || used[MOST - 1]) {
         CLDFAST_UNROLL for (int g = 0; g < 2; ++g) {
@@ -70,13 +71,13 @@ CLDFAST_HD double residual_quads(const ResidualLaunch& launch, int64_t row, int6
         }
       }
     } else {
-      CLDFAST_UNROLL for (int m = PLANES + 2; m < MOST; ++m) {
+      CLDFAST_UNROLL for (int m = PLANES + OTHERS; m < MOST; ++m) {
         float z[2][QUAD];
         load(m, z);
         add(m, z);
       }
     }
-    CLDFAST_UNROLL for (int m = 0; m < PLANES + 2; ++m) add(m, x[m]);
+    CLDFAST_UNROLL for (int m = 0; m < PLANES + OTHERS; ++m) add(m, x[m]);
     // Eight squares in float32, the sums of those in float64.
     float squares = 0.0f;
     CLDFAST_UNROLL for (int k = 0; k < PLANES; ++k) {
@@ -113,6 +114,10 @@ CLDFAST_HD double residual_twos(const ResidualLaunch& launch, int64_t row, int64
   const auto weight = [&](int k, int m) {
     return static_cast<T>(scale * matrix[k * launch.columns + m]);
   };
+  bool noisy = false;
+  for (int k = 0; launch.addressed_noise && k < launch.residuals; ++k) {
+    noisy = noisy || weight(k, launch.inputs) != T(0) || weight(k, launch.inputs + 1) != T(0);
+  }
   const int64_t begin = piece * launch.units_of_piece;
   const int64_t whole = begin + launch.units_of_piece;
   const int64_t end = whole < launch.units ? whole : launch.units;
@@ -120,7 +125,7 @@ CLDFAST_HD double residual_twos(const ResidualLaunch& launch, int64_t row, int64
   for (int64_t unit = begin + lane; unit < end; unit += launch.team) {
     const Two two(launch, row, unit);
     T z_x[2] = {}, z_v[2] = {};
-    if (launch.addressed_noise) two_normals(launch, launch.stage_index, two, z_x, z_v);
+    if (noisy) two_normals(launch, launch.stage_index, two, z_x, z_v);
     const auto residual = [&](int k, int i) {
       T r = T(0);
       for (int m = 0; m < launch.inputs; ++m) {
@@ -128,7 +133,7 @@ CLDFAST_HD double residual_twos(const ResidualLaunch& launch, int64_t row, int64
         if (m >= launch.outputs && w == T(0)) continue;
         r = multiply_add(w, load_one<T>(launch.input[m], two.at(launch.input[m], i)), r);
       }
-      if (launch.addressed_noise) {
+      if (noisy) {
         r = multiply_add(weight(k, launch.inputs), z_x[i], r);
         r = multiply_add(weight(k, launch.inputs + 1), z_v[i], r);
       }

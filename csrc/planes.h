@@ -22,6 +22,9 @@ constexpr Dtype dtype_of() {
   return sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
 }
 
+// Rows narrower than a vector, each with a matrix of its own, are worked on several at a time.
+constexpr int64_t NARROW_ROW = VECTOR_BYTES / 4;
+
 inline int64_t shorter(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // One plane with its shape, and how much of it is dense.
@@ -32,6 +35,8 @@ struct View {
   Dtype dtype;
   bool dense_rows;  // a row's coordinates lie side by side
   bool flat;        // all rows too
+
+  View() = default;
 
   // Args: rows, channels and inner of a call.
   template <class Args>

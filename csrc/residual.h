@@ -28,11 +28,14 @@ struct ResidualArgs {
   int residuals;  // q
   int outputs;    // network outputs, the first planes of `input`
   int inputs;
-  Plane input[MAX_PLANES];     // outputs, state, and the noise where it is given
+  Plane input[MAX_PLANES];     // outputs, the state or other planes, and the noise where it is given
   Plane gradient[MAX_PLANES];  // one for each output
   bool wants_gradient;
 
-  const double* weights;  // (rows, residuals, inputs + (addressed_noise ? 2 : 0))
+  const double* weights;  // (rows, residuals, inputs + (addressed_noise ? 2 : 0)), or null: by table
+  const Table* table;     // of such matrices, at each row's time; null: by weights
+  const double* times;    // (rows)
+  uint64_t used;          // bit j: some matrix has something in column j; what others multiply is not read
   const double* scale;    // (rows), a further factor of each row's loss, or null: 1
   double factor;          // of every row's loss
 

@@ -19,7 +19,7 @@ __device__ double team_sum(double value, int team) {
   return value;
 }
 
-template <int PLANES, bool PLAIN>
+template <int PLANES, int OTHERS, bool PLAIN>
 __global__ void __launch_bounds__(THREADS, 2)
     residual_vector(const __grid_constant__ ResidualLaunch launch) {
   const int lane = threadIdx.x % LANES;
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(THREADS, 2)
   for (int64_t task = int64_t(blockIdx.x) * (THREADS / LANES) + threadIdx.x / LANES;
        task < launch.rows * launch.pieces; task += warps) {
     const int64_t row = launch.by_piece.quotient(task), piece = task - row * launch.pieces;
-    const double sum = team_sum(residual_quads<PLANES, PLAIN>(launch, row, piece, lane), LANES);
+    const double sum = team_sum(residual_quads<PLANES, OTHERS, PLAIN>(launch, row, piece, lane), LANES);
     if (lane == 0) launch.sums[task] = sum;
   }
 }
@@ -95,8 +95,9 @@ ResidualKernel kernel_for(const ResidualLaunch& launch) {
   if (launch.way != Way::vector) {
     return launch.compute == Dtype::float32 ? residual_scalar<float> : residual_scalar<double>;
   }
-  if (launch.outputs == 1) return launch.plain ? residual_vector<1, true> : residual_vector<1, false>;
-  return launch.plain ? residual_vector<2, true> : residual_vector<2, false>;
+  if (launch.outputs == 2) return launch.plain ? residual_vector<2, 2, true> : residual_vector<2, 2, false>;
+  if (launch.others == 2) return launch.plain ? residual_vector<1, 2, true> : residual_vector<1, 2, false>;
+  return launch.plain ? residual_vector<1, 1, true> : residual_vector<1, 1, false>;
 }
 
 }  // namespace

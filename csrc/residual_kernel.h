@@ -9,13 +9,11 @@
 #include "block_normals.h"
 #include "planes.h"
 #include "residual.h"
+#include "row_matrices.h"
 
 namespace cldfast {
 namespace CLDFAST_LEVEL {
 namespace {
-
-// Rows narrower than a vector are worked on several at a time, each lane with its own row's matrix.
-constexpr int64_t NARROW_ROW = LANES;
 
 // A sum of squares; those of floats are exact in double.
 struct SquareSum {
@@ -28,27 +26,28 @@ struct SquareSum {
   void add(F64 value) { total.a = multiply_add(value, value, total.a); }
 
   double value() const {
-    const F64 both = total.a + total.b;
-    double sum = 0.0;
-    for (size_t i = 0; i < sizeof(F64) / 8; ++i) sum += both[i];
-    return sum;
+    double lanes[sizeof(F64) / 8];
+    store(lanes, total.a + total.b);
+    for (int half = sizeof(F64) / 16; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    }
+    return lanes[0];
   }
 };
 
-// r[k] = sum_m weights[k * ins + m] in[m] and gradient[j] = 2 sum_k weights[k * ins + j] r[k]; returns
-// the sum of r's squares. Gradients may be null.
+// r[k] = sum_m matrix(k, m) in[m] and gradient[j] = 2 sum_k matrix(k, j) r[k]; returns the sum of r's
+// squares. Gradients may be null, or over inputs: a vector's inputs are all read before they are written.
 template <class T>
-using Squares = double (*)(const T* const* in, T* const* gradient, const T* weights, int residuals,
-                           int outputs, int ins, int64_t count);
+using Squares = double (*)(const T* const* in, T* const* gradient, const Matrix& matrix, int residuals,
+                           int outputs, int64_t count);
 
 template <class T, int RESIDUALS, int OUTPUTS, int INS, bool GRADIENT>
-double squares(const T* const* in, T* const* gradient, const T* weights, int, int, int,
-               int64_t count) {
+double squares(const T* const* in, T* const* gradient, const Matrix& matrix, int, int, int64_t count) {
   using F = typename Pack<T>::Float;
   constexpr int64_t WIDTH = sizeof(F) / sizeof(T);
   F w[RESIDUALS][INS];
   for (int k = 0; k < RESIDUALS; ++k) {
-    for (int m = 0; m < INS; ++m) w[k][m] = F{} + weights[k * INS + m];
+    for (int m = 0; m < INS; ++m) w[k][m] = F{} + matrix.at<T>(k, m);
   }
   const T* from[INS];
   T* to[OUTPUTS];
@@ -86,10 +85,15 @@ double squares(const T* const* in, T* const* gradient, const T* weights, int, in
 
 // Any numbers of planes.
 template <class T>
-double squares_any(const T* const* in, T* const* gradient, const T* weights, int residuals,
-                   int outputs, int ins, int64_t count) {
+double squares_any(const T* const* in, T* const* gradient, const Matrix& matrix, int residuals,
+                   int outputs, int64_t count) {
   using F = typename Pack<T>::Float;
   constexpr int64_t WIDTH = sizeof(F) / sizeof(T);
+  const int ins = matrix.used;
+  T weights[MAX_PLANES * (MAX_PLANES + 2)];
+  for (int k = 0; k < residuals; ++k) {
+    for (int m = 0; m < ins; ++m) weights[k * ins + m] = matrix.at<T>(k, m);
+  }
   SquareSum sum;
   for (int64_t i = 0; i < count; i += WIDTH) {
     const int64_t lanes = shorter(WIDTH, count - i);
@@ -139,113 +143,89 @@ Squares<T> squares_for(int residuals, int outputs, int ins, bool gradient) {
 template <class T>
 class ResidualRun {
  public:
-  // width: pairs of a row; pixels: how many of the rows make one sample, 1 if not by pixel.
+  // pixels: how many of the rows make one sample, 1 if args were not turned into pixels.
   ResidualRun(const ResidualArgs& args, int64_t pixels)
       : args_(args),
         width_(args.channels * args.inner),
         pixels_(pixels),
         samples_(args.rows / pixels),
+        amplitude_(std::sqrt(args.factor)),
         columns_(args.inputs + (args.addressed_noise ? 2 : 0)),
-        noise_(args, width_, pixels) {}
+        used_(columns_of(used_columns(args), column_)),
+        squares_(squares_for<T>(args.residuals, args.outputs, used_, args.wants_gradient)),
+        matrices_(args, args.residuals * columns_, samples_, false),
+        noise_(args, width_, pixels) {
+    for (int j = 0; j < args.inputs; ++j) input_[j] = View(args.input[j], args);
+    for (int j = 0; args.wants_gradient && j < args.outputs; ++j) gradient_[j] = View(args.gradient[j], args);
+  }
 
   void run(int64_t begin, int64_t end) {
     const Tiling& tiling = args_.tiling;
     const int64_t sample_width = width_ * pixels_;
-    const int64_t first = begin / tiling.pieces * tiling.together;
-    const int64_t last = shorter((end - 1) / tiling.pieces * tiling.together + tiling.together, samples_);
-    const bool x = wants_normal(0, first, last), v = wants_normal(1, first, last);
+    const bool x = wants_normal(0), v = wants_normal(1);
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t sample = tile / tiling.pieces * tiling.together;
       const int64_t rows = shorter(tiling.together, samples_ - sample);
       const int64_t start = tile % tiling.pieces * tiling.piece;
-      const int64_t count = rows * shorter(tiling.piece, sample_width - start);
+      const int64_t count = shorter(tiling.piece, sample_width - start);  // of each row
       const int64_t pair = sample * sample_width + start;
-      const int64_t offset = noise_.make(pair, count, x, v);
+      const int64_t offset = noise_.make(pair, rows * count, x, v);
+      matrices_.prepare(sample, sample + rows);
       double* sums = args_.sums + sample * tiling.pieces + tile % tiling.pieces;
-      const Run run = {pair / width_, pair % width_, count};
+      const Run run = {pair / width_, pair % width_, rows * count};
       if (width_ < NARROW_ROW && pixels_ == 1) {
         narrow_rows(run, rows, offset, sums);
         continue;
       }
       for (int64_t i = 0; i < rows; ++i) {
-        if (sample + i != matrix_row_) take(sample + i);
         // Rows together are of one piece each.
-        sums[i] = segment({run.row + i, run.column, count / rows}, offset + i * (count / rows));
+        sums[i] = segment(sample + i, {run.row + i, run.column, count}, offset + i * count);
       }
     }
   }
 
  private:
-  const double* matrix(int64_t sample) const {
-    return args_.weights + sample * args_.residuals * columns_;
+  // An output's column is used in any case: its gradient is written.
+  static uint64_t used_columns(const ResidualArgs& args) {
+    return args.used | ((uint64_t(1) << args.outputs) - 1);
+  }
+
+  bool wants_normal(int column) const {
+    return args_.addressed_noise && (args_.used >> (columns_ - 2 + column) & 1);
   }
 
   // What the matrix of a sample is multiplied by.
   double amplitude(int64_t sample) const {
-    return std::sqrt(args_.scale ? args_.scale[sample] * args_.factor : args_.factor);
-  }
-
-  // Whether a matrix of the samples first ... last - 1 has anything in a noise column.
-  bool wants_normal(int column, int64_t first, int64_t last) const {
-    if (!args_.addressed_noise) return false;
-    const double* entry = args_.weights + columns_ - 2 + column;
-    for (int64_t i = first * args_.residuals; i < last * args_.residuals; ++i) {
-      if (entry[i * columns_] != 0.0) return true;
-    }
-    return false;
-  }
-
-  // One sample's matrix without the columns of zeros behind the outputs': what they would multiply is
-  // not read at all.
-  void take(int64_t sample) {
-    const double* from = matrix(sample);
-    const double scale = amplitude(sample);
-    used_ = 0;
-    for (int j = 0; j < columns_; ++j) {
-      bool used = j < args_.outputs;
-      for (int k = 0; k < args_.residuals; ++k) used |= from[k * columns_ + j] != 0.0;
-      if (used) column_[used_++] = j;
-    }
-    for (int k = 0; k < args_.residuals; ++k) {
-      for (int m = 0; m < used_; ++m) {
-        weights_[k * used_ + m] = static_cast<T>(scale * from[k * columns_ + column_[m]]);
-      }
-    }
-    squares_ = squares_for<T>(args_.residuals, args_.outputs, used_, args_.wants_gradient);
-    matrix_row_ = sample;
+    return args_.scale ? std::sqrt(args_.scale[sample] * args_.factor) : amplitude_;
   }
 
   const T* plane(int column, const Run& run, int64_t offset) {
-    return column < args_.inputs
-               ? gather<T>(View(args_.input[column], args_), run, scratch_in_[column], bits_)
-               : noise_.normals[column - args_.inputs] + offset;
+    return column < args_.inputs ? gather<T>(input_[column], run, scratch_in_[column], bits_)
+                                 : noise_.normals[column - args_.inputs] + offset;
   }
 
-  // Where the gradients of a run are to be written: in place where they can be.
-  void begin_gradient(const Run& run, T** to) {
-    for (int j = 0; args_.wants_gradient && j < args_.outputs; ++j) {
-      const View view(args_.gradient[j], args_);
-      const bool direct = view.dtype == dtype_of<T>() && view.is_dense(run);
-      to[j] = direct ? static_cast<T*>(address(view, run)) : scratch_out_[j];
-    }
-  }
-
-  void end_gradient(const Run& run, T* const* to) {
-    for (int j = 0; args_.wants_gradient && j < args_.outputs; ++j) {
-      if (to[j] == scratch_out_[j]) scatter<T>(View(args_.gradient[j], args_), run, to[j], bits_);
-    }
-  }
-
-  // One piece of one sample, whose normals begin at `offset` of the tile's.
-  double segment(const Run& run, int64_t offset) {
+  // One piece of a sample, whose normals begin at `offset` of the tile's.
+  double segment(int64_t sample, const Run& run, int64_t offset) {
     const T* in[MAX_PLANES + 2];
     T* to[MAX_PLANES];
     for (int m = 0; m < used_; ++m) in[m] = plane(column_[m], run, offset);
-    begin_gradient(run, to);
-    const double sum = squares_(in, args_.wants_gradient ? to : nullptr, weights_, args_.residuals,
-                                args_.outputs, used_, run.count);
-    end_gradient(run, to);
+    for (int j = 0; args_.wants_gradient && j < args_.outputs; ++j) {
+      const View& view = gradient_[j];
+      const bool direct = view.dtype == dtype_of<T>() && view.is_dense(run);
+      to[j] = direct ? static_cast<T*>(address(view, run)) : scratch_out_[j];
+    }
+    const Matrix matrix = {matrices_[sample], columns_, used_, column_, amplitude(sample)};
+    const double sum = squares_(in, args_.wants_gradient ? to : nullptr, matrix, args_.residuals,
+                                args_.outputs, run.count);
+    finish(run, to);
     return sum;
+  }
+
+  // Gradients that wait in scratch.
+  void finish(const Run& run, T* const* to) {
+    for (int j = 0; args_.wants_gradient && j < args_.outputs; ++j) {
+      if (to[j] == scratch_out_[j]) scatter<T>(gradient_[j], run, to[j], bits_);
+    }
   }
 
   // Several rows narrower than a vector: a lane takes the entries of its own row's matrix.
@@ -253,30 +233,26 @@ class ResidualRun {
     using F = typename Pack<T>::Float;
     constexpr int64_t WIDTH = sizeof(F) / sizeof(T);
     double scale[BLOCK];
-    for (int64_t i = 0; i < rows; ++i) scale[i] = amplitude(run.row + i);
-    const T* in[MAX_PLANES + 2];
-    bool used[MAX_PLANES + 2];
-    for (int j = 0; j < columns_; ++j) {
-      used[j] = j < args_.outputs;
-      for (int64_t i = 0; i < rows * args_.residuals; ++i) {
-        used[j] |= matrix(run.row)[i * columns_ + j] != 0.0;
-      }
-      if (used[j]) in[j] = plane(j, run, offset);
+    for (int64_t i = 0; i < rows; ++i) {
+      scale[i] = amplitude(run.row + i);
+      sums[i] = 0.0;
     }
+    const auto entry_of_rows = [&](int64_t entry) {
+      spread(run, width_, lane_weights_, [&](int64_t row) {
+        return static_cast<T>(scale[row - run.row] * matrices_[row][entry]);
+      });
+    };
+    const T* in[MAX_PLANES + 2];
     T* to[MAX_PLANES];
-    begin_gradient(run, to);
-    for (int64_t i = 0; i < rows; ++i) sums[i] = 0.0;
+    for (int m = 0; m < used_; ++m) in[m] = plane(column_[m], run, offset);
     for (int k = 0; k < args_.residuals; ++k) {
-      bool begun = false;
-      for (int j = 0; j < columns_; ++j) {
-        if (!used[j]) continue;
-        spread(run.row, rows, k * columns_ + j, scale);
+      for (int m = 0; m < used_; ++m) {
+        entry_of_rows(k * columns_ + column_[m]);
         for (int64_t i = 0; i < run.count; i += WIDTH) {
-          const int64_t lanes = shorter(WIDTH, run.count - i);
-          const F product = begun ? load<F>(residual_ + i) : F{};
-          store(residual_ + i, multiply_add(load<F>(lane_weights_ + i), load_some<F>(in[j] + i, lanes), product));
+          const int64_t lanes = run.count - i;
+          const F w = load_up_to<F>(lane_weights_ + i, lanes), x = load_up_to<F>(in[m] + i, lanes);
+          store(residual_ + i, m == 0 ? w * x : multiply_add(w, x, load<F>(residual_ + i)));
         }
-        begun = true;
       }
       for (int64_t i = 0; i < rows; ++i) {
         for (int64_t c = i * width_; c < (i + 1) * width_; ++c) {
@@ -284,40 +260,31 @@ class ResidualRun {
         }
       }
       for (int j = 0; args_.wants_gradient && j < args_.outputs; ++j) {
-        spread(run.row, rows, k * columns_ + j, scale);
+        to[j] = scratch_out_[j];
+        entry_of_rows(k * columns_ + j);
         for (int64_t i = 0; i < run.count; i += WIDTH) {
-          const int64_t lanes = shorter(WIDTH, run.count - i);
-          const F r = load<F>(residual_ + i), before = k == 0 ? F{} : load_some<F>(to[j] + i, lanes);
-          store_some(to[j] + i, multiply_add(load<F>(lane_weights_ + i), r + r, before), lanes);
+          const F w = load_up_to<F>(lane_weights_ + i, run.count - i), r = load<F>(residual_ + i);
+          store(to[j] + i, k == 0 ? w * (r + r) : multiply_add(w, r + r, load<F>(to[j] + i)));
         }
       }
     }
-    end_gradient(run, to);
-  }
-
-  // One entry of each row's matrix, at each of the row's lanes.
-  void spread(int64_t first, int64_t rows, int64_t entry, const double* scale) {
-    T* to = lane_weights_;
-    for (int64_t i = 0; i < rows; ++i) {
-      const T weight = static_cast<T>(scale[i] * matrix(first + i)[entry]);
-      for (int64_t c = 0; c < width_; ++c) *to++ = weight;
-    }
+    finish(run, to);
   }
 
   const ResidualArgs& args_;
   const int64_t width_, pixels_, samples_;
+  const double amplitude_;
   const int columns_;
-  int64_t matrix_row_ = -1;
-  int used_ = 0;
   int column_[MAX_PLANES + 2];
-  T weights_[MAX_PLANES * (MAX_PLANES + 2)];
-  Squares<T> squares_ = nullptr;
+  const int used_;
+  const Squares<T> squares_;
+  RowMatrices matrices_;
   BlockNormals<T> noise_;
+  View input_[MAX_PLANES], gradient_[MAX_PLANES];
   alignas(64) T scratch_in_[MAX_PLANES][BLOCK];
   alignas(64) T scratch_out_[MAX_PLANES][BLOCK];
-  // Whole vectors of them are read and written.
-  alignas(64) T residual_[BLOCK + LANES] = {};
-  alignas(64) T lane_weights_[BLOCK + LANES] = {};
+  alignas(64) T residual_[BLOCK];
+  alignas(64) T lane_weights_[BLOCK];
   alignas(64) double bits_[BLOCK];
 };
 

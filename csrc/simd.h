@@ -77,6 +77,11 @@ CLDFAST_HD V load_some(const E* from, int64_t count) {
 }
 
 template <class V, class E>
+CLDFAST_HD V load_up_to(const E* from, int64_t count) {
+  return count >= static_cast<int64_t>(sizeof(V) / sizeof(E)) ? load<V>(from) : load_some<V>(from, count);
+}
+
+template <class V, class E>
 CLDFAST_HD void store_some(E* to, V value, int64_t count) {
 #if defined(__AVX512F__)
   const __m512i bits = bit_cast<__m512i>(value);

@@ -23,6 +23,8 @@ struct Plane {
 
 constexpr int MAX_PLANES = 32;
 
+struct Table;
+
 struct StageArgs {
   int64_t rows;      // B
   int64_t channels;  // C
@@ -37,8 +39,11 @@ struct StageArgs {
   Plane copy[MAX_PLANES];     // further copies of output planes, in another dtype
   int copy_of[MAX_PLANES];    // which output each one repeats
 
-  const double* weights;  // (matrices, outputs, inputs + (addressed_noise ? 2 : 0))
+  const double* weights;  // (matrices, outputs, inputs + (addressed_noise ? 2 : 0)), or null: by table
   int64_t matrices;       // 1, or one for each row
+  const Table* table;     // of such matrices, at each row's time; null: by weights
+  const double* times;    // (rows)
+  uint64_t used;          // bit j: some matrix has something in column j; what others multiply is not read
 
   bool addressed_noise;  // the last two columns are normals, made from the fields below
   uint64_t seed;
@@ -48,7 +53,6 @@ struct StageArgs {
 };
 
 struct ResidualArgs;
-struct Table;
 
 // What each instruction set provides.
 struct Kernels {
@@ -61,9 +65,8 @@ struct Kernels {
                   uint32_t stream, Dtype dtype, void* z_x, void* z_v);
   // Tiles begin ... end - 1 of args.tiling.
   void (*residual)(const ResidualArgs& args, int64_t begin, int64_t end);
-  // The matrices at the times begin ... end - 1; false where one lies outside the table.
-  bool (*matrices)(const Table& table, const double* t, int64_t begin, int64_t end, int64_t entries,
-                   double* to);
+  // The matrices at `count` times, all of which the table covers, `entries` numbers each.
+  void (*matrices)(const Table& table, const double* t, int64_t count, int64_t entries, double* to);
 };
 
 }  // namespace cldfast

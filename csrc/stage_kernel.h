@@ -6,6 +6,7 @@
 
 #include "block_normals.h"
 #include "planes.h"
+#include "row_matrices.h"
 
 namespace cldfast {
 namespace CLDFAST_LEVEL {
@@ -14,20 +15,20 @@ namespace {
 // Rows at least this wide are worked on in place; narrower ones are gathered, several to a vector.
 constexpr int64_t WIDE_ROW = 64;
 
-// out[k][i] = sum_m weights[k * ins + m] in[m][i]. Outputs may be inputs: a vector's inputs are all
-// read before its outputs are written.
+// out[k][i] = sum_m matrix(k, m) in[m][i]. Outputs may be inputs: a vector's inputs are all read before
+// its outputs are written.
 template <class T>
-using Affine = void (*)(const T* const* in, T* const* out, const T* weights, int ins, int outs,
-                        int64_t count, bool past_cache);
+using Affine = void (*)(const T* const* in, T* const* out, const Matrix& matrix, int outs, int64_t count,
+                        bool past_cache);
 
 template <class T, int INS, int OUTS>
-void affine(const T* const* in, T* const* out, const T* weights, int, int, int64_t count,
+void affine(const T* const* in, T* const* out, const Matrix& matrix, int, int64_t count,
             bool past_cache) {
   using F = typename Pack<T>::Float;
   constexpr int64_t WIDTH = sizeof(F) / sizeof(T);
   F w[OUTS][INS];
   for (int k = 0; k < OUTS; ++k) {
-    for (int m = 0; m < INS; ++m) w[k][m] = F{} + weights[k * INS + m];
+    for (int m = 0; m < INS; ++m) w[k][m] = F{} + matrix.at<T>(k, m);
   }
   const T* from[INS];
   T* to[OUTS];
@@ -61,16 +62,18 @@ void affine(const T* const* in, T* const* out, const T* weights, int, int, int64
 
 // Any numbers of planes.
 template <class T>
-void affine_any(const T* const* in, T* const* out, const T* weights, int ins, int outs,
-                int64_t count, bool) {
+void affine_any(const T* const* in, T* const* out, const Matrix& matrix, int outs, int64_t count, bool) {
   using F = typename Pack<T>::Float;
   constexpr int64_t WIDTH = sizeof(F) / sizeof(T);
+  const int ins = matrix.used;
+  T weights[MAX_PLANES * (MAX_PLANES + 2)];
+  for (int k = 0; k < outs; ++k) {
+    for (int m = 0; m < ins; ++m) weights[k * ins + m] = matrix.at<T>(k, m);
+  }
   for (int64_t i = 0; i < count; i += WIDTH) {
     const int64_t lanes = shorter(WIDTH, count - i);
     F x[MAX_PLANES + 2], y[MAX_PLANES];
-    for (int m = 0; m < ins; ++m) {
-      x[m] = lanes == WIDTH ? load<F>(in[m] + i) : load_some<F>(in[m] + i, lanes);
-    }
+    for (int m = 0; m < ins; ++m) x[m] = load_up_to<F>(in[m] + i, lanes);
     for (int k = 0; k < outs; ++k) {
       y[k] = ins == 0 ? F{} : weights[k * ins] * x[0];
       for (int m = 1; m < ins; ++m) y[k] = multiply_add(F{} + weights[k * ins + m], x[m], y[k]);
@@ -112,30 +115,6 @@ Affine<T> affine_for(int ins, int outs) {
   }
 }
 
-// One row's matrix without its columns of zeros: what they would multiply is not read at all.
-template <class T>
-struct Matrix {
-  int columns = 0;  // used ones
-  int column[MAX_PLANES + 2];
-  T weights[MAX_PLANES * (MAX_PLANES + 2)];
-  Affine<T> apply;
-
-  void take(const double* matrix, int rows, int all) {
-    columns = 0;
-    for (int j = 0; j < all; ++j) {
-      bool used = false;
-      for (int k = 0; k < rows; ++k) used |= matrix[k * all + j] != 0.0;
-      if (used) column[columns++] = j;
-    }
-    for (int k = 0; k < rows; ++k) {
-      for (int m = 0; m < columns; ++m) {
-        weights[k * columns + m] = static_cast<T>(matrix[k * all + column[m]]);
-      }
-    }
-    apply = affine_for<T>(columns, rows);
-  }
-};
-
 inline bool pixel_rows(const StageArgs& args) {
   return pixel_rows(args.output, args.outputs, args) && pixel_rows(args.input, args.inputs, args) &&
          pixel_rows(args.copy, args.copies, args);
@@ -160,29 +139,35 @@ class StageRun {
         width_(args.channels * args.inner),
         pixels_(pixels),
         columns_(args.inputs + (args.addressed_noise ? 2 : 0)),
+        own_matrix_(args.table || args.matrices > 1),
         past_cache_(past_cache),
-        noise_(args, width_, pixels) {}
+        used_(columns_of(args.used, column_)),
+        apply_(affine_for<T>(used_, args.outputs)),
+        matrices_(args, args.outputs * columns_, args.rows / pixels, !own_matrix_),
+        noise_(args, width_, pixels) {
+    for (int j = 0; j < args.inputs; ++j) input_[j] = View(args.input[j], args);
+    for (int k = 0; k < args.outputs; ++k) output_[k] = View(args.output[k], args);
+    for (int k = 0; k < args.copies; ++k) copy_[k] = View(args.copy[k], args);
+  }
 
   void run(int64_t begin, int64_t end) {
     const int64_t sample = width_ * pixels_;
-    const int64_t first = begin / sample, last = (end - 1) / sample;
-    const bool x = wants_normal(0, first, last), v = wants_normal(1, first, last);
-    const bool own_matrix = args_.matrices > 1;
-    if (!own_matrix) matrix_.take(args_.weights, args_.outputs, columns_);
-    const bool by_row = width_ >= WIDE_ROW || (own_matrix && pixels_ == 1);
-    int64_t matrix_row = -1;
+    const bool x = wants_normal(0), v = wants_normal(1);
+    const bool narrow = own_matrix_ && width_ < NARROW_ROW && pixels_ == 1;
+    const bool by_row = !narrow && (width_ >= WIDE_ROW || (own_matrix_ && pixels_ == 1));
     Run run = {begin / width_, begin % width_, 0};
     for (int64_t pair = begin; pair < end;) {
       int64_t count = shorter(BLOCK, end - pair);
       if (pixels_ > 1) count = shorter(count, sample - pair % sample);
       const int64_t offset = noise_.make(pair, count, x, v);
+      if (own_matrix_) matrices_.prepare(pair / sample, (pair + count - 1) / sample + 1);
       for (int64_t done = 0; done < count; done += run.count) {
         run.count = by_row ? shorter(width_ - run.column, count - done) : count - done;
-        if (own_matrix && matrix_row != run.row / pixels_) {
-          matrix_row = run.row / pixels_;
-          matrix_.take(args_.weights + matrix_row * args_.outputs * columns_, args_.outputs, columns_);
+        if (narrow) {
+          narrow_rows(run, offset + done);
+        } else {
+          segment(run, offset + done);
         }
-        segment(run, offset + done);
         run.column += run.count;
         if (run.column >= width_) {
           run.row += by_row ? 1 : run.column / width_;
@@ -195,51 +180,77 @@ class StageRun {
   }
 
  private:
-  // Whether a matrix of the samples first ... last has anything in a noise column.
-  bool wants_normal(int column, int64_t first, int64_t last) const {
-    if (!args_.addressed_noise) return false;
-    if (args_.matrices == 1) first = last = 0;
-    const double* entry = args_.weights + columns_ - 2 + column;
-    for (int64_t i = first * args_.outputs; i < (last + 1) * args_.outputs; ++i) {
-      if (entry[i * columns_] != 0.0) return true;
-    }
-    return false;
+  bool wants_normal(int column) const {
+    return args_.addressed_noise && (args_.used >> (columns_ - 2 + column) & 1);
+  }
+
+  const T* input(int column, const Run& run, int64_t offset) {
+    return column < args_.inputs ? gather<T>(input_[column], run, scratch_in_[column], bits_)
+                                 : noise_.normals[column - args_.inputs] + offset;
   }
 
   // The matrix at one run of pairs, whose normals begin at `offset` of the block's.
   void segment(const Run& run, int64_t offset) {
     const T* in[MAX_PLANES + 2];
     T* out[MAX_PLANES];
-    for (int m = 0; m < matrix_.columns; ++m) {
-      const int j = matrix_.column[m];
-      in[m] = j < args_.inputs ? gather<T>(View(args_.input[j], args_), run, scratch_in_[j], bits_)
-                               : noise_.normals[j - args_.inputs] + offset;
-    }
+    for (int m = 0; m < used_; ++m) in[m] = input(column_[m], run, offset);
     bool past_cache = past_cache_;
     for (int k = 0; k < args_.outputs; ++k) {
-      const View view(args_.output[k], args_);
+      const View& view = output_[k];
       const bool direct = view.dtype == dtype_of<T>() && view.is_dense(run);
       out[k] = direct ? static_cast<T*>(address(view, run)) : scratch_out_[k];
       past_cache = past_cache && direct && reinterpret_cast<uintptr_t>(out[k]) % VECTOR_BYTES == 0;
     }
-    matrix_.apply(in, out, matrix_.weights, matrix_.columns, args_.outputs, run.count, past_cache);
+    const Matrix matrix = {matrices_[pixels_ == 1 ? run.row : run.row / pixels_], columns_, used_, column_, 1.0};
+    apply_(in, out, matrix, args_.outputs, run.count, past_cache);
+    finish(run, out);
+  }
+
+  // Several rows at once: a lane takes the entries of its own row's matrix. Outputs may be inputs, so
+  // they wait in scratch until all are made.
+  void narrow_rows(const Run& run, int64_t offset) {
+    using F = typename Pack<T>::Float;
+    constexpr int64_t WIDTH = sizeof(F) / sizeof(T);
+    const T* in[MAX_PLANES + 2];
+    T* out[MAX_PLANES];
+    for (int m = 0; m < used_; ++m) in[m] = input(column_[m], run, offset);
     for (int k = 0; k < args_.outputs; ++k) {
-      if (out[k] == scratch_out_[k]) scatter<T>(View(args_.output[k], args_), run, out[k], bits_);
+      out[k] = scratch_out_[k];
+      for (int m = 0; m < used_; ++m) {
+        const int64_t entry = k * columns_ + column_[m];
+        spread(run, width_, lane_weights_, [&](int64_t row) { return static_cast<T>(matrices_[row][entry]); });
+        for (int64_t i = 0; i < run.count; i += WIDTH) {
+          const int64_t lanes = run.count - i;
+          const F w = load_up_to<F>(lane_weights_ + i, lanes), x = load_up_to<F>(in[m] + i, lanes);
+          store(out[k] + i, m == 0 ? w * x : multiply_add(w, x, load<F>(out[k] + i)));
+        }
+      }
+      for (int64_t i = 0; used_ == 0 && i < run.count; ++i) out[k][i] = 0;
     }
-    for (int k = 0; k < args_.copies; ++k) {
-      scatter<T>(View(args_.copy[k], args_), run, out[args_.copy_of[k]], bits_);
+    finish(run, out);
+  }
+
+  // Outputs that wait in scratch, and copies.
+  void finish(const Run& run, T* const* out) {
+    for (int k = 0; k < args_.outputs; ++k) {
+      if (out[k] == scratch_out_[k]) scatter<T>(output_[k], run, out[k], bits_);
     }
+    for (int k = 0; k < args_.copies; ++k) scatter<T>(copy_[k], run, out[args_.copy_of[k]], bits_);
   }
 
   const StageArgs& args_;
-  const int64_t width_;
-  const int64_t pixels_;
+  const int64_t width_, pixels_;
   const int columns_;
-  const bool past_cache_;
-  Matrix<T> matrix_;
+  const bool own_matrix_, past_cache_;
+  int column_[MAX_PLANES + 2];
+  const int used_;
+  const Affine<T> apply_;
+  RowMatrices matrices_;
   BlockNormals<T> noise_;
+  View input_[MAX_PLANES], output_[MAX_PLANES], copy_[MAX_PLANES];
   alignas(64) T scratch_in_[MAX_PLANES][BLOCK];
   alignas(64) T scratch_out_[MAX_PLANES][BLOCK];
+  alignas(64) T lane_weights_[BLOCK];
   alignas(64) double bits_[BLOCK];
 };
 

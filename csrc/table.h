@@ -11,28 +11,32 @@ namespace cldfast {
 struct Table {
   const double* coefficients;  // (panels, terms, stride)
   const int64_t* octaves;      // (count, 2): the octave's first panel, and bits
-  int64_t count;
+  int64_t count;  // of octaves, less than 1,000
   int64_t terms;
   int64_t stride;  // at least the matrix's entries; whole vectors
   double end;
+  uint64_t used;  // bit j: column j of the matrices is not 0 at all times
 };
 
 namespace CLDFAST_LEVEL {
 namespace {
 
-// The panel of a time, and where in it the time lies; false outside the table.
-CLDFAST_HD bool locate(const Table& table, double t, int64_t& panel, double& x) {
+// Whether the table covers a time. End times of another precision may lie just beyond.
+CLDFAST_HD bool covers(const Table& table, double t) {
+  const double s = t / table.end;
+  return s > float_of((1023 - static_cast<uint64_t>(table.count)) << 52) && s <= 1.0 + 0x1p-20;
+}
+
+// The panel of a time that the table covers, and where in it the time lies.
+CLDFAST_HD void locate(const Table& table, double t, int64_t& panel, double& x) {
   constexpr int MANTISSA_BITS = 52;
   constexpr uint64_t ONE = 1;
   const double s = t / table.end;
-  // End times of another precision may lie just beyond.
-  if (!(s > 0.0 && s <= 1.0 + 0x1p-20)) return false;
   // The bits of a positive double grow with it, octaves and panels alike are runs of them; less one,
   // the upper ends belong to them.
   const double inside = s < 1.0 ? s : 1.0;
   const uint64_t bits = bits_of(inside) - 1;
   const uint64_t octave = (bits_of(1.0) - 1 - bits) >> MANTISSA_BITS;
-  if (octave >= static_cast<uint64_t>(table.count)) return false;
   const int split = static_cast<int>(table.octaves[2 * octave + 1]);
   const uint64_t mantissa = bits & ((ONE << MANTISSA_BITS) - 1);
   const uint64_t number = mantissa >> (MANTISSA_BITS - split);
@@ -43,7 +47,6 @@ CLDFAST_HD bool locate(const Table& table, double t, int64_t& panel, double& x) 
       1.0;
   // The highest panel is 2^-(split + 1) wide.
   if (s > 1.0) x += (s - 1.0) * float_of((1023 + 2 * ONE + split) << MANTISSA_BITS);
-  return true;
 }
 
 }  // namespace

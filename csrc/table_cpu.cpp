@@ -1,7 +1,5 @@
 #include "table_cpu.h"
 
-#include <atomic>
-
 #include "threads.h"
 
 namespace cldfast {
@@ -9,7 +7,7 @@ namespace cldfast {
 namespace {
 
 // A row costs about as much as so many noisy pairs.
-constexpr int64_t PAIRS_OF_A_ROW = 16;
+constexpr int64_t PAIRS_OF_A_ROW = 8;
 
 struct Work {
   const Table& table;
@@ -17,26 +15,40 @@ struct Work {
   const double* t;
   int64_t rows, entries;
   double* to;
-  std::atomic<bool>& inside;
 };
 
 void run_part(const void* data, int64_t part, int64_t parts) {
   const Work& work = *static_cast<const Work*>(data);
   const int64_t begin = part_begin(work.rows, 64, part, parts);
   const int64_t end = part_begin(work.rows, 64, part + 1, parts);
-  if (begin < end && !work.kernels.matrices(work.table, work.t, begin, end, work.entries, work.to)) {
-    work.inside = false;
+  if (begin < end) {
+    work.kernels.matrices(work.table, work.t + begin, end - begin, work.entries,
+                          work.to + begin * work.entries);
   }
 }
 
 }  // namespace
 
-bool run_matrices(const Table& table, const Kernels& kernels, const double* t, int64_t rows,
+bool covers_all(const Table& table, const double* t, int64_t rows) {
+  bool all = true;
+  for (int64_t i = 0; i < rows; ++i) all &= scalar::covers(table, t[i]);
+  return all;
+}
+
+void run_matrices(const Table& table, const Kernels& kernels, const double* t, int64_t rows,
                   int64_t entries, double* to, int threads) {
-  std::atomic<bool> inside(true);
-  const Work work = {table, kernels, t, rows, entries, to, inside};
+  const Work work = {table, kernels, t, rows, entries, to};
   run_parts(run_part, &work, rows * PAIRS_OF_A_ROW, threads);
-  return inside;
+}
+
+uint64_t used_columns(const double* weights, int64_t matrices, int64_t rows, int64_t columns) {
+  uint64_t used = 0;
+  for (int64_t j = 0; j < columns; ++j) {
+    bool zero = true;
+    for (int64_t i = 0; zero && i < matrices * rows; ++i) zero = weights[i * columns + j] == 0.0;
+    used |= static_cast<uint64_t>(!zero) << j;
+  }
+  return used;
 }
 
 }  // namespace cldfast

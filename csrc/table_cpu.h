@@ -6,9 +6,15 @@
 
 namespace cldfast {
 
-// Evaluates a table at `rows` times on up to `threads` threads of torch's, `entries` numbers a row;
-// false, and an unfinished result, where a time lies outside the table.
-bool run_matrices(const Table& table, const Kernels& kernels, const double* t, int64_t rows,
+// Whether a table covers every one of `rows` times.
+bool covers_all(const Table& table, const double* t, int64_t rows);
+
+// Evaluates a table at `rows` times that it covers, on up to `threads` threads of torch's, `entries`
+// numbers a row.
+void run_matrices(const Table& table, const Kernels& kernels, const double* t, int64_t rows,
                   int64_t entries, double* to, int threads);
+
+// The columns that some matrix has something in, as bits.
+uint64_t used_columns(const double* weights, int64_t matrices, int64_t rows, int64_t columns);
 
 }  // namespace cldfast

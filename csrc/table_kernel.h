@@ -9,31 +9,45 @@ namespace cldfast {
 namespace CLDFAST_LEVEL {
 namespace {
 
-// The matrices at the times begin ... end - 1, `entries` numbers each; false, and an unfinished
-// result, where a time lies outside the table.
-bool matrices(const Table& table, const double* t, int64_t begin, int64_t end, int64_t entries,
-              double* to) {
+// Horner's rule at MATRICES times at once, whose chains of sums do not wait for each other.
+template <int MATRICES>
+void matrices_together(const Table& table, const double* t, int64_t entries, double* to) {
   constexpr int64_t WIDTH = sizeof(F64) / 8;
-  for (int64_t i = begin; i < end; ++i) {
+  const double* last[MATRICES];
+  F64 x[MATRICES];
+  for (int i = 0; i < MATRICES; ++i) {
     int64_t panel;
-    double x;
-    if (!locate(table, t[i], panel, x)) return false;
-    const double* from = table.coefficients + panel * table.terms * table.stride;
-    for (int64_t j = 0; j < entries; j += WIDTH) {
-      const double* term = from + (table.terms - 1) * table.stride + j;
-      F64 sum = load<F64>(term);
-      for (int64_t k = 1; k < table.terms; ++k) {
-        term -= table.stride;
-        sum = multiply_add(sum, F64{} + x, load<F64>(term));
+    double place;
+    locate(table, t[i], panel, place);
+    x[i] = F64{} + place;
+    last[i] = table.coefficients + ((panel + 1) * table.terms - 1) * table.stride;
+  }
+  for (int64_t j = 0; j < entries; j += WIDTH) {
+    F64 sum[MATRICES];
+    for (int i = 0; i < MATRICES; ++i) sum[i] = load<F64>(last[i] + j);
+    for (int64_t k = 1; k < table.terms; ++k) {
+      for (int i = 0; i < MATRICES; ++i) {
+        sum[i] = multiply_add(sum[i], x[i], load<F64>(last[i] + j - k * table.stride));
       }
+    }
+    for (int i = 0; i < MATRICES; ++i) {
       if (entries - j >= WIDTH) {
-        store(to + i * entries + j, sum);
+        store(to + i * entries + j, sum[i]);
       } else {
-        store_some(to + i * entries + j, sum, entries - j);
+        store_some(to + i * entries + j, sum[i], entries - j);
       }
     }
   }
-  return true;
+}
+
+// The matrices at `count` times, all of which the table covers, `entries` numbers each.
+void matrices(const Table& table, const double* t, int64_t count, int64_t entries, double* to) {
+  constexpr int TOGETHER = 4;
+  int64_t i = 0;
+  for (; i + TOGETHER <= count; i += TOGETHER) {
+    matrices_together<TOGETHER>(table, t + i, entries, to + i * entries);
+  }
+  for (; i < count; ++i) matrices_together<1>(table, t + i, entries, to + i * entries);
 }
 
 }  // namespace

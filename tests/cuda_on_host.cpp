@@ -96,12 +96,15 @@ void run_residual_cuda(const ResidualArgs& args, void* loss, bool reduce, const 
         if (!vector) {
           sum += args.compute == Dtype::float32 ? residual_twos<float>(launch, row, piece, lane)
                                                 : residual_twos<double>(launch, row, piece, lane);
-        } else if (launch.outputs == 1) {
-          sum += launch.plain ? residual_quads<1, true>(launch, row, piece, lane)
-                              : residual_quads<1, false>(launch, row, piece, lane);
+        } else if (launch.outputs == 2) {
+          sum += launch.plain ? residual_quads<2, 2, true>(launch, row, piece, lane)
+                              : residual_quads<2, 2, false>(launch, row, piece, lane);
+        } else if (launch.others == 2) {
+          sum += launch.plain ? residual_quads<1, 2, true>(launch, row, piece, lane)
+                              : residual_quads<1, 2, false>(launch, row, piece, lane);
         } else {
-          sum += launch.plain ? residual_quads<2, true>(launch, row, piece, lane)
-                              : residual_quads<2, false>(launch, row, piece, lane);
+          sum += launch.plain ? residual_quads<1, 1, true>(launch, row, piece, lane)
+                              : residual_quads<1, 1, false>(launch, row, piece, lane);
         }
       }
     }

@@ -247,7 +247,7 @@ def test_a_million_coordinates_are_summed_exactly(level: str) -> None:
 
 def test_a_misfit_of_planes_and_weights_is_refused() -> None:
     output, u, weights = case((4, 4))
-    with pytest.raises(ValueError, match="do not fit 1 output planes, 2 others and 2 of noise"):
+    with pytest.raises(ValueError, match="weights of shape .* do not fit"):
         residual(output, u, weights[:, :, :4].contiguous())
     with pytest.raises(ValueError, match="at most 32 planes"):
         residual(torch.randn(4, 80), u, torch.randn(4, 1, 44, dtype=FLOAT64))

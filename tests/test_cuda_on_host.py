@@ -246,6 +246,26 @@ def test_residual(
             assert torch.allclose(total.to(FLOAT64), wanted.sum() / 7, rtol=100 * eps)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("shape", RESIDUAL_SHAPES, ids=str)
+def test_residual_of_other_planes(
+    residual: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
+    shape: tuple[int, ...],
+    count: int,
+) -> None:
+    """The second half of a loss: an offset with the output's planes, and no noise."""
+    output, offset = planes(shape, count, FLOAT32), planes(shape, count, FLOAT32)
+    weights = torch.randn(shape[0], count, 2 * count + 2, dtype=FLOAT64)
+    weights[:, :, -2:] = 0.0
+    leaf = output.to(FLOAT64, copy=True).requires_grad_()
+    wanted = reference.residual(leaf, offset.to(FLOAT64), weights)
+    wanted.sum().backward()
+    made, gradient = residual(output, offset, weights)
+    # Of up to 6 terms up to about 10.
+    assert torch.allclose(made.to(FLOAT64), wanted, rtol=1e-5)
+    assert float((gradient.to(FLOAT64) - leaf.grad).abs().max()) < 5e-5
+
+
 @pytest.mark.parametrize("half", [BFLOAT16, FLOAT16])
 @pytest.mark.parametrize("shape", [(9, 44), (3, 2 * 512), (3, 2 * 516)], ids=str)
 def test_residual_of_half_precision_outputs(

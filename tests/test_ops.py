@@ -75,6 +75,14 @@ def test_weights_may_be_any_view(backend, rows):
     state, _, _ = ops.stage(u, (o,), weights=weights, seed=1, backend=backend)
     wanted, _, _ = ops.stage(u, (o,), weights=weights.contiguous(), seed=1, backend=backend)
     assert torch.equal(state, wanted)
+    if rows > 1:
+        every = torch.randn(2 * rows, 2, 3, dtype=F64)
+        views = (every[::2], every[:1].expand(rows, 2, 3))
+        for view in views:
+            made, _ = ops.perturb((o,), view, seed=1, backend=backend)
+            assert torch.equal(
+                made, ops.perturb((o,), view.contiguous(), seed=1, backend=backend)[0]
+            )
 
 
 def test_out_may_be_the_state_itself(backend):

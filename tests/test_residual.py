@@ -195,14 +195,22 @@ def test_the_reference_does_what_the_kernels_do_not():
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"u": torch.zeros(0, 4)}, ValueError, "u must not be empty, got (0, 4)"),
+        ({"u": torch.zeros(0, 4)}, ValueError, "u must be (B, pC, ...) and not be empty, got (0, 4)"),
         ({"u": torch.zeros(2, 4, dtype=torch.float16)}, TypeError, "float16"),
-        ({"output": torch.zeros(2, 3)}, ValueError, "output must be (2, r * 2)"),
+        ({"output": torch.zeros(2, 3)}, ValueError, "r C and p C channels with r + p = 3, two less than the"),
+        ({"output": torch.zeros(3, 2)}, ValueError, "output must be (2, rC) beside u (2, 4) float32 on cpu, got (3, 2)"),
+        ({"output": torch.zeros(2, 2, 1)}, ValueError, "output must be (2, rC) beside u"),
+        ({"output": torch.zeros(2, 0)}, ValueError, "got 0 and 4"),
+        ({"output": torch.zeros(2, 2, dtype=torch.int32)}, TypeError, "output must be a float tensor"),
+        ({"output": torch.zeros(2, 2, device="meta")}, ValueError, "output must be on cpu like u"),
+        ({"u": None}, TypeError, "u must be a tensor"),
+        ({"u": torch.zeros(2)}, ValueError, "u must be (B, pC, ...)"),
         ({"output": None}, TypeError, "output must be a tensor"),
-        ({"weights": torch.zeros(2, 1, 5)}, TypeError, "weights must be float64 (B, q, r + 4)"),
+        ({"weights": torch.zeros(2, 1, 5)}, TypeError, "weights must be float64 (B, q, r + p + 2)"),
         ({"weights": torch.zeros(1, 1, 5, dtype=F64)}, ValueError, "weights must be (2, q, 5) on cpu"),
         ({"weights": torch.zeros(2, 0, 5, dtype=F64)}, ValueError, "weights must be (2, q, 5) on cpu"),
-        ({"weights": torch.zeros(2, 1, 6, dtype=F64)}, ValueError, "weights must be (2, q, 5) on cpu"),
+        ({"weights": torch.zeros(2, 1, 7, dtype=F64)}, ValueError, "with r + p = 5, two less than the columns"),
+        ({"weights": torch.zeros(2, 1, 2, dtype=F64)}, ValueError, "with r + p = 0"),
         ({"scale": torch.zeros(2)}, ValueError, "scale must be (2,) float64"),
         ({"scale": torch.zeros(3, dtype=F64)}, ValueError, "scale must be (2,) float64"),
         ({"reduction": "best"}, ValueError, "reduction must be one of mean, sum, none, got 'best'"),
@@ -261,3 +269,49 @@ def test_the_rows_are_the_references_with_given_noise(backend):
     wanted = (weights @ planes).square().sum((1, 2))
     assert torch.allclose(ops.residual(output, u, weights, noise=noise, backend=backend), wanted)
     assert torch.allclose(reference.residual(output, u, weights, noise=noise), wanted)
+
+
+@pytest.mark.parametrize("planes", [1, 2, 3])
+def test_any_planes_beside_an_output(backend, planes):
+    """A residual of two outputs, `planes` others and the noise, as one product of matrices."""
+    output, u = torch.randn(4, 6, 2, 2, dtype=F64), torch.randn(4, 3 * planes, 2, 2, dtype=F64)
+    noise, weights = torch.randn(4, 6, 2, 2, dtype=F64), torch.randn(4, 2, planes + 4, dtype=F64)
+    every = torch.cat([output, u, noise], 1).reshape(4, planes + 4, 12)
+    wanted = (weights @ every).square().sum((1, 2))
+    made = ops.residual(output.requires_grad_(), u, weights, noise=noise, backend=backend)
+    assert torch.allclose(made, wanted)
+    (gradient,) = torch.autograd.grad(made.sum(), output)
+    by_hand = 2 * weights[:, :, :2].mT @ weights @ every
+    assert torch.allclose(gradient.reshape(4, 2, 12), by_hand)
+
+
+@pytest.mark.parametrize("q", [1, 2])
+@pytest.mark.parametrize(
+    "shape", [(40, 3), (5, 1), (9, 70), (3, 1031), (4, 3, 5, 7), (2, 24, 5, 5)], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, F64])
+def test_the_gradient_may_take_the_memory_of_the_other_planes(shape, q, dtype):
+    """Where they are like the output; elsewhere they stay as they are. The numbers are the same."""
+    for layout in (torch.contiguous_format, torch.channels_last):
+        if layout == torch.channels_last and len(shape) != 4:
+            continue
+        output = torch.randn(shape[0], q * shape[1], *shape[2:]).to(dtype)
+        offset = torch.randn_like(output, dtype=torch.promote_types(dtype, torch.float32))
+        output = output.contiguous(memory_format=layout).requires_grad_()
+        offset = offset.contiguous(memory_format=layout)
+        weights = torch.randn(shape[0], q, 2 * q + 2, dtype=F64)
+        weights[:, :, 2 * q :] = 0.0
+        before = offset.clone()
+        seen = []
+        for overwrite in (False, True):
+            loss = ops.residual(output, offset, weights, reduction="sum", overwrite=overwrite)
+            (gradient,) = torch.autograd.grad(loss, output)
+            seen.append((loss.detach(), gradient.clone()))
+            same = gradient.data_ptr() == offset.data_ptr()
+            assert same == (overwrite and output.dtype == offset.dtype)
+            assert same or torch.equal(offset, before)
+        assert torch.equal(seen[0][0], seen[1][0]) and torch.equal(seen[0][1], seen[1][1])
+        with torch.no_grad():  # without a gradient nothing is written
+            offset = before.clone()
+            ops.residual(output, offset, weights, overwrite=True)
+            assert torch.equal(offset, before)

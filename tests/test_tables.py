@@ -8,8 +8,8 @@ import pytest
 import torch
 from core_calls import LEVELS, some_times
 
-from cldfast import ops
-from cldfast.backends import cpu_tables
+from cldfast import ops, reference
+from cldfast.backends import cpu, cpu_residual, cpu_tables
 from cldfast.tables import OCTAVES, make_table
 
 F64 = torch.float64
@@ -51,7 +51,7 @@ def test_powers_and_large_exponents():
 
     t = some_times(2.0)
     table = make_table(function, 2.0)
-    made, wanted = ops.matrices(table, t), function(t)
+    made, wanted = ops.matrices(table.at(t)), function(t)
     # exp(-300 t) is asked for to its size on the panel, t / 2 wide at most.
     assert bool(((made - wanted)[:, 0, :2].abs() <= 1e-13 * wanted[:, 0, :2]).all())
     error = (made - wanted)[:, 0, 2].abs() / wanted[:, 0].amax(1)
@@ -60,16 +60,22 @@ def test_powers_and_large_exponents():
 
 def test_times_outside_are_refused(table, backend):
     inside = torch.tensor([1.0, 3.7, 3.7 * 2.0**-OCTAVES * 1.001], dtype=F64)
-    assert ops.matrices(table, inside, backend).shape == (3, 2, 3)
+    assert ops.matrices(table.at(inside), backend).shape == (3, 2, 3)
     # The float32 next to 3.7 lies above it.
-    near = ops.matrices(table, torch.tensor([3.7]), backend)
+    near = ops.matrices(table.at(torch.tensor([3.7])), backend)
     assert torch.allclose(near, perturbation(torch.tensor([3.7]).to(F64)), rtol=1e-13)
     for bad in (0.0, -1.0, 3.71, math.nan, math.inf, 3.7 * 2.0**-OCTAVES):
         with pytest.raises(ops.OutsideTableError, match=r"times must lie in \(.*, 3.7\]"):
-            ops.matrices(table, torch.tensor([1.0, bad], dtype=F64), backend)
+            ops.matrices(table.at(torch.tensor([1.0, bad], dtype=F64)), backend)
+        assert not ops.covers(table.at(torch.tensor([1.0, bad], dtype=F64)), backend)
+    assert ops.covers(table.at(inside), backend)
     for bad in (torch.zeros(2, 1), torch.ones(3, dtype=torch.int64)):
         with pytest.raises(TypeError, match="t must be a float tensor"):
-            ops.matrices(table, bad, backend)
+            table.at(bad)
+    with pytest.raises(TypeError, match="t must be a tensor, got float"):
+        table.at(1.0)
+    with pytest.raises(NotImplementedError, match="detach t"):
+        table.at(torch.ones(2, requires_grad=True))
 
 
 def test_threads_change_nothing(table):
@@ -79,7 +85,7 @@ def test_threads_change_nothing(table):
         made = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            made.append(ops.matrices(table, t))
+            made.append(ops.matrices(table.at(t)))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
@@ -93,7 +99,7 @@ def test_levels_agree_with_the_specification(entries, level):
 
     made, t = make_table(function, 1.0), some_times(1.0)
     # Horner's rule with and without fused products.
-    assert torch.allclose(cpu_tables.matrices(made, t, level), made(t), rtol=1e-14, atol=0.0)
+    assert torch.allclose(cpu_tables.matrices(made.at(t), level), made(t), rtol=1e-14, atol=0.0)
     assert torch.allclose(made(t), function(t), rtol=1e-13, atol=0.0)
 
 
@@ -103,29 +109,34 @@ def test_perturb_is_a_stage(table, backend):
         x0 = torch.randn(shape)
         weights = perturbation(t)
         for more in ({}, {"noise": torch.randn(6, 2 * shape[1], *shape[2:])}):
-            made = ops.perturb(
-                (x0,), t, table, seed=3, first_index=2, stream=7, backend=backend, **more
+            made, none = ops.perturb(
+                (x0,), table.at(t), seed=3, first_index=2, stream=7, backend=backend, **more
             )
             wanted, _, _ = ops.stage(
                 None, (x0,), (), weights, seed=3, first_index=2, stream=7, backend=backend, **more
             )
+            assert none is None
             # The weights agree to float64's precision, their float32 may differ by a rounding.
             assert torch.allclose(made, wanted, rtol=1e-6, atol=1e-6)
     x0 = torch.randn(6, 3, dtype=F64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: ops.perturb((x,), t, table, backend=backend), (x0,))
+    assert torch.autograd.gradcheck(
+        lambda x: ops.perturb((x,), table.at(t), backend=backend)[0], (x0,)
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"data": (torch.zeros(2, 2), torch.zeros(2, 2))}, ValueError, "must be of 2 x 4 matrices, got 2 x 3"),
+        ({"data": (torch.zeros(2, 2), torch.zeros(2, 2))}, ValueError, "must give (2, 2 + q, 4) matrices on cpu, got (2, 2, 3)"),
         ({"data": (torch.zeros(2, 2), torch.zeros(2, 3))}, ValueError, "data[1] must be (2, 2)"),
         ({"data": (torch.zeros(0, 2),)}, ValueError, "non-empty (B, C, ...)"),
         ({"data": (torch.zeros(2, 2).half(),)}, TypeError, "float32 or float64"),
         ({"data": (None,)}, TypeError, "data[0] must be a tensor"),
-        ({"t": torch.ones(3)}, ValueError, "t must be (2,) on cpu, got (3,)"),
+        ({"t": torch.ones(3)}, ValueError, "must give (2, 2 + q, 3) matrices on cpu, got (3, 2, 3)"),
         ({"t": torch.zeros(2)}, ValueError, "times must lie in"),
-        ({"t": 1.0}, TypeError, "t must be a tensor, got float"),
+        ({"weights": torch.zeros(2, 1, 3, dtype=F64)}, ValueError, "weights must be (1 or 2, 2 + q, 3)"),
+        ({"weights": torch.zeros(2, 2, 3)}, TypeError, "weights must be float64"),
+        ({"weights": None}, TypeError, "weights must be a tensor"),
         ({"noise": torch.zeros(2, 2)}, ValueError, "noise must be (2, 4) float32"),
         ({"seed": -1}, ValueError, "[0, 2^64)"),
         ({"first_index": -1}, ValueError, "first_index must be >= 0"),
@@ -133,7 +144,102 @@ def test_perturb_is_a_stage(table, backend):
     ],
 )  # fmt: skip
 def test_bad_arguments_are_refused(table, arguments, error, words):
-    call = {"data": (torch.zeros(2, 2),), "t": torch.ones(2), "table": table, **arguments}
+    call = {"data": (torch.zeros(2, 2),), "t": torch.ones(2), **arguments}
+    weights = call.pop("weights", table.at(call.pop("t")))
     with pytest.raises(error) as caught:
-        ops.perturb(call.pop("data"), call.pop("t"), call.pop("table"), **call)
+        ops.perturb(call.pop("data"), weights, **call)
     assert words in str(caught.value)
+
+
+def several(t):
+    """Smooth (n, 4, 3) matrices: a perturbation and two more rows, the last column of none used."""
+    more = torch.stack([t, 1.0 + t, t * 0, torch.exp(t), t * t, t * 0], 1).reshape(-1, 2, 3)
+    return torch.cat([perturbation(t) * torch.tensor([1.0, 1.0, 0.0], dtype=F64), more], 1)
+
+
+# Widths below and above a vector, of whole blocks and over them; rows over the sixteen made together.
+SHAPES = [(1, 1), (5, 1), (700, 2), (129, 3), (33, 8), (40, 15), (17, 16), (20, 31), (9, 65), (53, 100),
+          (3, 512), (4, 513), (2, 1031), (4, 3, 5, 7), (2, 1, 33, 41), (2, 2, 3, 4, 5)]  # fmt: skip
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_kernels_evaluate_tables_of_rows_themselves(shape, dtype, level):
+    """The same bits as with the matrices made first, in both kernels."""
+    t = torch.rand(shape[0], dtype=F64) * 0.99 + 0.01
+    x0 = torch.randn(shape, dtype=F64).to(dtype)
+    for function in (perturbation, several):
+        weights = make_table(function, 1.0).at(t)
+        made = cpu.stage(None, (x0,), (), weights, seed=4, first_index=3, level=level)
+        wanted = cpu.stage(
+            None, (x0,), (), cpu_tables.matrices(weights, level), seed=4, first_index=3, level=level
+        )
+        assert torch.equal(made[0], wanted[0])
+        assert function is perturbation or torch.equal(made[1], wanted[1])
+        exact, more = reference.stage(
+            None, (x0.to(F64),), (), function(t),
+            noise=torch.cat(reference.noise_planes(shape, dtype, "cpu", seed=4, first_index=3), 1),
+        )  # fmt: skip
+        bound = 64 * torch.finfo(dtype).eps
+        assert torch.allclose(made[0].to(F64), exact, rtol=bound, atol=bound)
+        assert function is perturbation or torch.allclose(
+            made[1].to(F64), more, rtol=bound, atol=bound
+        )
+    if len(shape) == 2:  # rows u of an output, 1 + 2 planes and the noise
+        table = make_table(lambda t: several(t).reshape(-1, 2, 6)[:, :, :5].contiguous(), 1.0)
+        weights, u = table.at(t), torch.cat([x0, x0 * x0], 1)
+        scale = torch.rand(shape[0], dtype=F64)
+        made = cpu_residual.residual(x0, u, weights, scale=scale, seed=4, level=level)
+        wanted = cpu_residual.residual(
+            x0, u, cpu_tables.matrices(weights, level), scale=scale, seed=4, level=level
+        )
+        assert torch.equal(made[0], wanted[0]) and torch.equal(made[1], wanted[1])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_images_with_tables(layout):
+    t = torch.rand(6, dtype=F64) + 1e-3
+    x0 = torch.randn(6, 3, 5, 7).contiguous(memory_format=layout)
+    weights = make_table(several, 2.0).at(t)
+    u, more = ops.perturb((x0,), weights, seed=2)
+    wanted, rest, _ = ops.stage(None, (x0,), (), several(t), seed=2)
+    assert u.is_contiguous(memory_format=layout) and more.is_contiguous(memory_format=layout)
+    assert torch.allclose(u, wanted, atol=1e-5) and torch.allclose(more, rest, atol=1e-5)
+
+
+@pytest.mark.parametrize("operation", ["stage", "residual"])
+def test_nothing_is_written_where_a_time_lies_outside(operation):
+    weights = make_table(lambda t: several(t)[:, :2], 1.0).at(torch.tensor([0.5, 2.0], dtype=F64))
+    with pytest.raises(ops.OutsideTableError, match="times must lie in"):
+        if operation == "stage":
+            out = torch.full((2, 6), 7.0)
+            cpu.stage(None, (torch.randn(2, 3),), (), weights, out=out)
+        else:
+            out = torch.full((2, 3), 7.0)
+            one = make_table(lambda t: several(t).reshape(-1, 3, 4), 1.0).at(weights.t)
+            cpu_residual.residual(torch.randn(2, 3), out, one, overwrite=True)
+    assert bool((out == 7.0).all())
+
+
+def test_threads_do_not_matter_with_tables():
+    t, x0 = torch.rand(601, dtype=F64) + 1e-3, torch.randn(601, 61)
+    weights = make_table(several, 2.0).at(t)
+    before = torch.get_num_threads()
+    try:
+        made = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            made.append(ops.perturb((x0,), weights, seed=2))
+    finally:
+        torch.set_num_threads(before)
+    for u, more in made[1:]:
+        assert torch.equal(u, made[0][0]) and torch.equal(more, made[0][1])
+
+
+def test_slices_of_rows():
+    weights = make_table(perturbation, 2.0).at(torch.rand(10, dtype=F64) + 1e-3)
+    for rows in (slice(2, 5), slice(0, 10, 3)):
+        part = weights[rows]
+        assert part.shape == (len(range(10)[rows]), 2, 3)
+        assert torch.equal(ops.matrices(part), ops.matrices(weights)[rows])

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 
 from cldfast import _core
-from cldfast.backends.planes import CODES, WORD, Description, describe, room, strided
+from cldfast.backends.cpu_tables import address
+from cldfast.backends.planes import CODES, WORD, Description, Weights, describe, room, strided
 
 SERIAL_PAIRS: int = _core.SERIAL_PAIRS
 _run = _core.stage
@@ -20,7 +21,7 @@ def stage(
     u: torch.Tensor | None,
     outputs: Sequence[torch.Tensor],
     history: Sequence[torch.Tensor],
-    weights: torch.Tensor,
+    weights: Weights,
     *,
     seed: int = 0,
     first_index: int = 0,
@@ -34,8 +35,9 @@ def stage(
     """The next state, the new history rows or None, and the state in the dtype `cast` or None.
 
     Takes what `cldfast.reference.stage` takes, in any memory layout, and gives the same, in the
-    memory format of u, or of outputs[0] where u is None; a column of zeros is skipped in every
-    matrix, also where each row has its own. Three arguments are its own:
+    memory format of u, or of outputs[0] where u is None; a column that is zero in every matrix is
+    not read, also where each row has its own. Weights may be a table's at each row's time, which
+    raises OutsideTableError before anything is written. Three arguments are its own:
 
     out: receives the next state; may be u itself, else it shares no memory with an input.
     cast: float32, float64, bfloat16 or float16, for a second copy of the next state.
@@ -50,16 +52,16 @@ def stage(
     width = channels * inner
     matrices, weight_rows, weight_columns = weights.shape
 
-    if not weights.is_contiguous():
+    if isinstance(weights, torch.Tensor) and not weights.is_contiguous():
         weights = weights.contiguous()
-    keep: list[torch.Tensor] = []
-    inputs: Description = () if u is None else describe(u, channels, inner, keep)
+    alive: list[torch.Tensor] = []
+    inputs: Description = () if u is None else describe(u, channels, inner, alive)
     for tensor in outputs:
-        inputs += describe(tensor, channels, inner, keep)
+        inputs += describe(tensor, channels, inner, alive)
     for tensor in history:
-        inputs += describe(tensor, channels, inner, keep)
+        inputs += describe(tensor, channels, inner, alive)
     if noise is not None:
-        inputs += describe(noise, channels, inner, keep)
+        inputs += describe(noise, channels, inner, alive)
 
     if out is not None:
         # A layout that the core cannot describe is written by way of a copy.
@@ -69,22 +71,24 @@ def stage(
         state = torch.empty_like(u)
     else:
         state = room(2, channels, like.dtype, like)
-    results = describe(state, channels, inner, keep)
+    results = describe(state, channels, inner, alive)
     rows_out = copy = None
     if weight_rows > 2:
         rows_out = room(weight_rows - 2, channels, like.dtype, like)
-        results += describe(rows_out, channels, inner, keep)
+        results += describe(rows_out, channels, inner, alive)
     copies: Description = ()
     if cast is not None:
         copy = room(2, channels, cast, like)
-        copies = describe(copy, channels, inner, keep)
+        copies = describe(copy, channels, inner, alive)
 
-    _run(
+    inside = _run(
         inputs, results, copies, rows, channels, inner, CODES[like.dtype],
-        weights.data_ptr(), matrices, weight_rows, weight_columns, noise is None,
+        *address(weights), matrices, weight_rows, weight_columns, noise is None,
         seed & WORD, first_index * width & WORD, stage_index, stream,
         1 if rows * width < SERIAL_PAIRS else torch.get_num_threads(), level,
     )  # fmt: skip
+    if not inside:
+        raise weights.table.outside()  # type: ignore[union-attr]
     if out is not None and state is not out:
         state = out.copy_(state)
     return state, rows_out, copy

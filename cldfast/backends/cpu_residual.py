@@ -6,7 +6,17 @@ import torch
 
 from cldfast import _core
 from cldfast.backends.cpu import SERIAL_PAIRS
-from cldfast.backends.planes import CODES, WORD, Description, describe, room
+from cldfast.backends.cpu_tables import address
+from cldfast.backends.planes import (
+    CODES,
+    WORD,
+    Description,
+    Weights,
+    describe,
+    layout,
+    residual_channels,
+    room,
+)
 
 _run = _core.residual
 
@@ -14,7 +24,7 @@ _run = _core.residual
 def residual(
     output: torch.Tensor,
     u: torch.Tensor,
-    weights: torch.Tensor,
+    weights: Weights,
     *,
     scale: torch.Tensor | None = None,
     factor: float = 1.0,
@@ -25,24 +35,27 @@ def residual(
     stage_index: int = 0,
     stream: int = 0,
     noise: torch.Tensor | None = None,
+    overwrite: bool = False,
     level: str = "",
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The losses of `cldfast.reference.residual` and their gradient with respect to the output.
 
-    The gradient has the output's dtype and memory format; None if it is not asked for.
+    The gradient has the output's dtype and memory format; None if it is not asked for. Weights may
+    be a table's at each row's time, which raises OutsideTableError before anything is written.
 
     scale: float64 (B,), multiplies each row's loss; factor: all of them. Both also the gradient.
     reduce: return the sum over rows, (), instead of the rows, (B,).
+    overwrite: the gradient may take the memory of u, and does where that fits.
     level: forces one of `_core.levels()`, for tests.
     """
-    rows, planes_channels, *spatial = u.shape
-    channels = planes_channels // 2
+    rows, _, *spatial = u.shape
+    channels = residual_channels(output, u, weights)
     inner = 1
     for size in spatial:
         inner *= size
     width = channels * inner
     _, residuals, columns = weights.shape
-    if not weights.is_contiguous():
+    if isinstance(weights, torch.Tensor) and not weights.is_contiguous():
         weights = weights.contiguous()
 
     keep: list[torch.Tensor] = []
@@ -53,16 +66,27 @@ def residual(
     result: torch.Tensor | None = None
     written: Description = ()
     if gradient:
-        result = room(output.shape[1] // channels, channels, output.dtype, output)
+        if overwrite and _fits(u, output):
+            result = u
+        else:
+            result = room(output.shape[1] // channels, channels, output.dtype, output)
         written = describe(result, channels, inner, keep)
     if scale is not None and not scale.is_contiguous():
         scale = scale.contiguous()
-    loss = torch.empty(() if reduce else (rows,), dtype=u.dtype)
-    _run(
+    loss = u.new_empty(() if reduce else (rows,))
+    inside = _run(
         described, others, written, rows, channels, inner, CODES[u.dtype],
-        weights.data_ptr(), residuals, columns, 0 if scale is None else scale.data_ptr(), factor,
+        *address(weights), residuals, columns, 0 if scale is None else scale.data_ptr(), factor,
         noise is None, seed & WORD, first_index * width & WORD, stage_index, stream,
         loss.data_ptr(), reduce,
         1 if rows * width < SERIAL_PAIRS else torch.get_num_threads(), level,
     )  # fmt: skip
+    if not inside:
+        raise weights.table.outside()  # type: ignore[union-attr]
     return loss, result
+
+
+def _fits(memory: torch.Tensor, output: torch.Tensor) -> bool:
+    """Whether a tensor is what `room` would give for the gradient of an output."""
+    same = memory.dtype == output.dtype and memory.shape == output.shape
+    return same and memory.is_contiguous(memory_format=layout(output))

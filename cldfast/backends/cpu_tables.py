@@ -5,22 +5,44 @@ from __future__ import annotations
 import torch
 
 from cldfast import _core
-from cldfast.tables import Table
+from cldfast.tables import AtTimes, Table
 
-_run = _core.matrices
+_covers, _run = _core.covers, _core.matrices
 # Fewer rows than this are not worth a second thread, whose start costs some microseconds.
-_SERIAL_ROWS = 1024
+_SERIAL_ROWS = 2048
 
 
-def matrices(table: Table, t: torch.Tensor, level: str = "") -> torch.Tensor | None:
-    """`table(t)`, (B, rows, columns), at contiguous float64 times; None where one lies outside."""
-    count = t.shape[0]
-    rows, columns = table.rows, table.columns
-    _, terms, stride = table.coefficients.shape
+def address(weights: torch.Tensor | AtTimes) -> tuple[int, int, int]:
+    """Where the core finds matrices: an array, or a table and times; 0 for what there is not."""
+    if isinstance(weights, AtTimes):
+        return 0, _native(weights.table), weights.t.data_ptr()
+    return weights.data_ptr(), 0, 0
+
+
+def _native(table: Table) -> int:
+    """The address of the core's view of a table, which is made once and lives as long."""
+    known = table.native.get("cpu")
+    if known is None:
+        count, (_, terms, stride) = table.octaves.shape[0], table.coefficients.shape
+        made = _core.Table(
+            table.coefficients.data_ptr(), table.octaves.data_ptr(), count, terms, stride,
+            table.end, table.used,
+        )  # fmt: skip
+        known = table.native["cpu"] = (made.address, made)
+    return known[0]  # type: ignore[no-any-return]
+
+
+def covers(weights: AtTimes) -> bool:
+    """Whether the table covers all of the times."""
+    return _covers(_native(weights.table), weights.t.data_ptr(), weights.t.shape[0])
+
+
+def matrices(weights: AtTimes, level: str = "") -> torch.Tensor | None:
+    """The matrices, float64 (B, rows, columns); None where a time lies outside the table."""
+    count, rows, columns = weights.shape
     result = torch.empty((count, rows, columns), dtype=torch.float64)
     inside = _run(
-        table.coefficients.data_ptr(), table.octaves.data_ptr(), table.octaves.shape[0], terms,
-        stride, table.end, t.data_ptr(), count, rows * columns, result.data_ptr(),
+        _native(weights.table), weights.t.data_ptr(), count, rows * columns, result.data_ptr(),
         1 if count < _SERIAL_ROWS else torch.get_num_threads(), level,
     )  # fmt: skip
     return result if inside else None

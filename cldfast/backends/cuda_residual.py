@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 
 from cldfast.backends import cuda
-from cldfast.backends.planes import CODES, WORD, Description, current, describe, room
+from cldfast.backends.planes import (
+    CODES,
+    WORD,
+    Description,
+    current,
+    describe,
+    residual_channels,
+    room,
+)
 
 
 def residual(
@@ -31,8 +39,8 @@ def residual(
     scale: float64 (B,), multiplies each row's loss; factor: all of them. Both also the gradient.
     reduce: return the sum over rows, (), instead of the rows, (B,).
     """
-    rows, planes_channels, *spatial = u.shape
-    channels = planes_channels // 2
+    rows, _, *spatial = u.shape
+    channels = residual_channels(output, u, weights)
     inner = 1
     for size in spatial:
         inner *= size

@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 
+from cldfast.tables import AtTimes
+
 # Dtype codes of csrc/stage.h.
 CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 WORD = 2**64 - 1
 
 Description = tuple[int, ...]
+Weights = torch.Tensor | AtTimes
 
 
 def strided(tensor: torch.Tensor, channels: int) -> Description | None:
@@ -46,20 +49,33 @@ def describe(
             return described
         tensor = tensor.contiguous()
         keep.append(tensor)
-    planes = tensor.shape[1] // channels
-    width = channels * inner
+    planes, width = tensor.shape[1] // channels, channels * inner
     return (tensor.data_ptr(), planes, CODES[tensor.dtype], planes * width, width, inner, 1)
+
+
+def residual_channels(output: torch.Tensor, u: torch.Tensor, weights: Weights) -> int:
+    """The channels of a plane: weights have a column for each plane of output and u, and for z."""
+    return (output.shape[1] + u.shape[1]) // (weights.shape[2] - 2)
+
+
+def layout(like: torch.Tensor) -> torch.memory_format:
+    """The memory format of new planes beside `like`'s."""
+    if not like.is_contiguous():
+        for dims, other in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+            if like.dim() == dims and like.is_contiguous(memory_format=other):
+                return other
+    return torch.contiguous_format
 
 
 def room(planes: int, channels: int, dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
     """Room for planes of the shape of `like`'s, in its memory format."""
-    memory_format = torch.contiguous_format
-    if not like.is_contiguous():
-        for dims, other in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-            if like.dim() == dims and like.is_contiguous(memory_format=other):
-                memory_format = other
-    shape = (like.shape[0], planes * channels, *like.shape[2:])
-    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=memory_format)
+    size, old, *rest = like.shape
+    count = planes * channels
+    if like.dtype == dtype and like.is_contiguous():  # the usual case, by the calls that cost least
+        return torch.empty_like(like) if old == count else like.new_empty(size, count, *rest)
+    return torch.empty(
+        (size, count, *rest), dtype=dtype, device=like.device, memory_format=layout(like)
+    )
 
 
 def current(device: torch.device) -> AbstractContextManager[Any]:

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from cldfast.backends.planes import WORD, current, room
+from cldfast.backends.planes import WORD, current, residual_channels, room
 from cldfast.backends.triton import BLOCK, OPTIONS, Plane, is_dense, planes_of, signed
 from cldfast.backends.triton_normals import normals
 
@@ -89,15 +89,20 @@ def residual_kernel(
         if RESIDUALS > 1:
             r1 = tl.fma(x, w1, r1)
     if ADDRESSED:
-        first_half = (address >> 1) + piece.to(tl.int64) * (BLOCK // 2)
-        z_x, z_v = normals(seed, first_half, stage_index, stream, BLOCK, WIDE)
-        r0 = tl.fma(z_x, _weight(matrix, scale, 0, INS, COLUMNS, zero), r0)
-        r0 = tl.fma(z_v, _weight(matrix, scale, 0, INS + 1, COLUMNS, zero), r0)
+        noisy = tl.abs(tl.load(matrix + INS)) + tl.abs(tl.load(matrix + INS + 1))
         if RESIDUALS > 1:
-            w = _weight(matrix, scale, 1, INS, COLUMNS, zero)
-            r1 = tl.fma(z_x, w, r1)
-            w = _weight(matrix, scale, 1, INS + 1, COLUMNS, zero)
-            r1 = tl.fma(z_v, w, r1)
+            noisy += tl.abs(tl.load(matrix + COLUMNS + INS))
+            noisy += tl.abs(tl.load(matrix + COLUMNS + INS + 1))
+        if noisy != 0.0:
+            first_half = (address >> 1) + piece.to(tl.int64) * (BLOCK // 2)
+            z_x, z_v = normals(seed, first_half, stage_index, stream, BLOCK, WIDE)
+            r0 = tl.fma(z_x, _weight(matrix, scale, 0, INS, COLUMNS, zero), r0)
+            r0 = tl.fma(z_v, _weight(matrix, scale, 0, INS + 1, COLUMNS, zero), r0)
+            if RESIDUALS > 1:
+                w = _weight(matrix, scale, 1, INS, COLUMNS, zero)
+                r1 = tl.fma(z_x, w, r1)
+                w = _weight(matrix, scale, 1, INS + 1, COLUMNS, zero)
+                r1 = tl.fma(z_v, w, r1)
     squares = r0.to(tl.float64) * r0.to(tl.float64)
     if RESIDUALS > 1:
         squares += r1.to(tl.float64) * r1.to(tl.float64)
@@ -131,8 +136,8 @@ def residual(
 
     As `cldfast.backends.cuda_residual.residual`; NotImplementedError for over two residual planes.
     """
-    rows, planes_channels, *spatial = u.shape
-    channels = planes_channels // 2
+    rows, _, *spatial = u.shape
+    channels = residual_channels(output, u, weights)
     inner = 1
     for size in spatial:
         inner *= size

@@ -23,11 +23,13 @@ from cldfast.ops.dispatch import (
     pair_words,
     resolve_backend,
 )
-from cldfast.ops.perturb import OutsideTableError, matrices, perturb
+from cldfast.ops.perturb import covers, matrices, perturb
 from cldfast.ops.residual import residual
 from cldfast.ops.stage import stage, stage_operator
+from cldfast.tables import AtTimes, OutsideTableError
 
 __all__ = [
+    "AtTimes",
     "BACKENDS",
     "OUTPUT_DTYPES",
     "STATE_DTYPES",
@@ -41,6 +43,7 @@ __all__ = [
     "check_planes",
     "check_seed",
     "check_state",
+    "covers",
     "matrices",
     "missing_backend",
     "missing_core",

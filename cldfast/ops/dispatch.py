@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cldfast import philox
-from cldfast.tables import Table
+from cldfast.tables import AtTimes
 
 StageResult = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
@@ -43,6 +43,7 @@ _TABLE = {
 BACKENDS = ("auto", *_TABLE)
 # The fastest first; the reference serves every device.
 _PREFERRED = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+_CPU = torch.device("cpu")
 _NAMES = {"cpu": "the CPU", "cuda": "a CUDA device"}
 
 
@@ -97,7 +98,8 @@ def resolve_backend(backend: str, device: torch.device) -> str:
     Raises ValueError for an unknown name or one that cannot serve the device or run here.
     """
     if backend == "auto":
-        found = automatic_backend(device.type)
+        # A device's type takes longer to ask for than all the rest.
+        found = automatic_backend("cpu" if device == _CPU else device.type)
         if found == "reference" and device.type in _PREFERRED:
             _warn_once(device.type)
         return found
@@ -137,13 +139,22 @@ def backend_residual(name: str) -> Callable[..., tuple[torch.Tensor, torch.Tenso
     return _function(name, "residual")  # type: ignore[no-any-return]
 
 
-def backend_matrices(name: str) -> Callable[[Table, torch.Tensor], torch.Tensor | None]:
+def backend_matrices(name: str) -> Callable[[AtTimes], torch.Tensor | None]:
     """The evaluation of tables by a resolved backend: None where a time lies outside."""
     return _cpu("cpu_tables", "matrices") if name == "cpu" else _plain_matrices
 
 
-def _plain_matrices(table: Table, t: torch.Tensor) -> torch.Tensor | None:
-    return table(t) if bool(table.covers(t).all()) else None
+def backend_covers(name: str) -> Callable[[AtTimes], bool]:
+    """Whether a table covers the times of rows, by a resolved backend."""
+    return _cpu("cpu_tables", "covers") if name == "cpu" else _plain_covers  # type: ignore[no-any-return]
+
+
+def _plain_covers(weights: AtTimes) -> bool:
+    return bool(weights.table.covers(weights.t).all())
+
+
+def _plain_matrices(weights: AtTimes) -> torch.Tensor | None:
+    return weights.table(weights.t) if _plain_covers(weights) else None
 
 
 def pair_words(

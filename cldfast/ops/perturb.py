@@ -1,4 +1,4 @@
-"""Perturbation, and the matrices of rows from a table and their times."""
+"""Perturbation, and matrices of rows by a table and their times."""
 
 from __future__ import annotations
 
@@ -10,70 +10,87 @@ from cldfast.ops.checks import (
     check_like,
     check_seed,
     check_tensor,
+    check_weights,
     describe,
 )
-from cldfast.ops.dispatch import backend_matrices, backend_stage, resolve_backend
+from cldfast.ops.dispatch import (
+    backend_covers,
+    backend_matrices,
+    backend_stage,
+    resolve_backend,
+)
 from cldfast.ops.stage import stage
-from cldfast.tables import Table
+from cldfast.tables import AtTimes
 
 
-class OutsideTableError(ValueError):
-    """A time lies outside a table, where the formula that it was made of must serve."""
+def covers(weights: AtTimes, backend: str = "auto") -> bool:
+    """Whether a table covers the times of all rows."""
+    return backend_covers(resolve_backend(backend, weights.device))(weights)
 
 
-def matrices(table: Table, t: torch.Tensor, backend: str = "auto") -> torch.Tensor:
-    """The table's matrix at each row's time: float64 (B, rows, columns), for `stage`, `residual`.
+def matrices(weights: AtTimes, backend: str = "auto") -> torch.Tensor:
+    """A table's matrices at rows' times, float64 (B, rows, columns).
 
-    t: times (B,), any float dtype; a table's end may be exceeded by the rounding of a float32.
+    weights: `table.at(t)`; a table's end may be exceeded by the rounding of a float32.
 
-    Raises TypeError for anything else, OutsideTableError (a ValueError) for a time outside it.
+    Raises OutsideTableError, a ValueError, for a time outside the table.
     """
-    if check_tensor("t", t).dim() != 1 or not t.is_floating_point():
-        raise TypeError(f"t must be a float tensor (B,), got {describe(t)}")
-    if t.dtype != torch.float64 or not t.is_contiguous():
-        t = t.to(torch.float64).contiguous()
-    made = backend_matrices(resolve_backend(backend, t.device))(table, t)
+    made = backend_matrices(resolve_backend(backend, weights.device))(weights)
     if made is None:
-        low = table.end * 0.5 ** table.octaves.shape[0]
-        raise OutsideTableError(f"times must lie in ({low:.3g}, {table.end:g}], as the table's do")
+        raise weights.table.outside()
     return made
 
 
 def perturb(
     data: tuple[torch.Tensor, ...],
-    t: torch.Tensor,
-    table: Table,
+    weights: torch.Tensor | AtTimes,
     *,
     seed: int = 0,
     first_index: int = 0,
     stream: int = 0,
     noise: torch.Tensor | None = None,
     backend: str = "auto",
-) -> torch.Tensor:
-    """`u = m x0 + L z` at every coordinate, with each row's own time: u (B, 2C, ...).
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`u = m x0 + L z` at every coordinate, each row with its own matrix: u (B, 2C, ...).
 
-    data: (x0,) or (x0, v0), each (B, C, ...), float32 or float64. t: (B,) times.
-    table: of the matrices (m, L), 2 rows, a column for each tensor of data and the 2 of noise.
+    data: (x0,) or (x0, v0), each (B, C, ...), float32 or float64.
+    weights: the matrices (m, L) of the rows, a column for each tensor of data and the 2 of noise:
+        `table.at(t)` at times t (B,), evaluated in float64 inside, or float64 (B, 2, n). A matrix
+        may have q more rows, each for one more plane of the same data and noise.
     seed, first_index, stream, noise, backend: see `stage`.
 
+    Returns u and the further planes (B, qC, ...) or None. Differentiable in data.
     Raises ValueError or TypeError before anything is written; OutsideTableError, a ValueError, for
     a time outside the table.
     """
-    like, name = check_data(data, table), resolve_backend(backend, check_tensor("t", t).device)
+    like = _check_data(data)
+    rows, columns = like.shape[0], len(data) + 2
+    if not isinstance(weights, AtTimes):
+        check_weights(weights, rows, columns, like.device)
+    elif weights.shape[0] != rows or weights.shape[2] != columns or weights.device != like.device:
+        raise ValueError(
+            f"the table at times must give ({rows}, 2 + q, {columns}) matrices on {like.device}, "
+            f"got {weights.shape} on {weights.device}"
+        )
     if noise is not None:
-        check_like("noise", noise, (like.shape[0], 2 * like.shape[1], *like.shape[2:]), like)
+        check_like("noise", noise, (rows, 2 * like.shape[1], *like.shape[2:]), like)
     check_seed(seed)
     check_address(first_index, 0, stream)
-    weights = matrices(table, t, name)
-    if len(weights) != like.shape[0] or t.device != like.device:
-        raise ValueError(f"t must be ({like.shape[0]},) on {like.device}, got {describe(t)}")
-    address = {"seed": seed, "first_index": first_index, "stream": stream, "noise": noise}
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in data):
-        return stage(None, data, (), weights, **address, backend=name)[0]  # type: ignore[arg-type]
-    return backend_stage(name)(None, data, (), weights, **address)[0]
+    name = resolve_backend(backend, like.device)
+    gradient = torch.is_grad_enabled() and (like.requires_grad or data[-1].requires_grad)
+    if name == "cpu" and not gradient and not torch.compiler.is_compiling():
+        return backend_stage(name)(
+            None, data, (), weights, seed=seed, first_index=first_index, stream=stream, noise=noise
+        )[:2]
+    if isinstance(weights, AtTimes):
+        weights = matrices(weights, name)
+    return stage(
+        None, data, (), weights, seed=seed, first_index=first_index, stream=stream, noise=noise,
+        backend=name,
+    )[:2]  # fmt: skip
 
 
-def check_data(data: tuple[torch.Tensor, ...], table: Table) -> torch.Tensor:
+def _check_data(data: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """The first of the tensors to be perturbed, after a look at all of them."""
     like = check_tensor("data[0]", data[0])
     if like.dtype not in STATE_DTYPES:
@@ -82,9 +99,4 @@ def check_data(data: tuple[torch.Tensor, ...], table: Table) -> torch.Tensor:
         raise ValueError(f"data must be non-empty (B, C, ...), got {describe(like)}")
     for other in data[1:]:
         check_like("data[1]", other, tuple(like.shape), like)
-    if (table.rows, table.columns) != (2, len(data) + 2):
-        raise ValueError(
-            f"the table of {len(data)} data tensors must be of 2 x {len(data) + 2} matrices, "
-            f"got {table.rows} x {table.columns}"
-        )
     return like

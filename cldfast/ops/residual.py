@@ -8,23 +8,23 @@ reference is plain PyTorch and differentiable in everything, as often as one lik
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from cldfast import reference
 from cldfast.ops.checks import (
+    OUTPUT_DTYPES,
     SEED_LIMIT,
+    STATE_DTYPES,
     check_address,
     check_like,
-    check_planes,
     check_seed,
-    check_state,
     check_tensor,
     describe,
 )
 from cldfast.ops.dispatch import backend_residual, resolve_backend
 from cldfast.ops.library import library
+from cldfast.ops.perturb import matrices
+from cldfast.tables import AtTimes
 
 REDUCTIONS = ("mean", "sum", "none")
 _PLAIN = "backend='reference' is plain PyTorch and can"
@@ -33,7 +33,7 @@ _PLAIN = "backend='reference' is plain PyTorch and can"
 def residual(
     output: torch.Tensor,
     u: torch.Tensor,
-    weights: torch.Tensor,
+    weights: torch.Tensor | AtTimes,
     *,
     scale: torch.Tensor | None = None,
     reduction: str = "none",
@@ -42,65 +42,113 @@ def residual(
     stage_index: int = 0,
     stream: int = 0,
     noise: torch.Tensor | None = None,
+    overwrite: bool = False,
     backend: str = "auto",
 ) -> torch.Tensor:
     """`loss_i = scale_i sum |R_o o + R_u u + R_z z|^2` of each row, differentiable in the output.
 
-    output: (B, rC, ...), r planes, any float dtype. u: state (B, 2C, ...), float32 or float64.
-    weights: float64 (B, q, r + 4): per row the blocks R_o, R_u, R_z of q residual planes.
+    output: (B, rC, ...), r planes, any float dtype.
+    u: state (B, 2C, ...), float32 or float64; or any p planes (B, pC, ...) that the residual is
+        made of, as the further ones of `perturb`.
+    weights: float64 (B, q, r + p + 2): per row the blocks R_o, R_u, R_z of q residual planes; or a
+        table's at each row's time, `table.at(t)`. C is what makes the columns fit.
     scale: float64 (B,), >= 0; None is 1.
     reduction: "none" returns (B,), "mean" and "sum" over rows (); then backward from a plain
         `.backward()` does no work at all.
     seed, first_index, stage_index, stream: the address at which z was made, as in `stage`.
     noise: z (B, 2C, ...) itself, instead.
+    overwrite: the gradient may take the memory of u, whose values are then lost.
 
-    Raises ValueError or TypeError before anything is computed, and NotImplementedError for a
-    gradient that a kernel does not make: that of u or weights, a second one, or by `torch.func`.
+    Raises ValueError or TypeError before anything is computed, OutsideTableError, a ValueError, for
+    a time outside the table, and NotImplementedError for a gradient that a kernel does not make:
+    that of u or weights, a second one, or by `torch.func`.
     """
-    check_state("u", u)
-    channels = u.shape[1] // 2
-    planes = check_planes("output", output, u, channels)
-    shape = check_tensor("weights", weights).shape
-    if weights.dtype != torch.float64 or len(shape) != 3:
-        raise TypeError(f"weights must be float64 (B, q, r + 4), got {describe(weights)}")
-    if (
-        shape[0] != u.shape[0]
-        or not shape[1]
-        or shape[2] != planes + 4
-        or weights.device != u.device
-    ):
+    shape = weights.shape if isinstance(weights, AtTimes) else _check_weights(weights)
+    channels = _check_planes(output, u, shape[2] - 2)
+    if shape[0] != u.shape[0] or not shape[1] or weights.device != u.device:
         raise ValueError(
-            f"weights must be ({u.shape[0]}, q, {planes + 4}) on {u.device}, "
-            f"got {describe(weights)}"
+            f"weights must be ({u.shape[0]}, q, {shape[2]}) on {u.device}, "
+            f"got {tuple(shape)} on {weights.device}"
         )
     if scale is not None:
-        check_like("scale", scale, (u.shape[0],), weights)
+        like = weights.t if isinstance(weights, AtTimes) else weights
+        check_like("scale", scale, (u.shape[0],), like)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     check_seed(seed)
     check_address(first_index, stage_index, stream)
     if noise is not None:
-        check_like("noise", noise, tuple(u.shape), u)
+        check_like("noise", noise, (u.shape[0], 2 * channels, *u.shape[2:]), u)
     name = resolve_backend(backend, u.device)
+    traced = torch.compiler.is_compiling()
+    if isinstance(weights, AtTimes) and (name != "cpu" or traced):
+        weights = matrices(weights, name)
     if name == "reference":
         losses = reference.residual(
-            output, u, weights, seed=seed, first_index=first_index, stage_index=stage_index,
-            stream=stream, noise=noise,
+            output, u, weights, seed=seed, first_index=first_index,  # type: ignore[arg-type]
+            stage_index=stage_index, stream=stream, noise=noise,
         )  # fmt: skip
         losses = losses if scale is None else losses * scale.to(losses.dtype)
         return losses if reduction == "none" else getattr(losses, reduction)()
-    check_gradients(u, weights, scale, noise)
-    call = (scale, seed, first_index, stage_index, stream, noise, reduction)
+    check_gradients(u, scale, noise, None if isinstance(weights, AtTimes) else weights)
     gradient = output.requires_grad and torch.is_grad_enabled()
-    if torch.compiler.is_compiling():
+    if traced:
         signed = seed - SEED_LIMIT if seed >= SEED_LIMIT // 2 else seed
         loss, _ = torch.ops.cldfast.residual(
-            output, u, weights, scale, signed, *call[2:], gradient, name
-        )
+            output, u, weights, scale, signed, first_index, stage_index, stream, noise, reduction,
+            gradient, name,
+        )  # fmt: skip
         return loss  # type: ignore[no-any-return]
+    inside, after = reduction_factor(reduction, u.shape[0], output)
+    more = {"overwrite": True} if overwrite and name == "cpu" else {}
+
+    def run() -> tuple[torch.Tensor, torch.Tensor | None]:
+        loss, stored = backend_residual(name)(
+            output, u, weights, scale=scale, factor=inside, reduce=reduction != "none",
+            gradient=gradient, seed=seed, first_index=first_index, stage_index=stage_index,
+            stream=stream, noise=noise, **more,
+        )  # fmt: skip
+        return loss if after == 1.0 else loss * after, stored
+
     if gradient:
-        return _Residual.apply(output, u, weights, call, name)  # type: ignore[no-any-return]
-    return _run(output, u, weights, call, name, False)[0]
+        return _Residual.apply(output, run, after)  # type: ignore[no-any-return]
+    return run()[0]
+
+
+def _check_weights(weights: object) -> torch.Size:
+    tensor = check_tensor("weights", weights)
+    if tensor.dtype != torch.float64 or tensor.dim() != 3:
+        raise TypeError(f"weights must be float64 (B, q, r + p + 2), got {describe(tensor)}")
+    return tensor.shape
+
+
+def _check_planes(output: object, u: object, planes: int) -> int:
+    """The channels of a plane, where output and u have `planes` of them together."""
+    o, state = check_tensor("output", output), check_tensor("u", u)
+    if state.dtype not in STATE_DTYPES:
+        raise TypeError(f"u must be float32 or float64, got {describe(state)}")
+    if state.dim() < 2 or state.numel() == 0:
+        raise ValueError(f"u must be (B, pC, ...) and not be empty, got {describe(state)}")
+    if o.dtype not in OUTPUT_DTYPES:
+        raise TypeError(f"output must be a float tensor, got {describe(o)}")
+    if o.device != state.device:
+        raise ValueError(f"output must be on {state.device} like u, got {describe(o)}")
+    wanted, shape = state.shape, o.shape
+    same = len(shape) == len(wanted) and (len(shape) == 2 or shape[2:] == wanted[2:])
+    if not same or shape[0] != wanted[0]:
+        rows, _, *inner = wanted
+        tail = "".join(f", {n}" for n in inner)
+        raise ValueError(
+            f"output must be ({rows}, rC{tail}) beside u {describe(state)}, got {describe(o)}"
+        )
+    mine, others = shape[1], wanted[1]
+    channels, rest = divmod(mine + others, planes) if planes > 0 else (0, 1)
+    if rest or not channels or mine % channels or others % channels or not mine:
+        raise ValueError(
+            f"output and u must have r C and p C channels with r + p = {planes}, two less than the "
+            f"columns of weights, got {mine} and {others}"
+        )
+    return channels
 
 
 def check_gradients(*tensors: torch.Tensor | None) -> None:
@@ -109,7 +157,11 @@ def check_gradients(*tensors: torch.Tensor | None) -> None:
         raise NotImplementedError(
             f"torch.func transforms of a fused residual are not supported; {_PLAIN}"
         )
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if not torch.is_grad_enabled():
+        return
+    for tensor in tensors:
+        if tensor is None or not tensor.requires_grad:
+            continue
         raise NotImplementedError(
             "a fused residual is differentiable in the network's output only, and u, weights, "
             f"scale or noise require gradients: detach them; {_PLAIN}"
@@ -124,25 +176,6 @@ def reduction_factor(reduction: str, rows: int, output: torch.Tensor) -> tuple[f
     """
     factor = 1.0 / rows if reduction == "mean" else 1.0
     return (1.0, factor) if output.dtype == torch.float16 else (factor, 1.0)
-
-
-def _run(
-    output: torch.Tensor,
-    u: torch.Tensor,
-    weights: torch.Tensor,
-    call: tuple[Any, ...],
-    backend: str,
-    gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The loss, reduced, and the gradient as it is stored."""
-    scale, seed, first_index, stage_index, stream, noise, reduction = call
-    inside, after = reduction_factor(reduction, u.shape[0], output)
-    loss, stored = backend_residual(backend)(
-        output, u, weights, scale=scale, factor=inside, reduce=reduction != "none",
-        gradient=gradient, seed=seed, first_index=first_index, stage_index=stage_index,
-        stream=stream, noise=noise,
-    )  # fmt: skip
-    return loss if after == 1.0 else loss * after, stored
 
 
 def scaled(stored: torch.Tensor, incoming: torch.Tensor, after: float) -> torch.Tensor:
@@ -174,17 +207,17 @@ def refuse_second_derivative() -> None:
 
 class _Residual(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, output, u, weights, call, backend):  # type: ignore[no-untyped-def]
-        loss, stored = _run(output, u, weights, call, backend, True)
+    def forward(ctx, output, run, after):  # type: ignore[no-untyped-def]
+        loss, stored = run()
         ctx.save_for_backward(stored)
-        ctx.after = reduction_factor(call[-1], u.shape[0], output)[1]
+        ctx.after = after
         return loss
 
     @staticmethod
     def backward(ctx, incoming):  # type: ignore[no-untyped-def]
         refuse_second_derivative()
         (stored,) = ctx.saved_tensors
-        return scaled(stored, incoming, ctx.after), None, None, None, None
+        return scaled(stored, incoming, ctx.after), None, None
 
 
 # --- the registered operator -------------------------------------------------------------------
@@ -201,9 +234,13 @@ def _implementation(  # type: ignore[no-untyped-def]
     output, u, weights, scale, seed, first_index, stage_index, stream, noise, reduction, gradient,
     backend,
 ):  # fmt: skip
-    call = (scale, seed % SEED_LIMIT, first_index, stage_index, stream, noise, reduction)
-    loss, stored = _run(output, u, weights, call, backend, gradient)
-    return loss, output.new_empty(0) if stored is None else stored
+    inside, after = reduction_factor(reduction, u.shape[0], output)
+    loss, stored = backend_residual(backend)(
+        output, u, weights, scale=scale, factor=inside, reduce=reduction != "none",
+        gradient=gradient, seed=seed % SEED_LIMIT, first_index=first_index,
+        stage_index=stage_index, stream=stream, noise=noise,
+    )  # fmt: skip
+    return loss if after == 1.0 else loss * after, output.new_empty(0) if stored is None else stored
 
 
 def _fake(  # type: ignore[no-untyped-def]

@@ -1,7 +1,8 @@
-// What one CUDA thread does of a residual; as cuda_thread.h, also host code.
+// What one CUDA thread does of a residual; also host code.
 #pragma once
 
-#include "cuda_thread.h"
+#include "cuda_quads.h"
+#include "cuda_twos.h"
 
 namespace cldfast {
 namespace CLDFAST_LEVEL {

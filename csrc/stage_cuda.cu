@@ -1,6 +1,6 @@
-// The stage on a GPU: kernels and their launches. What a thread does is in cuda_thread.h.
+// The stage on a GPU: kernels and their launches. What a thread does is in cuda_stage_thread.h.
 #define CLDFAST_LEVEL device
-#include "cuda_thread.h"
+#include "cuda_stage_thread.h"
 #include "stage_cuda.h"
 
 namespace cldfast {

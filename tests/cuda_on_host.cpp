@@ -2,6 +2,7 @@
 // host memory. Linked with csrc/bind_cuda.cpp it makes a module with the interface of `_cuda`.
 #define CLDFAST_LEVEL device
 #include "cuda_residual_thread.h"
+#include "cuda_stage_thread.h"
 #include "residual_cuda.h"
 
 namespace cldfast {

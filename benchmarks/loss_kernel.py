@@ -77,7 +77,9 @@ def contestants(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
 
     def by_ops(t: torch.Tensor = given) -> torch.Tensor:
         u, offset = ops.perturb((x0,), first.at(t), seed=1, stream=STREAM_PERTURBATION)
-        return ops.residual(net.output, offset, second.at(t), reduction="mean", overwrite=True)
+        return ops.residual(
+            net.output, offset, second.at(t), planes=1, reduction="mean", overwrite=True
+        )
 
     def by_kernels() -> None:
         net.output.grad = None

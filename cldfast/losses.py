@@ -7,8 +7,8 @@ Every loss here is `sum |R_o o + R_u u + R_z z|^2` with 2x2 blocks per row: the 
 
 A network that returns the velocity score alone is held to the velocity row, `-ell z_v`, with the
 scalar M = 1/ell. What of it data and noise decide, `R_u u + R_z z`, is made where u is, as one more
-plane or two beside it; the pass after the network reads that and the output, and writes the
-gradient over it.
+plane or two beside it; the pass after the network reads these and the output. On the CPU it leaves
+the gradient in their place.
 """
 
 from __future__ import annotations
@@ -71,11 +71,25 @@ def row_coefficients(
     name = weighting if isinstance(weighting, str) else "reweighted"
     scale = factors
     if callable(weighting):
-        scale = weighting(t) if scale is None else scale * weighting(t)
-    return RowCoefficients(
-        t, *row_loss(sde, t, objective, name, parameterization),
-        None if scale is None else scale.to(torch.float64),
-    )  # fmt: skip
+        own = _own_weighting(weighting, t)
+        scale = own if scale is None else scale * own
+    halves = row_loss(sde, t, objective, name, parameterization)
+    return RowCoefficients(t, *halves, scale)
+
+
+def _own_weighting(
+    weighting: Callable[[torch.Tensor], torch.Tensor], t: torch.Tensor
+) -> torch.Tensor:
+    """w(t), float64 (B,)."""
+    values = weighting(t)
+    if not isinstance(values, torch.Tensor):
+        raise TypeError(f"weighting(t) must be a tensor, got {type(values).__name__}")
+    if values.shape not in ((), (1,), t.shape) or values.device != t.device:
+        raise ValueError(
+            f"weighting(t) must be ({len(t)},) on {t.device}, "
+            f"got {tuple(values.shape)} on {values.device}"
+        )
+    return values.to(torch.float64).expand(t.shape)
 
 
 def perturb(
@@ -250,7 +264,8 @@ def prepared_loss(
         (x0,) if v0 is None else (x0, v0), rows.perturbation, seed=seed, first_index=first_index,
         stream=STREAM_PERTURBATION, noise=noise, backend=backend,
     )  # fmt: skip
-    assert offset is not None
+    if offset is None:
+        raise ValueError("rows.perturbation must have rows for the residual's offset, got none")
     output = net(u, rows.t.to(u.dtype))
     if not isinstance(output, torch.Tensor):
         raise TypeError(f"the network's output must be a tensor, got {type(output).__name__}")
@@ -261,9 +276,11 @@ def prepared_loss(
             f"parameterization {parameterization!r} needs a network output of "
             f"{planes * channels} along dimension 1, got {got * channels}"
         )
+    # The offset has its noise; the reference, which looks at no column, need not make any.
+    none = u.new_zeros(()).expand_as(u) if backend == "reference" else None
     return ops.residual(
-        output, offset, rows.residual, scale=rows.scale, reduction=reduction, overwrite=True,
-        backend=backend,
+        output, offset, rows.residual, planes=planes, scale=rows.scale, reduction=reduction,
+        noise=none, overwrite=True, backend=backend,
     )  # fmt: skip
 
 

@@ -39,6 +39,10 @@ _ROW_ROUNDING = 8 * 2.0**-52
 _MOST_PANELS = 2048
 # The compiled evaluation works on whole vectors.
 _VECTOR = 8
+# The bits of 1.0.
+_ONE_BITS = 0x3FF << 52
+# Columns of a matrix that kernels take.
+_MOST_COLUMNS = 34
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -62,19 +66,23 @@ class Table:
     rows: int
     columns: int
     end: float
-    native: dict[str, Any] = field(default_factory=dict, repr=False)
+    native: dict[str, Any] = field(default_factory=dict, repr=False, init=False)
 
     @cached_property
     def used(self) -> int:
         """Bit j: column j of the matrices is not 0 at all times."""
         entries = self.coefficients[:, :, : self.rows * self.columns].any(0).any(0)
         columns = entries.reshape(self.rows, self.columns).any(0)
-        return sum(1 << j for j, some in enumerate(columns.tolist()) if some)
+        return sum(1 << j for j, some in enumerate(columns[:_MOST_COLUMNS].tolist()) if some)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "native": {}}
 
     def at(self, t: torch.Tensor) -> AtTimes:
         """The matrices at each row's time t (B,), any float dtype, as weights of an operation.
 
-        They are evaluated where they are used, which raises OutsideTableError for a time outside.
+        They are evaluated where they are used, which raises OutsideTableError for a time outside. A
+        contiguous float64 t is not copied: it must not change before that.
         Raises TypeError for anything but such a tensor, NotImplementedError for times that require
         gradients.
         """
@@ -102,8 +110,7 @@ class Table:
         """The panel of each time and its place in it, in [-1, 1]; float64 (B,) in the table."""
         inside = (t / self.end).clamp(max=1.0)
         bits = inside.view(torch.int64) - 1
-        one = torch.ones((), dtype=torch.float64).view(torch.int64)
-        octave = (int(one) - 1 - bits) >> 52
+        octave = (_ONE_BITS - 1 - bits) >> 52
         first, split = self.octaves.to(t.device)[octave].unbind(1)
         mantissa = bits & (2**52 - 1)
         number = mantissa >> (52 - split)

@@ -19,8 +19,12 @@ namespace {
 
 cldfast::Table make_table(uintptr_t coefficients, uintptr_t octaves, int64_t count, int64_t terms,
                           int64_t stride, double end, uint64_t used) {
-  if (stride % 8 != 0 || stride < 8 || terms < 1 || count < 1 || count >= 1000) {
+  if (stride % 8 != 0 || stride < 8) {
     throw std::invalid_argument("a table holds whole vectors of 8 entries, got " + std::to_string(stride));
+  }
+  if (terms < 1 || count < 1 || count >= 1000) {
+    throw std::invalid_argument("a table has some terms and 1 to 999 octaves, got " + std::to_string(terms) +
+                                " and " + std::to_string(count));
   }
   return {reinterpret_cast<const double*>(coefficients), reinterpret_cast<const int64_t*>(octaves),
           count, terms, stride, end, used};
@@ -33,6 +37,17 @@ void check_entries(const cldfast::Table& table, int64_t entries) {
   }
 }
 
+// The columns that some matrix has something in, as bits.
+uint64_t used_columns(const double* weights, int64_t matrices, int64_t rows, int64_t columns) {
+  uint64_t used = 0;
+  for (int64_t j = 0; j < columns; ++j) {
+    bool zero = true;
+    for (int64_t i = 0; zero && i < matrices * rows; ++i) zero = weights[i * columns + j] == 0.0;
+    used |= static_cast<uint64_t>(!zero) << j;
+  }
+  return used;
+}
+
 // Where the (matrices, rows, columns) numbers are: an array, or a table at so many times. False where
 // a time lies outside the table.
 template <class Args>
@@ -42,7 +57,7 @@ bool read_matrices(Args& args, uintptr_t weights, uintptr_t table, uintptr_t tim
   args.table = reinterpret_cast<const cldfast::Table*>(table);
   args.times = reinterpret_cast<const double*>(times);
   if (!args.table) {
-    args.used = cldfast::used_columns(args.weights, matrices, rows, columns);
+    args.used = used_columns(args.weights, matrices, rows, columns);
     return true;
   }
   check_entries(*args.table, rows * columns);
@@ -82,7 +97,7 @@ bool stage(const py::tuple& inputs, const py::tuple& outputs, const py::tuple& c
   args.stage_index = stage_index;
   args.stream = stream;
   if (compute != 0 && compute != 1) throw std::invalid_argument("the state must be float32 or float64");
-  if (matrices != 1 && matrices != rows) {
+  if (matrices != rows && (matrices != 1 || table)) {
     throw std::invalid_argument("weights must hold 1 or " + std::to_string(rows) + " matrices, got " +
                                 std::to_string(matrices));
   }

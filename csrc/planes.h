@@ -22,7 +22,7 @@ constexpr Dtype dtype_of() {
   return sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
 }
 
-// Rows narrower than a vector, each with a matrix of its own, are worked on several at a time.
+// Rows narrower than a vector of floats, each with a matrix of its own, are worked on several at a time.
 constexpr int64_t NARROW_ROW = VECTOR_BYTES / 4;
 
 inline int64_t shorter(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -1,7 +1,8 @@
 // The residual kernel for one instruction set: tiles of pairs, noise into L1, squares into float64.
 //
 // Where a row is cut depends on its width alone and every vector goes through the same instructions,
-// so that a row's loss and gradient do not depend on where in a batch or thread it lies.
+// so that a row's loss and gradient do not depend on where in a batch or thread it lies (finite planes
+// that is: a plane is read for all rows of a call or for none).
 #pragma once
 
 #include <cmath>
@@ -151,12 +152,14 @@ class ResidualRun {
         samples_(args.rows / pixels),
         amplitude_(std::sqrt(args.factor)),
         columns_(args.inputs + (args.addressed_noise ? 2 : 0)),
-        used_(columns_of(used_columns(args), column_)),
+        used_(columns_of(read_columns(args), column_)),
         squares_(squares_for<T>(args.residuals, args.outputs, used_, args.wants_gradient)),
         matrices_(args, args.residuals * columns_, samples_, false),
         noise_(args, width_, pixels) {
     for (int j = 0; j < args.inputs; ++j) input_[j] = View(args.input[j], args);
-    for (int j = 0; args.wants_gradient && j < args.outputs; ++j) gradient_[j] = View(args.gradient[j], args);
+    for (int j = 0; args.wants_gradient && j < args.outputs; ++j) {
+      gradient_[j] = View(args.gradient[j], args);
+    }
   }
 
   void run(int64_t begin, int64_t end) {
@@ -186,7 +189,7 @@ class ResidualRun {
 
  private:
   // An output's column is used in any case: its gradient is written.
-  static uint64_t used_columns(const ResidualArgs& args) {
+  static uint64_t read_columns(const ResidualArgs& args) {
     return args.used | ((uint64_t(1) << args.outputs) - 1);
   }
 

@@ -1,7 +1,8 @@
 // The stage kernel for one instruction set: blocks of flat pairs, noise into L1, one small matrix.
 //
 // Every vector of a run, the last incomplete one included, goes through the same vector instructions,
-// so a coordinate's result does not depend on where in a batch, block or thread it lies.
+// so a coordinate's result does not depend on where in a batch, block or thread it lies (with finite
+// planes: one that no row of a call uses is not read, one that some row uses is).
 #pragma once
 
 #include "block_normals.h"
@@ -201,7 +202,8 @@ class StageRun {
       out[k] = direct ? static_cast<T*>(address(view, run)) : scratch_out_[k];
       past_cache = past_cache && direct && reinterpret_cast<uintptr_t>(out[k]) % VECTOR_BYTES == 0;
     }
-    const Matrix matrix = {matrices_[pixels_ == 1 ? run.row : run.row / pixels_], columns_, used_, column_, 1.0};
+    const int64_t sample = pixels_ == 1 ? run.row : run.row / pixels_;
+    const Matrix matrix = {matrices_[sample], columns_, used_, column_, 1.0};
     apply_(in, out, matrix, args_.outputs, run.count, past_cache);
     finish(run, out);
   }
@@ -218,7 +220,8 @@ class StageRun {
       out[k] = scratch_out_[k];
       for (int m = 0; m < used_; ++m) {
         const int64_t entry = k * columns_ + column_[m];
-        spread(run, width_, lane_weights_, [&](int64_t row) { return static_cast<T>(matrices_[row][entry]); });
+        spread(run, width_, lane_weights_,
+               [&](int64_t row) { return static_cast<T>(matrices_[row][entry]); });
         for (int64_t i = 0; i < run.count; i += WIDTH) {
           const int64_t lanes = run.count - i;
           const F w = load_up_to<F>(lane_weights_ + i, lanes), x = load_up_to<F>(in[m] + i, lanes);

@@ -41,14 +41,4 @@ void run_matrices(const Table& table, const Kernels& kernels, const double* t, i
   run_parts(run_part, &work, rows * PAIRS_OF_A_ROW, threads);
 }
 
-uint64_t used_columns(const double* weights, int64_t matrices, int64_t rows, int64_t columns) {
-  uint64_t used = 0;
-  for (int64_t j = 0; j < columns; ++j) {
-    bool zero = true;
-    for (int64_t i = 0; zero && i < matrices * rows; ++i) zero = weights[i * columns + j] == 0.0;
-    used |= static_cast<uint64_t>(!zero) << j;
-  }
-  return used;
-}
-
 }  // namespace cldfast

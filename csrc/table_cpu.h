@@ -14,7 +14,4 @@ bool covers_all(const Table& table, const double* t, int64_t rows);
 void run_matrices(const Table& table, const Kernels& kernels, const double* t, int64_t rows,
                   int64_t entries, double* to, int threads);
 
-// The columns that some matrix has something in, as bits.
-uint64_t used_columns(const double* weights, int64_t matrices, int64_t rows, int64_t columns);
-
 }  // namespace cldfast

@@ -13,7 +13,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from cldfast import CLD, LinearBeta, dsm_loss, hsm_loss
+from cldfast import CLD, LinearBeta, dsm_loss, hsm_loss, ops
+from cldfast.losses import prepared_loss, row_coefficients
 from cldfast.models import MLPScore, UNetScore
 
 SDE = CLD(x_noise=0.3, beta=LinearBeta(0.5, 7.0))
@@ -110,6 +111,23 @@ def test_whole_graph(parameterization, weighting, times):
 
 
 # --- parts of a batch ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend_of_rows", ["auto", "reference"])
+def test_whole_graph_with_coefficients_made_outside(backend_of_rows):
+    net, x0, t = _mlp(), torch.randn(20, 3), torch.rand(20, dtype=torch.float64) * 0.9 + 0.05
+    rows = row_coefficients(SDE, t, lambda t: 1.0 + t, "score")
+    assert isinstance(rows.perturbation, ops.AtTimes)
+
+    def loss(x0):
+        return prepared_loss(net, x0, rows, "score", seed=4, backend=backend_of_rows)
+
+    loss(x0).backward()
+    wanted = _gradient(net)
+    net.zero_grad()
+    made = torch.compile(loss, fullgraph=True, backend="aot_eager")(x0)
+    made.backward()
+    assert torch.allclose(made, loss(x0)) and torch.allclose(_gradient(net), wanted, rtol=1e-4)
 
 
 @pytest.mark.parametrize("loss_of", [hsm_loss, dsm_loss])

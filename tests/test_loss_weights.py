@@ -139,7 +139,7 @@ def test_gradients_are_those_of_autograd(parameterization, weighting, objective)
 
     def by_halves(o):
         _, offset = ops.perturb(data, first, noise=noise)
-        return ops.residual(o, offset, second, reduction="mean", overwrite=True)
+        return ops.residual(o, offset, second, planes=planes, reduction="mean", overwrite=True)
 
     # A state of its own: what cancels between a state and its noise is lost at once, not by halves.
     other = torch.randn(50, 6)

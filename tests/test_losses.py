@@ -289,3 +289,36 @@ def test_bad_arguments_are_refused(arguments, error, words):
     with pytest.raises(error) as caught:
         hsm_loss(call.pop("net"), call.pop("sde"), call.pop("x0"), **call)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "error", "words"),
+    [
+        (lambda t: t[:3], ValueError, "weighting(t) must be (8,) on cpu, got (3,) on cpu"),
+        (lambda t: t[:, None], ValueError, "got (8, 1) on cpu"),
+        (lambda t: 2.0, TypeError, "weighting(t) must be a tensor, got float"),
+    ],
+)
+def test_a_weighting_that_does_not_fit_is_refused_before_the_network_runs(weighting, error, words):
+    def net(u, t):
+        raise AssertionError("the network was run")
+
+    for times in ("uniform", "importance"):
+        with pytest.raises(error) as caught:
+            hsm_loss(net, CLD(), torch.randn(8, 2), weighting, times=times)
+        assert words in str(caught.value)
+
+
+def test_a_weighting_may_be_one_number_in_a_tensor():
+    x0 = torch.randn(8, 2)
+    losses = [
+        hsm_loss(lambda u, t: u[:, 2:], CLD(), x0, weighting, seed=1, backend=backend)
+        for weighting in (
+            "reweighted",
+            lambda t: torch.tensor(3.0),
+            lambda t: torch.full((1,), 3.0),
+        )
+        for backend in ("auto", "reference")
+    ]
+    for loss in losses[2:]:
+        assert torch.allclose(loss, 3.0 * losses[0], rtol=1e-5)

@@ -9,6 +9,7 @@ import torch
 
 from cldfast import ops, reference
 from cldfast.backends.cpu_residual import residual as cpu_residual
+from cldfast.tables import make_table
 
 F64 = torch.float64
 
@@ -195,22 +196,24 @@ def test_the_reference_does_what_the_kernels_do_not():
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"u": torch.zeros(0, 4)}, ValueError, "u must be (B, pC, ...) and not be empty, got (0, 4)"),
+        ({"u": torch.zeros(0, 4)}, ValueError, "u must be (B, 2 C, ...) and not be empty, got (0, 4)"),
         ({"u": torch.zeros(2, 4, dtype=torch.float16)}, TypeError, "float16"),
-        ({"output": torch.zeros(2, 3)}, ValueError, "r C and p C channels with r + p = 3, two less than the"),
-        ({"output": torch.zeros(3, 2)}, ValueError, "output must be (2, rC) beside u (2, 4) float32 on cpu, got (3, 2)"),
-        ({"output": torch.zeros(2, 2, 1)}, ValueError, "output must be (2, rC) beside u"),
-        ({"output": torch.zeros(2, 0)}, ValueError, "got 0 and 4"),
-        ({"output": torch.zeros(2, 2, dtype=torch.int32)}, TypeError, "output must be a float tensor"),
-        ({"output": torch.zeros(2, 2, device="meta")}, ValueError, "output must be on cpu like u"),
         ({"u": None}, TypeError, "u must be a tensor"),
-        ({"u": torch.zeros(2)}, ValueError, "u must be (B, pC, ...)"),
+        ({"u": torch.zeros(2)}, ValueError, "u must be (B, 2 C, ...)"),
+        ({"u": torch.zeros(2, 3)}, ValueError, "u must be (B, 2 C, ...), of planes = 2, got (2, 3)"),
+        ({"planes": 3}, ValueError, "u must be (B, 3 C, ...), of planes = 3"),
+        ({"planes": 0}, ValueError, "of planes = 0"),
+        ({"planes": 1}, ValueError, "output must be (2, r * 4)"),
+        ({"output": torch.zeros(2, 3)}, ValueError, "output must be (2, r * 2)"),
+        ({"output": torch.zeros(3, 2)}, ValueError, "output must be (2, r * 2)"),
+        ({"output": torch.zeros(2, 8)}, ValueError, "weights must be (2, q, 8) on cpu, got (2, 1, 5)"),
+        ({"output": torch.zeros(2, 2, 1)}, ValueError, "output must be (2, r * 2)"),
+        ({"output": torch.zeros(2, 2, device="meta")}, ValueError, "output must be on cpu"),
         ({"output": None}, TypeError, "output must be a tensor"),
-        ({"weights": torch.zeros(2, 1, 5)}, TypeError, "weights must be float64 (B, q, r + p + 2)"),
+        ({"weights": torch.zeros(2, 1, 5)}, TypeError, "weights must be float64 (B, q, r + 4)"),
         ({"weights": torch.zeros(1, 1, 5, dtype=F64)}, ValueError, "weights must be (2, q, 5) on cpu"),
         ({"weights": torch.zeros(2, 0, 5, dtype=F64)}, ValueError, "weights must be (2, q, 5) on cpu"),
-        ({"weights": torch.zeros(2, 1, 7, dtype=F64)}, ValueError, "with r + p = 5, two less than the columns"),
-        ({"weights": torch.zeros(2, 1, 2, dtype=F64)}, ValueError, "with r + p = 0"),
+        ({"weights": torch.zeros(2, 1, 6, dtype=F64)}, ValueError, "weights must be (2, q, 5) on cpu"),
         ({"scale": torch.zeros(2)}, ValueError, "scale must be (2,) float64"),
         ({"scale": torch.zeros(3, dtype=F64)}, ValueError, "scale must be (2,) float64"),
         ({"reduction": "best"}, ValueError, "reduction must be one of mean, sum, none, got 'best'"),
@@ -278,7 +281,9 @@ def test_any_planes_beside_an_output(backend, planes):
     noise, weights = torch.randn(4, 6, 2, 2, dtype=F64), torch.randn(4, 2, planes + 4, dtype=F64)
     every = torch.cat([output, u, noise], 1).reshape(4, planes + 4, 12)
     wanted = (weights @ every).square().sum((1, 2))
-    made = ops.residual(output.requires_grad_(), u, weights, noise=noise, backend=backend)
+    made = ops.residual(
+        output.requires_grad_(), u, weights, noise=noise, planes=planes, backend=backend
+    )
     assert torch.allclose(made, wanted)
     (gradient,) = torch.autograd.grad(made.sum(), output)
     by_hand = 2 * weights[:, :, :2].mT @ weights @ every
@@ -304,7 +309,9 @@ def test_the_gradient_may_take_the_memory_of_the_other_planes(shape, q, dtype):
         before = offset.clone()
         seen = []
         for overwrite in (False, True):
-            loss = ops.residual(output, offset, weights, reduction="sum", overwrite=overwrite)
+            loss = ops.residual(
+                output, offset, weights, planes=q, reduction="sum", overwrite=overwrite
+            )
             (gradient,) = torch.autograd.grad(loss, output)
             seen.append((loss.detach(), gradient.clone()))
             same = gradient.data_ptr() == offset.data_ptr()
@@ -313,5 +320,33 @@ def test_the_gradient_may_take_the_memory_of_the_other_planes(shape, q, dtype):
         assert torch.equal(seen[0][0], seen[1][0]) and torch.equal(seen[0][1], seen[1][1])
         with torch.no_grad():  # without a gradient nothing is written
             offset = before.clone()
-            ops.residual(output, offset, weights, overwrite=True)
+            ops.residual(output, offset, weights, planes=q, overwrite=True)
             assert torch.equal(offset, before)
+
+
+def test_what_was_saved_of_an_overwritten_plane_is_refused():
+    offset, p = torch.randn(4, 3), torch.randn(4, 3, requires_grad=True)
+    weights = torch.randn(4, 1, 4, dtype=F64)
+    loss = ops.residual(p * offset, offset, weights, planes=1, reduction="sum", overwrite=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    with torch.inference_mode():
+        offset = torch.randn(4, 3)
+    loss = ops.residual(p * 2, offset, weights, planes=1, reduction="sum", overwrite=True)
+    loss.backward()
+
+
+def test_a_tables_rows(backend):
+    """Weights by a table at rows' times, with a scale, on every backend."""
+    table = make_table(
+        lambda t: torch.stack([torch.exp(-k * t) for k in range(5)], 1)[:, None], 1.0
+    )
+    output, u, _ = case()
+    t, scale = torch.rand(5, dtype=F64) + 1e-3, torch.rand(5, dtype=F64)
+    t = t.clamp(max=1.0)
+    address = {"seed": 3, "first_index": 2, "scale": scale}
+    made = ops.residual(output, u, table.at(t), backend=backend, **address)
+    wanted = ops.residual(output, u, table(t), backend="reference", **address)
+    assert torch.allclose(made, wanted)
+    with pytest.raises(ops.OutsideTableError):
+        ops.residual(output, u, table.at(t + 1.0), backend=backend)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
+from dataclasses import replace
+from threading import Barrier, Thread
 
 import pytest
 import torch
@@ -134,6 +137,7 @@ def test_perturb_is_a_stage(table, backend):
         ({"data": (None,)}, TypeError, "data[0] must be a tensor"),
         ({"t": torch.ones(3)}, ValueError, "must give (2, 2 + q, 3) matrices on cpu, got (3, 2, 3)"),
         ({"t": torch.zeros(2)}, ValueError, "times must lie in"),
+        ({"data": (torch.zeros(2, 2),) * 3}, ValueError, "data must be (x0,) or (x0, v0), got 3 tensors"),
         ({"weights": torch.zeros(2, 1, 3, dtype=F64)}, ValueError, "weights must be (1 or 2, 2 + q, 3)"),
         ({"weights": torch.zeros(2, 2, 3)}, TypeError, "weights must be float64"),
         ({"weights": None}, TypeError, "weights must be a tensor"),
@@ -222,19 +226,53 @@ def test_nothing_is_written_where_a_time_lies_outside(operation):
     assert bool((out == 7.0).all())
 
 
-def test_threads_do_not_matter_with_tables():
-    t, x0 = torch.rand(601, dtype=F64) + 1e-3, torch.randn(601, 61)
-    weights = make_table(several, 2.0).at(t)
+@pytest.mark.parametrize("shape", [(601, 61), (9001, 3), (20_000, 1)], ids=str)
+def test_threads_do_not_matter_with_tables(shape):
+    t, x0 = torch.rand(shape[0], dtype=F64) + 1e-3, torch.randn(shape)
+    first = make_table(several, 2.0).at(t)
+    second = make_table(lambda t: several(t)[:, 2:3].repeat(1, 1, 2)[:, :, :5], 2.0).at(t)
     before = torch.get_num_threads()
     try:
         made = []
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
-            made.append(ops.perturb((x0,), weights, seed=2))
+            u, more = ops.perturb((x0,), first, seed=2)
+            made.append((u, more, *cpu_residual.residual(x0, u, second, seed=2)))
     finally:
         torch.set_num_threads(before)
-    for u, more in made[1:]:
-        assert torch.equal(u, made[0][0]) and torch.equal(more, made[0][1])
+    for others in made[1:]:
+        assert all(map(torch.equal, others, made[0]))
+
+
+def test_tables_are_copied_with_their_numbers():
+    table, t = make_table(perturbation, 1.0), torch.tensor([0.3], dtype=F64)
+    before = ops.matrices(table.at(t))
+    twice = replace(table, coefficients=2.0 * table.coefficients)
+    assert torch.equal(ops.matrices(twice.at(t)), 2.0 * before)
+    assert torch.equal(ops.matrices(deepcopy(table).at(t)), before)
+
+
+def test_a_table_is_first_used_by_many_threads():
+    t = torch.tensor([0.3, 0.7], dtype=F64)
+    for _ in range(20):
+        table, barrier, made = make_table(perturbation, 1.0), Barrier(4), []
+
+        def use(table=table, barrier=barrier, made=made):
+            barrier.wait()
+            made.append(ops.matrices(table.at(t)))
+
+        threads = [Thread(target=use) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(made) == 4 and all(torch.equal(each, made[0]) for each in made)
+
+
+def test_a_table_for_one_matrix_is_not_a_table_for_all_rows():
+    one = make_table(perturbation, 1.0).at(torch.tensor([0.3], dtype=F64))
+    with pytest.raises(ValueError, match="weights must hold 1 or 2 matrices, got 1"):
+        cpu.stage(None, (torch.randn(2, 3),), (), one)
 
 
 def test_slices_of_rows():

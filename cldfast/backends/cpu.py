@@ -54,14 +54,14 @@ def stage(
 
     if isinstance(weights, torch.Tensor) and not weights.is_contiguous():
         weights = weights.contiguous()
-    alive: list[torch.Tensor] = []
-    inputs: Description = () if u is None else describe(u, channels, inner, alive)
+    keep: list[torch.Tensor] = []
+    inputs: Description = () if u is None else describe(u, channels, inner, keep)
     for tensor in outputs:
-        inputs += describe(tensor, channels, inner, alive)
+        inputs += describe(tensor, channels, inner, keep)
     for tensor in history:
-        inputs += describe(tensor, channels, inner, alive)
+        inputs += describe(tensor, channels, inner, keep)
     if noise is not None:
-        inputs += describe(noise, channels, inner, alive)
+        inputs += describe(noise, channels, inner, keep)
 
     if out is not None:
         # A layout that the core cannot describe is written by way of a copy.
@@ -71,15 +71,15 @@ def stage(
         state = torch.empty_like(u)
     else:
         state = room(2, channels, like.dtype, like)
-    results = describe(state, channels, inner, alive)
+    results = describe(state, channels, inner, keep)
     rows_out = copy = None
     if weight_rows > 2:
         rows_out = room(weight_rows - 2, channels, like.dtype, like)
-        results += describe(rows_out, channels, inner, alive)
+        results += describe(rows_out, channels, inner, keep)
     copies: Description = ()
     if cast is not None:
         copy = room(2, channels, cast, like)
-        copies = describe(copy, channels, inner, alive)
+        copies = describe(copy, channels, inner, keep)
 
     inside = _run(
         inputs, results, copies, rows, channels, inner, CODES[like.dtype],

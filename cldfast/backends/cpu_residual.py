@@ -68,6 +68,7 @@ def residual(
     if gradient:
         if overwrite and _fits(u, output):
             result = u
+            torch.autograd.graph.increment_version(u)  # for whoever has saved u for a backward
         else:
             result = room(output.shape[1] // channels, channels, output.dtype, output)
         written = describe(result, channels, inner, keep)
@@ -89,4 +90,5 @@ def residual(
 def _fits(memory: torch.Tensor, output: torch.Tensor) -> bool:
     """Whether a tensor is what `room` would give for the gradient of an output."""
     same = memory.dtype == output.dtype and memory.shape == output.shape
-    return same and memory.is_contiguous(memory_format=layout(output))
+    # Autograd saves no tensors of inference mode.
+    return same and not memory.is_inference() and memory.is_contiguous(memory_format=layout(output))

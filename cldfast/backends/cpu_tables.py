@@ -28,7 +28,8 @@ def _native(table: Table) -> int:
             table.coefficients.data_ptr(), table.octaves.data_ptr(), count, terms, stride,
             table.end, table.used,
         )  # fmt: skip
-        known = table.native["cpu"] = (made.address, made)
+        # Where two threads get here together, both take the one that stays.
+        known = table.native.setdefault("cpu", (made.address, made))
     return known[0]  # type: ignore[no-any-return]
 
 

@@ -54,7 +54,7 @@ def describe(
 
 
 def residual_channels(output: torch.Tensor, u: torch.Tensor, weights: Weights) -> int:
-    """The channels of a plane: weights have a column for each plane of output and u, and for z."""
+    """The channels of a plane: weights have a column for each of output and u, and two for z."""
     return (output.shape[1] + u.shape[1]) // (weights.shape[2] - 2)
 
 

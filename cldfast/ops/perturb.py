@@ -33,8 +33,10 @@ def matrices(weights: AtTimes, backend: str = "auto") -> torch.Tensor:
 
     weights: `table.at(t)`; a table's end may be exceeded by the rounding of a float32.
 
-    Raises OutsideTableError, a ValueError, for a time outside the table.
+    Raises OutsideTableError, a ValueError, for a time outside the table; not where it is traced.
     """
+    if torch.compiler.is_compiling():  # a graph cannot look at times
+        return weights.table(weights.t)
     made = backend_matrices(resolve_backend(backend, weights.device))(weights)
     if made is None:
         raise weights.table.outside()
@@ -67,7 +69,12 @@ def perturb(
     rows, columns = like.shape[0], len(data) + 2
     if not isinstance(weights, AtTimes):
         check_weights(weights, rows, columns, like.device)
-    elif weights.shape[0] != rows or weights.shape[2] != columns or weights.device != like.device:
+    elif (
+        weights.shape[0] != rows
+        or weights.shape[1] < 2
+        or weights.shape[2] != columns
+        or weights.device != like.device
+    ):
         raise ValueError(
             f"the table at times must give ({rows}, 2 + q, {columns}) matrices on {like.device}, "
             f"got {weights.shape} on {weights.device}"
@@ -92,6 +99,8 @@ def perturb(
 
 def _check_data(data: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """The first of the tensors to be perturbed, after a look at all of them."""
+    if len(data) not in (1, 2):
+        raise ValueError(f"data must be (x0,) or (x0, v0), got {len(data)} tensors")
     like = check_tensor("data[0]", data[0])
     if like.dtype not in STATE_DTYPES:
         raise TypeError(f"data must be float32 or float64, got {describe(like)}")

@@ -12,11 +12,11 @@ import torch
 
 from cldfast import reference
 from cldfast.ops.checks import (
-    OUTPUT_DTYPES,
     SEED_LIMIT,
     STATE_DTYPES,
     check_address,
     check_like,
+    check_planes,
     check_seed,
     check_tensor,
     describe,
@@ -42,32 +42,40 @@ def residual(
     stage_index: int = 0,
     stream: int = 0,
     noise: torch.Tensor | None = None,
+    planes: int = 2,
     overwrite: bool = False,
     backend: str = "auto",
 ) -> torch.Tensor:
     """`loss_i = scale_i sum |R_o o + R_u u + R_z z|^2` of each row, differentiable in the output.
 
-    output: (B, rC, ...), r planes, any float dtype.
-    u: state (B, 2C, ...), float32 or float64; or any p planes (B, pC, ...) that the residual is
-        made of, as the further ones of `perturb`.
-    weights: float64 (B, q, r + p + 2): per row the blocks R_o, R_u, R_z of q residual planes; or a
-        table's at each row's time, `table.at(t)`. C is what makes the columns fit.
+    output: (B, rC, ...), r planes, any float dtype. u: state (B, 2C, ...), float32 or float64.
+    weights: float64 (B, q, r + 4): per row the blocks R_o, R_u, R_z of q residual planes; or a
+        table's at each row's time, `table.at(t)`.
     scale: float64 (B,), >= 0; None is 1.
     reduction: "none" returns (B,), "mean" and "sum" over rows (); then backward from a plain
         `.backward()` does no work at all.
     seed, first_index, stage_index, stream: the address at which z was made, as in `stage`.
     noise: z (B, 2C, ...) itself, instead.
-    overwrite: the gradient may take the memory of u, whose values are then lost.
+    planes: of u, p. Not a state's 2 where the residual is made of other planes, as the further ones
+        of `perturb`: u is then (B, pC, ...), weights (B, q, r + p + 2).
+    overwrite: the gradient may take the memory of u, whose values are then lost. The CPU's kernel
+        does so where u has the dtype, shape and layout of the output.
 
     Raises ValueError or TypeError before anything is computed, OutsideTableError, a ValueError, for
     a time outside the table, and NotImplementedError for a gradient that a kernel does not make:
     that of u or weights, a second one, or by `torch.func`.
     """
     shape = weights.shape if isinstance(weights, AtTimes) else _check_weights(weights)
-    channels = _check_planes(output, u, shape[2] - 2)
-    if shape[0] != u.shape[0] or not shape[1] or weights.device != u.device:
+    channels = _check_planes(u, planes)
+    outputs = check_planes("output", output, u, channels)
+    if (
+        shape[0] != u.shape[0]
+        or not shape[1]
+        or shape[2] != outputs + planes + 2
+        or weights.device != u.device
+    ):
         raise ValueError(
-            f"weights must be ({u.shape[0]}, q, {shape[2]}) on {u.device}, "
+            f"weights must be ({u.shape[0]}, q, {outputs + planes + 2}) on {u.device}, "
             f"got {tuple(shape)} on {weights.device}"
         )
     if scale is not None:
@@ -118,35 +126,21 @@ def residual(
 def _check_weights(weights: object) -> torch.Size:
     tensor = check_tensor("weights", weights)
     if tensor.dtype != torch.float64 or tensor.dim() != 3:
-        raise TypeError(f"weights must be float64 (B, q, r + p + 2), got {describe(tensor)}")
+        raise TypeError(f"weights must be float64 (B, q, r + 4), got {describe(tensor)}")
     return tensor.shape
 
 
-def _check_planes(output: object, u: object, planes: int) -> int:
-    """The channels of a plane, where output and u have `planes` of them together."""
-    o, state = check_tensor("output", output), check_tensor("u", u)
-    if state.dtype not in STATE_DTYPES:
-        raise TypeError(f"u must be float32 or float64, got {describe(state)}")
-    if state.dim() < 2 or state.numel() == 0:
-        raise ValueError(f"u must be (B, pC, ...) and not be empty, got {describe(state)}")
-    if o.dtype not in OUTPUT_DTYPES:
-        raise TypeError(f"output must be a float tensor, got {describe(o)}")
-    if o.device != state.device:
-        raise ValueError(f"output must be on {state.device} like u, got {describe(o)}")
-    wanted, shape = state.shape, o.shape
-    same = len(shape) == len(wanted) and (len(shape) == 2 or shape[2:] == wanted[2:])
-    if not same or shape[0] != wanted[0]:
-        rows, _, *inner = wanted
-        tail = "".join(f", {n}" for n in inner)
+def _check_planes(u: object, planes: int) -> int:
+    """The channels of each of the planes of u."""
+    tensor = check_tensor("u", u)
+    if tensor.dtype not in STATE_DTYPES:
+        raise TypeError(f"u must be float32 or float64, got {describe(tensor)}")
+    if tensor.dim() < 2 or tensor.numel() == 0:
+        raise ValueError(f"u must be (B, {planes} C, ...) and not be empty, got {describe(tensor)}")
+    channels, rest = divmod(tensor.shape[1], planes) if planes > 0 else (0, 1)
+    if rest:
         raise ValueError(
-            f"output must be ({rows}, rC{tail}) beside u {describe(state)}, got {describe(o)}"
-        )
-    mine, others = shape[1], wanted[1]
-    channels, rest = divmod(mine + others, planes) if planes > 0 else (0, 1)
-    if rest or not channels or mine % channels or others % channels or not mine:
-        raise ValueError(
-            f"output and u must have r C and p C channels with r + p = {planes}, two less than the "
-            f"columns of weights, got {mine} and {others}"
+            f"u must be (B, {planes} C, ...), of planes = {planes}, got {describe(tensor)}"
         )
     return channels
 

@@ -63,10 +63,12 @@ def checkout(
             setattr(loaded, module_name.replace(".", "_"), module)
         yield loaded
     finally:
-        sys.path[:] = path
         for key, module in list(sys.modules.items()):
-            own = str(getattr(module, "__file__", None) or "").startswith(root + os.sep)
+            # A package without an __init__ has paths only, and these follow sys.path.
+            places = [getattr(module, "__file__", None), *vars(module).get("__path__", ())]
+            own = any(str(place or "").startswith(root + os.sep) for place in places)
             if own or key in (stand_ins or {}):
                 del sys.modules[key]
                 if key in before:
                     sys.modules[key] = before[key]
+        sys.path[:] = path

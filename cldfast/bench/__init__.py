@@ -17,7 +17,7 @@ import torch
 from cldfast.bench.cases import CASES
 from cldfast.bench.plot import bandwidth
 from cldfast.bench.report import Results, summary
-from cldfast.bench.results import Row, environment, write_atomically, write_csv
+from cldfast.bench.results import Row, environment, read_csv, write_atomically, write_csv
 from cldfast.bench.runs import RUN_CASES, STEADY_CASE, measure_run, measure_steady_case
 from cldfast.bench.stages import measure_case
 from cldfast.bench.tables import markdown
@@ -88,6 +88,7 @@ def main(args: argparse.Namespace) -> int:
     where = environment()
     target.parent.mkdir(exist_ok=True)
     write_csv(target, where, rows)
+    where, rows = read_csv(target)  # as many digits as the file has, or the tables could differ
     table = markdown(where, rows)
     write_atomically(target.with_suffix(".md"), table)
     written = [target, target.with_suffix(".md")]

@@ -10,6 +10,7 @@ STATE_DTYPES = (torch.float32, torch.float64)
 OUTPUT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Seeds are 64-bit words; the operators' schemas carry them as signed integers.
 SEED_LIMIT = 2**64
+CPU = torch.device("cpu")
 
 
 def describe(tensor: torch.Tensor) -> str:
@@ -49,8 +50,10 @@ def check_planes(name: str, tensor: object, like: torch.Tensor, channels: int) -
     """The number of planes of an output or history row beside a state; raises if it misfits."""
     got = check_tensor(name, tensor)
     shape, wanted = got.shape, like.shape
-    planes, rest = divmod(shape[1], channels) if len(shape) > 1 else (0, 0)
-    if rest or not planes or shape[0] != wanted[0] or shape[2:] != wanted[2:]:
+    planes, rest = divmod(shape[1], channels) if len(shape) == len(wanted) else (0, 0)
+    # Slices of shapes take time, and rows of coordinates have nothing behind.
+    inner = len(shape) == 2 or shape[2:] == wanted[2:]
+    if rest or not planes or shape[0] != wanted[0] or not inner:
         tail = "".join(f", {n}" for n in wanted[2:])
         raise ValueError(
             f"{name} must be ({wanted[0]}, r * {channels}{tail}) with r = 1 or 2 planes, "
@@ -83,7 +86,7 @@ def check_weights(weights: object, rows: int, columns: int, device: torch.device
             f"outputs, history and the 2 of noise, got {tuple(shape)}"
         )
     if shape[0] == 1:
-        if tensor.device.type != "cpu":
+        if tensor.device != CPU:
             raise ValueError(f"shared weights (R = 1) must be on the CPU, got {describe(tensor)}")
     elif tensor.device != device:
         raise ValueError(f"weights per row must be on {device}, got {describe(tensor)}")

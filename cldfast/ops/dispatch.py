@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from cldfast import philox
+from cldfast.ops.checks import CPU
 from cldfast.tables import AtTimes
 
 StageResult = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
@@ -43,7 +44,6 @@ _TABLE = {
 BACKENDS = ("auto", *_TABLE)
 # The fastest first; the reference serves every device.
 _PREFERRED = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
-_CPU = torch.device("cpu")
 _NAMES = {"cpu": "the CPU", "cuda": "a CUDA device"}
 
 
@@ -99,7 +99,7 @@ def resolve_backend(backend: str, device: torch.device) -> str:
     """
     if backend == "auto":
         # A device's type takes longer to ask for than all the rest.
-        found = automatic_backend("cpu" if device == _CPU else device.type)
+        found = automatic_backend("cpu" if device == CPU else device.type)
         if found == "reference" and device.type in _PREFERRED:
             _warn_once(device.type)
         return found

@@ -82,13 +82,11 @@ def stage(
     weights = check_weights(weights, like.shape[0], columns, like.device)
     check_seed(seed)
     check_address(first_index, stage_index, stream)
-    state_shape = (like.shape[0], 2 * channels, *like.shape[2:])
-    if noise is not None:
-        check_like("noise", noise, state_shape, like)
-    if out is not None:
-        check_out(
-            out, state_shape, like, u, [*outputs, *history, *([] if noise is None else [noise])]
-        )
+    if noise is not None or out is not None:
+        shape = (like.shape[0], 2 * channels, *like.shape[2:])
+        more = [] if noise is None else [check_like("noise", noise, shape, like)]
+        if out is not None:
+            check_out(out, shape, like, u, [*outputs, *history, *more])
     if cast is not None and cast not in OUTPUT_DTYPES:
         raise TypeError(f"cast must be a float dtype, got {cast}")
     name = resolve_backend(backend, like.device)
@@ -111,7 +109,12 @@ def _needs_grad(
         return False
     if u is not None and u.requires_grad:
         return True
-    return any(t.requires_grad for t in outputs) or any(t.requires_grad for t in history)
+    # A generator for `any` would take longer than all the rest.
+    for tensors in (outputs, history):
+        for tensor in tensors:
+            if tensor.requires_grad:
+                return True
+    return False
 
 
 # --- the registered operator -------------------------------------------------------------------

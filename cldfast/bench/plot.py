@@ -56,7 +56,8 @@ def bandwidth(where: Environment, rows: Sequence[Row], path: Path) -> None:
             )  # fmt: skip
     axes.set_yscale("log")
     shapes = [row.shape for row in copies.values() if row is not None]
-    axes.set_xticks(range(len(cases)), shapes)
+    # In two lines: neighbours would touch.
+    axes.set_xticks(range(len(cases)), [shape.replace("x", "\nx ", 1) for shape in shapes])
     axes.set_xlabel("batch x shape")
     axes.set_ylabel("GB/s, each input read once, each output written once")
     axes.set_title(f"One sampler stage: {where.device}, {where.simd}, {results.threads} threads")

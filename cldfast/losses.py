@@ -20,7 +20,7 @@ import torch
 
 from cldfast import ops
 from cldfast.loss_weights import WEIGHTINGS, RowKernels, row_loss, row_perturbation
-from cldfast.ops.residual import check_gradients
+from cldfast.ops.residual import REDUCTIONS, check_gradients
 from cldfast.parameterization import FULL_MAPS, check_parameterization
 from cldfast.philox import STREAM_PERTURBATION, STREAM_VELOCITY
 from cldfast.sampling import Network, draw_seed
@@ -28,7 +28,6 @@ from cldfast.sde import LinearPhaseSDE, Marginal
 from cldfast.times import sample_times
 
 Weighting = str | Callable[[torch.Tensor], torch.Tensor]
-REDUCTIONS = ("mean", "sum", "none")
 
 
 @dataclass(frozen=True)

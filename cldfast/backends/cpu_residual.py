@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from cldfast import _core
@@ -50,9 +52,7 @@ def residual(
     """
     rows, _, *spatial = u.shape
     channels = residual_channels(output, u, weights)
-    inner = 1
-    for size in spatial:
-        inner *= size
+    inner = math.prod(spatial)
     width = channels * inner
     _, residuals, columns = weights.shape
     if isinstance(weights, torch.Tensor) and not weights.is_contiguous():

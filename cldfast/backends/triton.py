@@ -6,6 +6,7 @@ this raises ImportError where Triton is missing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -226,9 +227,7 @@ def stage(
     like = outputs[0] if u is None else u
     rows, planes_channels, *spatial = like.shape
     channels = planes_channels if u is None else planes_channels // 2
-    inner = 1
-    for size in spatial:
-        inner *= size
+    inner = math.prod(spatial)
     width = channels * inner
     matrices, weight_rows, columns = weights.shape
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -138,9 +140,7 @@ def residual(
     """
     rows, _, *spatial = u.shape
     channels = residual_channels(output, u, weights)
-    inner = 1
-    for size in spatial:
-        inner *= size
+    inner = math.prod(spatial)
     width = channels * inner
     residuals = weights.shape[1]
     if residuals > _MOST_RESIDUALS:

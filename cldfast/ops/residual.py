@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 
 from cldfast import reference
+from cldfast.backends.planes import layout
 from cldfast.ops.checks import (
     SEED_LIMIT,
     STATE_DTYPES,
@@ -244,13 +245,7 @@ def _fake(  # type: ignore[no-untyped-def]
     loss = u.new_empty(u.shape[0] if reduction == "none" else ())
     if not gradient:
         return loss, output.new_empty(0)
-    channels_last = (
-        output.dim() == 4
-        and not output.is_contiguous()
-        and output.is_contiguous(memory_format=torch.channels_last)
-    )
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return loss, torch.empty_like(output, memory_format=layout)
+    return loss, torch.empty_like(output, memory_format=layout(output))
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

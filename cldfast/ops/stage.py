@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from cldfast.backends.planes import layout
 from cldfast.ops.checks import (
     OUTPUT_DTYPES,
     SEED_LIMIT,
@@ -191,13 +192,7 @@ def _fake(
 
     def planes(count: int, dtype: torch.dtype) -> torch.Tensor:
         shape = (like.shape[0], count * channels, *like.shape[2:])
-        channels_last = (
-            like.dim() == 4
-            and not like.is_contiguous()
-            and like.is_contiguous(memory_format=torch.channels_last)
-        )
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        return torch.empty(shape, dtype=dtype, device=like.device, memory_format=layout)
+        return torch.empty(shape, dtype=dtype, device=like.device, memory_format=layout(like))
 
     extra = weights.shape[1] - 2
     return (

@@ -22,9 +22,10 @@ sanitize: $(VENV)/installed
 	CLDFAST_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build \
 	    --build-base build/sanitized --build-lib build/sanitized/lib
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized/lib \
-	    $(BIN)/pytest -q tests/test_core.py tests/test_core_residual.py \
-	    tests/test_core_module.py tests/test_philox.py tests/test_tables.py
+	    ASAN_OPTIONS=detect_leaks=0 CLDFAST_SANITIZE=address,undefined \
+	    PYTHONPATH=build/sanitized/lib $(BIN)/pytest -q tests/test_core.py \
+	    tests/test_core_residual.py tests/test_core_module.py tests/test_philox.py \
+	    tests/test_tables.py tests/test_cuda_on_host.py
 
 bench: $(VENV)/installed
 	$(BIN)/python -m cldfast bench --out benchmarks/results

@@ -1,15 +1,8 @@
-r"""Builds the compiled core with CMake and Ninja; all metadata is in pyproject.toml.
+"""Builds the compiled core with CMake and Ninja; all metadata is in pyproject.toml.
 
 Nothing here imports torch, looks for a GPU or downloads. One build-time option, an environment
-variable: CLDFAST_SANITIZE=address, undefined or address,undefined builds the core with sanitizers.
-Beside the source tree, and with the runtimes loaded first, the kernel's tests then run as
-
-    CLDFAST_SANITIZE=address,undefined \
-        python setup.py build --build-base build/san --build-lib build/san/lib
-    LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)" \
-        ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/san/lib \
-        pytest tests/test_core.py tests/test_core_residual.py \
-        tests/test_core_module.py tests/test_philox.py tests/test_tables.py
+variable: CLDFAST_SANITIZE=address, undefined or address,undefined builds the core with sanitizers;
+`make sanitize` does, and runs the kernels' tests.
 """
 
 import os

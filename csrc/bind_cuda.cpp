@@ -111,8 +111,8 @@ PYBIND11_MODULE(_cuda, module) {
              "counter on the device or 0, and a mask of the columns that a table uses.");
   module.def("residual", &residual,
              "Losses and gradients on a stream. As `_core.residual`, all memory on the device, with "
-             "room for `residual_sums` numbers of float64.");
-  module.def("residual_sums", &cldfast::residual_sums, "rows"_a, "channels"_a, "inner"_a);
+             "room for `residual_room` numbers of float64.");
+  module.def("residual_room", &cldfast::residual_room, "rows"_a, "channels"_a, "inner"_a, "reduce"_a);
   module.def(
       "advance",
       [](uintptr_t step, uintptr_t times, uintptr_t time, int64_t count, bool wide, int device,

@@ -1,5 +1,4 @@
-// What the CUDA threads' code has in common: 16-bit numbers, and the normals of two pairs. All of it
-// compiles as host code too, where the tests run these very lines without a GPU.
+// What the CUDA threads' code has in common: 16-bit numbers, and the normals of two pairs.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -8,18 +7,16 @@
 #include "cuda_launch.h"
 #include "cuda_residual_launch.h"
 
+#define CLDFAST_DEVICE __device__ __forceinline__
 // Arrays of registers are indexed by constants only.
-#if defined(__CUDACC__)
 #define CLDFAST_UNROLL _Pragma("unroll")
-#else
-#define CLDFAST_UNROLL
-#endif
 
 namespace cldfast {
 namespace CLDFAST_LEVEL {
 namespace {
 
 constexpr int LANES = 32;
+constexpr unsigned WARP = 0xFFFFFFFFu;  // all lanes
 
 // Four 16-bit numbers, and eight: what one lane holds, and what one wide access moves.
 struct alignas(8) Half4 {
@@ -35,23 +32,23 @@ struct alignas(16) Double2 {
   double value[2];
 };
 
-CLDFAST_HD float widened(uint16_t bits, Dtype dtype) {
+CLDFAST_DEVICE float widened(uint16_t bits, Dtype dtype) {
   if (dtype == Dtype::bfloat16) return bit_cast<float>(static_cast<uint32_t>(bits) << 16);
   return __half2float(bit_cast<__half>(bits));
 }
 
-CLDFAST_HD uint16_t narrowed(float value, Dtype dtype) {
+CLDFAST_DEVICE uint16_t narrowed(float value, Dtype dtype) {
   if (dtype == Dtype::bfloat16) return bit_cast<uint16_t>(__float2bfloat16_rn(value));
   return bit_cast<uint16_t>(__float2half_rn(value));
 }
 
-CLDFAST_HD void widen(Half4 from, Dtype dtype, float* to) {
+CLDFAST_DEVICE void widen(Half4 from, Dtype dtype, float* to) {
   CLDFAST_UNROLL for (int i = 0; i < QUAD; ++i) {
     to[i] = widened(static_cast<uint16_t>(from.pair[i / 2] >> (16 * (i & 1))), dtype);
   }
 }
 
-CLDFAST_HD Half4 narrow(const float* from, Dtype dtype) {
+CLDFAST_DEVICE Half4 narrow(const float* from, Dtype dtype) {
   Half4 to;
   CLDFAST_UNROLL for (int i = 0; i < 2; ++i) {
     to.pair[i] = narrowed(from[2 * i], dtype) |
@@ -62,7 +59,7 @@ CLDFAST_HD Half4 narrow(const float* from, Dtype dtype) {
 
 // The normals of two pairs from the even address `pair` on: all four words of one call.
 template <class T, class Call>
-CLDFAST_HD void make_normals(const Call& launch, uint32_t stage_index, uint64_t pair, T z_x[2],
+CLDFAST_DEVICE void make_normals(const Call& launch, uint32_t stage_index, uint64_t pair, T z_x[2],
                              T z_v[2]) {
   using Word = typename Lane<T>::Unsigned;
   const Words<uint64_t> w =

@@ -1,5 +1,4 @@
-// Dense planes, by warps: a lane holds quads of neighbouring pairs. Host code lets a lane work out what
-// its neighbour would have sent it.
+// Dense planes, by warps: a lane holds quads of neighbouring pairs.
 #pragma once
 
 #include "cuda_lanes.h"
@@ -17,7 +16,7 @@ struct Quads {
   bool valid[2];
   bool odd;  // the lane
 
-  CLDFAST_HD Quads(const Launch& launch, int64_t tile, int lane) : odd(lane & 1) {
+  CLDFAST_DEVICE Quads(const Launch& launch, int64_t tile, int lane) : odd(lane & 1) {
     CLDFAST_UNROLL for (int g = 0; g < 2; ++g) {
       unit[g] = (tile * 2 + g) * LANES + lane;
       valid[g] = unit[g] < launch.units;
@@ -30,7 +29,7 @@ struct Quads {
   }
 
   // The same of quads `quad` and `quad + LANES` of one row, which ends before `end`.
-  CLDFAST_HD Quads(int64_t row_index, int64_t quads_of_row, int64_t quad, int64_t end, int lane)
+  CLDFAST_DEVICE Quads(int64_t row_index, int64_t quads_of_row, int64_t quad, int64_t end, int lane)
       : odd(lane & 1) {
     CLDFAST_UNROLL for (int g = 0; g < 2; ++g) {
       int64_t in_row = quad + g * LANES + lane;
@@ -43,68 +42,51 @@ struct Quads {
   }
 
   // The noise address of the first pair of a quad.
-  CLDFAST_HD uint64_t address(uint64_t first_pair, int g) const {
+  CLDFAST_DEVICE uint64_t address(uint64_t first_pair, int g) const {
     return first_pair + static_cast<uint64_t>(QUAD * unit[g]);
   }
 
   // Products of 32-bit numbers, which `launch::takes_quads` has seen to be enough.
   template <class E>
-  CLDFAST_HD E* at(const Plane& plane, int g) const {
+  CLDFAST_DEVICE E* at(const Plane& plane, int g) const {
     const uint32_t stride = static_cast<uint32_t>(plane.batch_stride);  // see `launch::prepare`
     char* row_start = static_cast<char*>(plane.data) + static_cast<uint64_t>(row[g]) * stride;
     return reinterpret_cast<E*>(row_start + column[g] * static_cast<uint32_t>(sizeof(E)));
   }
 
   // The first quads of this lane and its neighbour, or their second ones: the even lane's comes first.
-  CLDFAST_HD Half8* eight(const Plane& plane, bool second) const {
+  CLDFAST_DEVICE Half8* eight(const Plane& plane, bool second) const {
     uint16_t* quad = second ? at<uint16_t>(plane, 1) : at<uint16_t>(plane, 0);
     return reinterpret_cast<Half8*>(quad - (odd ? QUAD : 0));
   }
 };
 
-#if defined(__CUDA_ARCH__)
-CLDFAST_HD uint32_t from_neighbour(uint32_t value) {
-  return __shfl_xor_sync(0xFFFFFFFFu, value, 1);
+CLDFAST_DEVICE Half4 from_neighbour(Half4 mine) {
+  return {{__shfl_xor_sync(WARP, mine.pair[0], 1), __shfl_xor_sync(WARP, mine.pair[1], 1)}};
 }
-CLDFAST_HD Half4 from_neighbour(Half4 mine) {
-  return {{from_neighbour(mine.pair[0]), from_neighbour(mine.pair[1])}};
-}
-#endif
 
 // Eight 16-bit numbers in one access: the even lane of two reads the first quads of both, the odd lane
 // the second ones, and they swap what the other needs. All lanes of a warp call this together.
-CLDFAST_HD void load_wide(const Plane& plane, const Quads& quads, const bool wanted[2], Half4 quad[2]) {
+CLDFAST_DEVICE void load_wide(const Plane& plane, const Quads& quads, const bool wanted[2], Half4 quad[2]) {
   const bool odd = quads.odd;
   Half8 own = {};
   if (odd ? wanted[1] : wanted[0]) own = *quads.eight(plane, odd);
-#if defined(__CUDA_ARCH__)
   const Half4 swapped = from_neighbour(odd ? own.half[0] : own.half[1]);
-#else
-  Half8 other = {};
-  if (odd ? wanted[0] : wanted[1]) other = *quads.eight(plane, !odd);
-  const Half4 swapped = odd ? other.half[1] : other.half[0];
-#endif
   quad[0] = odd ? swapped : own.half[0];
   quad[1] = odd ? own.half[1] : swapped;
 }
 
-CLDFAST_HD void store_wide(const Plane& plane, const Quads& quads, const Half4 quad[2]) {
-#if defined(__CUDA_ARCH__)
+CLDFAST_DEVICE void store_wide(const Plane& plane, const Quads& quads, const Half4 quad[2]) {
   const bool odd = quads.odd;
   const Half4 swapped = from_neighbour(odd ? quad[0] : quad[1]);
   if (odd ? quads.valid[1] : quads.valid[0]) {
     *quads.eight(plane, odd) = {{odd ? swapped : quad[0], odd ? quad[1] : swapped}};
   }
-#else
-  CLDFAST_UNROLL for (int g = 0; g < 2; ++g) {
-    if (quads.valid[g]) *reinterpret_cast<Half4*>(quads.at<uint16_t>(plane, g)) = quad[g];
-  }
-#endif
 }
 
 // `PLAIN` planes are float32.
 template <bool PLAIN>
-CLDFAST_HD void load_quads(const Plane& plane, bool wide, const Quads& quads, const bool wanted[2],
+CLDFAST_DEVICE void load_quads(const Plane& plane, bool wide, const Quads& quads, const bool wanted[2],
                            float x[2][QUAD]) {
   if (!PLAIN && wide) {
     Half4 quad[2];
@@ -134,7 +116,7 @@ CLDFAST_HD void load_quads(const Plane& plane, bool wide, const Quads& quads, co
 }
 
 template <bool PLAIN>
-CLDFAST_HD void store_quads(const Plane& plane, bool wide, const Quads& quads,
+CLDFAST_DEVICE void store_quads(const Plane& plane, bool wide, const Quads& quads,
                             const float y[2][QUAD]) {
   if (!PLAIN && wide) {
     Half4 quad[2];

@@ -30,7 +30,10 @@ struct ResidualLaunch {
   const double* weights;
   const double* scale;
   double factor;
-  double* sums;
+  void* loss;          // of each row, or of all if `reduce`
+  bool reduce;
+  double* sums;        // of the pieces of rows, or of blocks
+  uint32_t* arrivals;  // of a row's pieces, or of blocks; zeros
 
   CLDFAST_LEVEL::RoundKeys keys;
   uint64_t first_pair;
@@ -40,12 +43,22 @@ static_assert(sizeof(ResidualLaunch) <= 4096, "kernel parameters of every CUDA v
 
 namespace launch {
 
-// Enough sums for any layout of a row.
-inline int64_t most_pieces(int64_t channels, int64_t inner) {
-  return (channels * inner + channels) / PIECE + 2;
+// Of a sum over rows. A number of its own, not the device's: it decides the order of the sum.
+constexpr int64_t MOST_BLOCKS = 4096;
+
+// Numbers of sums and of arrivals that any layout of the rows is content with.
+struct Room {
+  int64_t sums, arrivals;
+};
+
+inline Room room(int64_t rows, int64_t channels, int64_t inner, bool reduce) {
+  if (reduce) return {MOST_BLOCKS, 1};
+  const int64_t flat = channels * inner / 2 + 1, pixels = (inner + 1) / 2 * channels;
+  const int64_t pieces = ((flat > pixels ? flat : pixels) + PIECE / 2 - 1) / (PIECE / 2);
+  return pieces > 1 ? Room{rows * pieces, rows} : Room{0, 0};
 }
 
-inline ResidualLaunch prepare(const ResidualArgs& args) {
+inline ResidualLaunch prepare(const ResidualArgs& args, void* loss, bool reduce) {
   StageArgs shape = {};
   shape.rows = args.rows;
   shape.channels = args.channels;
@@ -68,7 +81,11 @@ inline ResidualLaunch prepare(const ResidualArgs& args) {
   launch.weights = args.weights;
   launch.scale = args.scale;
   launch.factor = args.factor;
+  launch.loss = loss;
+  launch.reduce = reduce;
   launch.sums = args.sums;
+  launch.arrivals = reinterpret_cast<uint32_t*>(
+      args.sums + room(args.rows, args.channels, args.inner, reduce).sums);
   launch.keys = CLDFAST_LEVEL::round_keys(args.seed);
   launch.first_pair = args.first_pair;
   launch.stage_index = args.stage_index;

@@ -1,5 +1,7 @@
-// What one CUDA thread does of a residual; also host code.
+// What one CUDA thread does of a residual.
 #pragma once
+
+#include <cmath>
 
 #include "cuda_quads.h"
 #include "cuda_twos.h"
@@ -9,19 +11,15 @@ namespace CLDFAST_LEVEL {
 namespace {
 
 // What the matrix of a row is multiplied by.
-CLDFAST_HD double amplitude(const ResidualLaunch& launch, int64_t row) {
+CLDFAST_DEVICE double amplitude(const ResidualLaunch& launch, int64_t row) {
   const double square = launch.scale ? launch.scale[row] * launch.factor : launch.factor;
-#if defined(__CUDA_ARCH__)
-  return sqrt(square);
-#else
-  return __builtin_sqrt(square);
-#endif
+  return std::sqrt(square);
 }
 
 // One lane's share of a piece of a row: its sum of squares. PLANES: of outputs and of residuals; OTHERS:
 // beside them, as the state's two.
 template <int PLANES, int OTHERS, bool PLAIN>
-CLDFAST_HD double residual_quads(const ResidualLaunch& launch, int64_t row, int64_t piece, int lane) {
+CLDFAST_DEVICE double residual_quads(const ResidualLaunch& launch, int64_t row, int64_t piece, int lane) {
   constexpr int MOST = PLANES + OTHERS + 2;  // and noise
   const double scale = amplitude(launch, row);
   const double* matrix = launch.weights + row * PLANES * launch.columns;
@@ -109,7 +107,7 @@ CLDFAST_HD double residual_quads(const ResidualLaunch& launch, int64_t row, int6
 
 // The same for any strides, dtypes and numbers of planes, two pairs at a time.
 template <class T>
-CLDFAST_HD double residual_twos(const ResidualLaunch& launch, int64_t row, int64_t piece, int lane) {
+CLDFAST_DEVICE double residual_twos(const ResidualLaunch& launch, int64_t row, int64_t piece, int lane) {
   const double scale = amplitude(launch, row);
   const double* matrix = launch.weights + row * launch.residuals * launch.columns;
   const auto weight = [&](int k, int m) {
@@ -147,14 +145,19 @@ CLDFAST_HD double residual_twos(const ResidualLaunch& launch, int64_t row, int64
         last = residual(k, i);
         sum += static_cast<double>(last) * static_cast<double>(last);
       }
-      for (int j = 0; launch.wants_gradient && j < launch.outputs; ++j) {
-        T gradient = T(0);
+      // Two at a time before any is stored: they may lie where the residual is made again from.
+      for (int j = 0; launch.wants_gradient && j < launch.outputs; j += 2) {
+        T gradient[2] = {};
         for (int k = 0; k < launch.residuals; ++k) {
           // Made again rather than kept: arrays are indexed by constants only.
           const T r = launch.residuals == 1 ? last : residual(k, i);
-          gradient = multiply_add(weight(k, j), r + r, gradient);
+          gradient[0] = multiply_add(weight(k, j), r + r, gradient[0]);
+          if (j + 1 < launch.outputs) gradient[1] = multiply_add(weight(k, j + 1), r + r, gradient[1]);
         }
-        store_one(launch.gradient[j], two.at(launch.gradient[j], i), gradient);
+        store_one(launch.gradient[j], two.at(launch.gradient[j], i), gradient[0]);
+        if (j + 1 < launch.outputs) {
+          store_one(launch.gradient[j + 1], two.at(launch.gradient[j + 1], i), gradient[1]);
+        }
       }
     }
   }

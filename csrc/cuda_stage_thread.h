@@ -1,4 +1,4 @@
-// What one CUDA thread does of a stage; also host code.
+// What one CUDA thread does of a stage.
 #pragma once
 
 #include "cuda_quads.h"
@@ -10,7 +10,7 @@ namespace {
 
 // Entry `i` of the matrix of all rows as kernels keep it: LAUNCH_OUTPUTS rows, LAUNCH_COLUMNS apart.
 template <class T>
-CLDFAST_HD T matrix_entry(const Launch& launch, int64_t step, int i) {
+CLDFAST_DEVICE T matrix_entry(const Launch& launch, int64_t step, int i) {
   if (!launch.table) return static_cast<T>(launch.weights[i]);
   const int k = i / LAUNCH_COLUMNS, column = i % LAUNCH_COLUMNS;
   if (k >= launch.outputs || column >= launch.inputs + (launch.noisy ? 2 : 0)) return T(0);
@@ -18,13 +18,13 @@ CLDFAST_HD T matrix_entry(const Launch& launch, int64_t step, int i) {
   return static_cast<T>(launch.table[row * launch.table_columns + launch.column[column]]);
 }
 
-CLDFAST_HD uint32_t stage_index_of(const Launch& launch) {
+CLDFAST_DEVICE uint32_t stage_index_of(const Launch& launch) {
   return launch.stage_index + (launch.step ? static_cast<uint32_t>(*launch.step) : 0u);
 }
 
 // Entry (k, column) of the matrix of a row: `shared` holds the one of all rows, LAUNCH_COLUMNS apart.
 template <class T, bool OWN>
-CLDFAST_HD T weight(const Launch& launch, const T* shared, int64_t row, int k, int column) {
+CLDFAST_DEVICE T weight(const Launch& launch, const T* shared, int64_t row, int k, int column) {
   if (!OWN) return shared[k * LAUNCH_COLUMNS + column];
   const int64_t matrix = row * launch.table_rows + launch.first_row + k;
   return static_cast<T>(launch.table[matrix * launch.table_columns + column]);
@@ -33,7 +33,7 @@ CLDFAST_HD T weight(const Launch& launch, const T* shared, int64_t row, int k, i
 // One lane's part of a warp's tile of 2 x 32 quads. The noise is made while the first inputs, all that
 // most stages have, are on their way. PLAIN: all planes are float32, and there are no copies.
 template <int OUTS, bool OWN, bool PLAIN>
-CLDFAST_HD void stage_quads(const Launch& launch, const float* shared, uint32_t stage_index,
+CLDFAST_DEVICE void stage_quads(const Launch& launch, const float* shared, uint32_t stage_index,
                             int64_t tile, int lane) {
   const Quads quads(launch, tile, lane);
   float y[OUTS][2][QUAD] = {};
@@ -101,7 +101,7 @@ CLDFAST_HD void stage_quads(const Launch& launch, const float* shared, uint32_t 
 }
 
 template <class T, bool OWN>
-CLDFAST_HD void stage_two(const Launch& launch, const T* shared, uint32_t stage_index,
+CLDFAST_DEVICE void stage_two(const Launch& launch, const T* shared, uint32_t stage_index,
                           int64_t unit) {
   const Two two(launch, unit);
   T y[LAUNCH_OUTPUTS][2] = {};

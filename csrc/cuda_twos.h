@@ -8,7 +8,7 @@ namespace CLDFAST_LEVEL {
 namespace {
 
 template <class T>
-CLDFAST_HD T load_one(const Plane& plane, int64_t at) {
+CLDFAST_DEVICE T load_one(const Plane& plane, int64_t at) {
   switch (plane.dtype) {
     case Dtype::float32: return static_cast<T>(static_cast<const float*>(plane.data)[at]);
     case Dtype::float64: return static_cast<T>(static_cast<const double*>(plane.data)[at]);
@@ -17,7 +17,7 @@ CLDFAST_HD T load_one(const Plane& plane, int64_t at) {
 }
 
 template <class T>
-CLDFAST_HD void store_one(const Plane& plane, int64_t at, T value) {
+CLDFAST_DEVICE void store_one(const Plane& plane, int64_t at, T value) {
   switch (plane.dtype) {
     case Dtype::float32: static_cast<float*>(plane.data)[at] = static_cast<float>(value); break;
     case Dtype::float64: static_cast<double*>(plane.data)[at] = static_cast<double>(value); break;
@@ -31,7 +31,7 @@ struct Two {
   int64_t row[2], channel[2], position[2];
   bool valid[2];
 
-  CLDFAST_HD Two(const Launch& launch, int64_t unit) {
+  CLDFAST_DEVICE Two(const Launch& launch, int64_t unit) {
     if (launch.way == Way::pixels) {
       const int64_t rest = launch.by_channel.quotient(unit);
       const int64_t b = launch.by_row.quotient(rest);
@@ -55,7 +55,7 @@ struct Two {
   }
 
   // Two `unit` of one row, whose pairs are two by two where their addresses are.
-  CLDFAST_HD Two(const ResidualLaunch& launch, int64_t row_index, int64_t unit) {
+  CLDFAST_DEVICE Two(const ResidualLaunch& launch, int64_t row_index, int64_t unit) {
     const uint64_t start = launch.first_pair + static_cast<uint64_t>(row_index * launch.width);
     CLDFAST_UNROLL for (int i = 0; i < 2; ++i) {
       row[i] = row_index;
@@ -73,14 +73,14 @@ struct Two {
     }
   }
 
-  CLDFAST_HD int64_t at(const Plane& plane, int i) const {
+  CLDFAST_DEVICE int64_t at(const Plane& plane, int i) const {
     return row[i] * plane.batch_stride + channel[i] * plane.channel_stride +
            position[i] * plane.inner_stride;
   }
 
   // The noise address of a pair.
   template <class Call>
-  CLDFAST_HD uint64_t address(const Call& launch, int i) const {
+  CLDFAST_DEVICE uint64_t address(const Call& launch, int i) const {
     return launch.first_pair + static_cast<uint64_t>(row[i] * launch.width +
                                                      channel[i] * launch.inner + position[i]);
   }
@@ -88,7 +88,7 @@ struct Two {
 
 // Two calls of the generator only where a channel begins at an odd pair.
 template <class T, class Call>
-CLDFAST_HD void two_normals(const Call& launch, uint32_t stage_index, const Two& two, T z_x[2],
+CLDFAST_DEVICE void two_normals(const Call& launch, uint32_t stage_index, const Two& two, T z_x[2],
                             T z_v[2]) {
   const uint64_t first = two.address(launch, 0);
   const uint64_t last = two.valid[1] ? two.address(launch, 1) : first;

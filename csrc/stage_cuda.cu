@@ -10,9 +10,6 @@ using namespace CLDFAST_LEVEL;
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / LANES;
-// So many that the last ones to finish leave little of the device idle, each with several tiles, over
-// which the matrix's way to shared memory is spread.
-constexpr int64_t BLOCKS_PER_PROCESSOR = 32;
 
 // The matrix of all rows to shared memory; returns the stage index of the noise.
 template <class T, bool OWN>
@@ -102,24 +99,6 @@ StageKernel kernel_for(const Launch& launch) {
 
 }  // namespace
 
-void check(cudaError_t code, const char* call) {
-  if (code == cudaSuccess) return;
-  cudaGetLastError();  // a launch that failed would be reported by the next one as well
-  throw CudaError(std::string(cudaGetErrorName(code)) + " in " + call + ": " +
-                  cudaGetErrorString(code));
-}
-
-void use(int device) { check(cudaSetDevice(device), "cudaSetDevice"); }
-
-unsigned blocks_for(int64_t work, int64_t per_block, int device) {
-  int processors = 0;
-  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
-        "cudaDeviceGetAttribute");
-  const int64_t blocks = (work + per_block - 1) / per_block;
-  const int64_t most = processors * BLOCKS_PER_PROCESSOR;
-  return static_cast<unsigned>(blocks < 1 ? 1 : blocks < most ? blocks : most);
-}
-
 void run_stage_cuda(const StageArgs& args, const double* table, const int64_t* step, uint64_t used,
                     const Queue& queue) {
   if (args.rows * args.channels * args.inner == 0) return;
@@ -131,39 +110,29 @@ void run_stage_cuda(const StageArgs& args, const double* table, const int64_t* s
     const int64_t per_block = launch.way == Way::vector ? 2 * THREADS : THREADS;
     const unsigned blocks = blocks_for(launch.units, per_block, queue.device);
     const StageKernel kernel = launch.own_matrix ? kernel_for<true>(launch) : kernel_for<false>(launch);
-    void* parameters[] = {const_cast<Launch*>(&launch)};
-    check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(THREADS),
-                           parameters, 0, queue.stream),
-          "the launch of a stage");
+    start("the launch of a stage", kernel, blocks, THREADS, queue, launch);
   }
 }
 
 void advance_cuda(int64_t* step, const void* times, void* time, int64_t count, bool wide,
                   const Queue& queue) {
   use(queue.device);
-  advance_step<<<1, 1, 0, queue.stream>>>(step, times, time, count, wide);
-  check(cudaGetLastError(), "the launch of advance_step");
+  start("the launch of advance_step", advance_step, 1, 1, queue, step, times, time, count, wide);
 }
 
 void philox_words_cuda(uint64_t seed, uint64_t first_pair, int64_t count, uint32_t stage_index,
                        uint32_t stream, uint32_t* radius, uint32_t* angle, const Queue& queue) {
   use(queue.device);
   const unsigned blocks = blocks_for(count / 2 + 1, THREADS, queue.device);
-  philox_words<<<blocks, THREADS, 0, queue.stream>>>(round_keys(seed), first_pair, count,
-                                                     stage_index, stream, radius, angle);
-  check(cudaGetLastError(), "the launch of philox_words");
-}
-
-int device_count() {
-  int count = 0;
-  check(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
-  return count;
+  start("the launch of philox_words", philox_words, blocks, THREADS, queue, round_keys(seed), first_pair,
+        count, stage_index, stream, radius, angle);
 }
 
 int check_device(int device) {
   use(device);
   cudaFuncAttributes attributes = {};
-  check(cudaFuncGetAttributes(&attributes, stage_vector<2, false, true>), "cudaFuncGetAttributes");
+  const StageKernel kernel = stage_vector<2, false, true>;
+  check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)), "cudaFuncGetAttributes");
   return attributes.binaryVersion;
 }
 

@@ -1,131 +1,162 @@
-// The CUDA launchers with loops in place of threads: what a thread does, run by the host compiler on
-// host memory. Linked with csrc/bind_cuda.cpp it makes a module with the interface of `_cuda`.
-#define CLDFAST_LEVEL device
-#include "cuda_residual_thread.h"
-#include "cuda_stage_thread.h"
-#include "residual_cuda.h"
+// The coroutines behind cuda_on_host.h, and as much of the CUDA runtime as the library calls.
+#include "cuda_on_host.h"
 
-namespace cldfast {
+#include <ucontext.h>
+
+#include <algorithm>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+namespace emulated {
 namespace {
 
-using namespace CLDFAST_LEVEL;
+constexpr unsigned MOST_THREADS = 1024;
+constexpr size_t STACK = 128 * 1024;
+// So few that loops over a grid go round more than once at sizes that tests can afford.
+constexpr int PROCESSORS = 1;
 
-template <class T, bool OWN>
-void matrix_of(const Launch& launch, T* shared) {
-  const int64_t step = launch.step ? *launch.step : 0;
-  for (int i = 0; i < LAUNCH_OUTPUTS * LAUNCH_COLUMNS; ++i) {
-    if (!OWN) shared[i] = matrix_entry<T>(launch, step, i);
-  }
+struct Warp {
+  uint64_t bits[2][LANES];
+  int64_t arrivals;  // of all lanes at all exchanges
+};
+
+struct Thread {
+  ucontext_t context;
+  uint3 index;
+  int64_t exchanges;
+  bool done;
+};
+
+Thread threads[MOST_THREADS];
+Warp warps[MOST_THREADS / LANES];
+std::unique_ptr<char[]> stacks;
+ucontext_t scheduler;
+Thread* running;
+const std::function<void()>* code;
+unsigned living, at_barrier;
+int64_t barriers, events;
+std::minstd_rand order;
+unsigned launches;
+
+Warp& own_warp() { return warps[running->index.x / LANES]; }
+int lanes_of(unsigned warp) {
+  return static_cast<int>(std::min<unsigned>(LANES, blockDim.x - warp * LANES));
 }
 
-template <int OUTS, bool OWN, bool PLAIN>
-void vector(const Launch& launch) {
-  float shared[LAUNCH_OUTPUTS * LAUNCH_COLUMNS];
-  matrix_of<float, OWN>(launch, shared);
-  for (int64_t tile = 0; tile * 2 * LANES < launch.units; ++tile) {
-    for (int lane = 0; lane < LANES; ++lane) {
-      stage_quads<OUTS, OWN, PLAIN>(launch, shared, stage_index_of(launch), tile, lane);
+void open_barrier_if_complete() {
+  if (living == 0 || at_barrier < living) return;
+  at_barrier = 0;
+  ++barriers;
+}
+
+void wait() { swapcontext(&running->context, &scheduler); }
+
+void begin() {
+  (*code)();
+  running->done = true;
+  --living;
+  ++events;
+  open_barrier_if_complete();
+}
+
+bool run_block() {
+  const unsigned count = blockDim.x;
+  std::vector<unsigned> turns(count);
+  std::iota(turns.begin(), turns.end(), 0u);
+  std::shuffle(turns.begin(), turns.end(), order);
+  for (Warp& warp : warps) warp.arrivals = 0;
+  living = count;
+  at_barrier = 0;
+  for (unsigned i = 0; i < count; ++i) {
+    Thread& thread = threads[i];
+    thread.index = {i, 0, 0};
+    thread.exchanges = 0;
+    thread.done = false;
+    getcontext(&thread.context);
+    thread.context.uc_stack.ss_sp = stacks.get() + i * STACK;
+    thread.context.uc_stack.ss_size = STACK;
+    thread.context.uc_link = &scheduler;
+    makecontext(&thread.context, begin, 0);
+  }
+  while (living > 0) {
+    const int64_t before = events;
+    for (unsigned i : turns) {
+      if (threads[i].done) continue;
+      running = &threads[i];
+      threadIdx = running->index;
+      swapcontext(&scheduler, &running->context);
     }
+    if (events == before) return false;
   }
-}
-
-template <class T, bool OWN>
-void scalar(const Launch& launch) {
-  T shared[LAUNCH_OUTPUTS * LAUNCH_COLUMNS];
-  matrix_of<T, OWN>(launch, shared);
-  for (int64_t unit = 0; unit < launch.units; ++unit) {
-    stage_two<T, OWN>(launch, shared, stage_index_of(launch), unit);
-  }
-}
-
-template <bool OWN>
-void run(const Launch& launch) {
-  if (launch.way != Way::vector) {
-    return launch.compute == Dtype::float32 ? scalar<float, OWN>(launch) : scalar<double, OWN>(launch);
-  }
-  if (!launch.plain) {
-    return launch.outputs <= 2 ? vector<2, OWN, false>(launch) : vector<4, OWN, false>(launch);
-  }
-  if (launch.outputs <= 2) return vector<2, OWN, true>(launch);
-  return launch.outputs == 3 ? vector<3, OWN, true>(launch) : vector<4, OWN, true>(launch);
+  return true;
 }
 
 }  // namespace
 
-void run_stage_cuda(const StageArgs& args, const double* table, const int64_t* step, uint64_t used,
-                    const Queue&) {
-  for (int first = (args.outputs - 1) / LAUNCH_OUTPUTS * LAUNCH_OUTPUTS; first >= 0;
-       first -= LAUNCH_OUTPUTS) {
-    const Launch launch = launch::prepare(args, table, step, used, first);
-    launch.own_matrix ? run<true>(launch) : run<false>(launch);
+cudaError_t launch(dim3 grid, dim3 block, const std::function<void()>& thread) {
+  if (block.x > MOST_THREADS || block.x == 0 || grid.x == 0) return cudaErrorInvalidConfiguration;
+  ++launches;
+  if (!stacks) stacks.reset(new char[MOST_THREADS * STACK]);
+  gridDim = grid;
+  blockDim = block;
+  code = &thread;
+  std::vector<unsigned> turns(grid.x);
+  std::iota(turns.begin(), turns.end(), 0u);
+  std::shuffle(turns.begin(), turns.end(), order);
+  for (unsigned i : turns) {
+    blockIdx = {i, 0, 0};
+    if (!run_block()) return cudaErrorLaunchFailure;
   }
+  return cudaSuccess;
 }
 
-void advance_cuda(int64_t* step, const void* times, void* time, int64_t count, bool wide,
-                  const Queue&) {
-  if (++*step >= count) return;
-  if (wide) {
-    *static_cast<double*>(time) = static_cast<const double*>(times)[*step];
-  } else {
-    *static_cast<float*>(time) = static_cast<const float*>(times)[*step];
-  }
+void block_barrier() {
+  const int64_t next = barriers + 1;
+  ++at_barrier;
+  ++events;
+  open_barrier_if_complete();
+  while (barriers < next) wait();
 }
 
-void philox_words_cuda(uint64_t seed, uint64_t first_pair, int64_t count, uint32_t stage_index,
-                       uint32_t stream, uint32_t* radius, uint32_t* angle, const Queue&) {
-  for (int64_t i = 0; i < count; ++i) {
-    const uint64_t pair = first_pair + static_cast<uint64_t>(i);
-    const Words<uint64_t> w =
-        philox4x32(pair_counter<uint64_t>(pair >> 1, stage_index, stream), round_keys(seed));
-    radius[i] = static_cast<uint32_t>(pair & 1 ? w.w2 : w.w0);
-    angle[i] = static_cast<uint32_t>(pair & 1 ? w.w3 : w.w1);
-  }
+uint64_t exchange(uint64_t bits, int lane) {
+  Warp& warp = own_warp();
+  // A lane is at most one exchange ahead of the others, so two sets of bits are enough.
+  const int set = static_cast<int>(running->exchanges & 1);
+  const int64_t complete = ++running->exchanges * lanes_of(running->index.x / LANES);
+  warp.bits[set][running->index.x % LANES] = bits;
+  ++warp.arrivals;
+  ++events;
+  while (warp.arrivals < complete) wait();
+  return warp.bits[set][lane];
 }
 
-int64_t residual_sums(int64_t rows, int64_t channels, int64_t inner) {
-  return rows * launch::most_pieces(channels, inner);
+}  // namespace emulated
+
+// Launches so far.
+extern "C" unsigned emulated_launches() { return emulated::launches; }
+
+extern "C" {
+
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+const char* cudaGetErrorName(cudaError_t code) {
+  return code == cudaErrorLaunchFailure ? "cudaErrorLaunchFailure" : "cudaErrorUnknown";
 }
-
-void run_residual_cuda(const ResidualArgs& args, void* loss, bool reduce, const Queue&) {
-  const ResidualLaunch launch = launch::prepare(args);
-  const bool vector = launch.way == Way::vector;
-  double total = 0.0;
-  for (int64_t row = 0; row < launch.rows; ++row) {
-    double sum = 0.0;
-    for (int64_t piece = 0; piece < launch.pieces; ++piece) {
-      for (int lane = 0; lane < (vector ? LANES : launch.team); ++lane) {
-        if (!vector) {
-          sum += args.compute == Dtype::float32 ? residual_twos<float>(launch, row, piece, lane)
-                                                : residual_twos<double>(launch, row, piece, lane);
-        } else if (launch.outputs == 2) {
-          sum += launch.plain ? residual_quads<2, 2, true>(launch, row, piece, lane)
-                              : residual_quads<2, 2, false>(launch, row, piece, lane);
-        } else if (launch.others == 2) {
-          sum += launch.plain ? residual_quads<1, 2, true>(launch, row, piece, lane)
-                              : residual_quads<1, 2, false>(launch, row, piece, lane);
-        } else {
-          sum += launch.plain ? residual_quads<1, 1, true>(launch, row, piece, lane)
-                              : residual_quads<1, 1, false>(launch, row, piece, lane);
-        }
-      }
-    }
-    total += sum;
-    if (reduce) continue;
-    if (args.compute == Dtype::float32) {
-      static_cast<float*>(loss)[row] = static_cast<float>(sum);
-    } else {
-      static_cast<double*>(loss)[row] = sum;
-    }
-  }
-  if (!reduce) return;
-  if (args.compute == Dtype::float32) {
-    *static_cast<float*>(loss) = static_cast<float>(total);
-  } else {
-    *static_cast<double*>(loss) = total;
-  }
+const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
+cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return cudaSuccess;
 }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = emulated::PROCESSORS;
+  return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
+  memset(memory, value, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return cudaSuccess; }
 
-int device_count() { return 1; }
-int check_device(int) { return 0; }
-
-}  // namespace cldfast
+}  // extern "C"

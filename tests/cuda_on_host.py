@@ -1,7 +1,8 @@
-"""The CUDA backend over a module in which loops on the host stand in for a GPU's threads."""
+"""The CUDA backend over its own sources, compiled for the host and run there thread by thread."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +20,7 @@ import torch
 import cldfast.backends  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("bind_cuda.cpp", "cuda_calls.cpp", "stage_cuda.cu", "residual_cuda.cu")
 
 
 def cuda_home() -> Path | None:
@@ -42,20 +45,35 @@ def needs_cuda_toolkit() -> Path:
     return home
 
 
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def build(folder: Path) -> ModuleType:
     """Compiles and loads the module."""
     home = needs_cuda_toolkit()
     pybind11 = pytest.importorskip("pybind11", reason="NO_PYBIND11: pybind11 is not installed")
-    module = folder / "_cuda.so"
-    command = [
-        os.environ.get("CXX", "c++"), "-O1", "-std=c++17", "-shared", "-fPIC", "-w",
-        "-ffp-contract=off", '-DCLDFAST_ARCHITECTURES="host"', f"-I{ROOT / 'csrc'}",
-        f"-I{home / 'include'}", f"-I{pybind11.get_include()}",
-        f"-I{sysconfig.get_paths()['include']}", str(ROOT / "csrc" / "bind_cuda.cpp"),
-        str(Path(__file__).with_suffix(".cpp")), "-o", str(module),
+    flags = [
+        os.environ.get("CXX", "c++"), "-O1", "-std=c++17", "-fPIC", "-w", "-ffp-contract=off",
+        '-DCLDFAST_ARCHITECTURES="host"', f"-I{ROOT / 'csrc'}", f"-I{home / 'include'}",
+        f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    sanitize = os.environ.get("CLDFAST_SANITIZE")
+    sanitizers = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"] if sanitize else []
+    host = Path(__file__).with_suffix(".cpp")
+    sources = [host, *(ROOT / "csrc" / name for name in SOURCES)]
+
+    def compiled(source: Path) -> str:
+        made = folder / f"{source.name}.o"
+        header = ["-include", str(host.with_suffix(".h")), "-x", "c++", "-c"]
+        run([*flags, *sanitizers, *header, str(source), "-o", str(made)])
+        return str(made)
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compiled, sources))
+    module = folder / "_cuda.so"
+    run([flags[0], *sanitizers, "-shared", *objects, "-o", str(module)])
     spec = importlib.util.spec_from_file_location("_cuda", module)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
@@ -68,6 +86,11 @@ def backend(folder: Path) -> ModuleType:
     module = _loaded("cldfast.backends.cuda", {"cldfast._cuda": build(folder)})
     module.queue = lambda device: (0, 0)  # type: ignore[attr-defined]
     return module
+
+
+def launches(cuda: ModuleType) -> Callable[[], int]:
+    """Counts the kernels launched by such a backend."""
+    return ctypes.CDLL(cuda.kernels.__file__).emulated_launches  # type: ignore[no-any-return]
 
 
 def residual(cuda: ModuleType) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:

@@ -1,4 +1,4 @@
-"""The CUDA kernels' per-thread code, run on the host: layouts, dtypes, tables, tails."""
+"""The CUDA sources run on the host: launches, shuffles and sums; layouts, dtypes, tables, tails."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from test_core import SHAPES, assert_close, channels_last, matrix, planes, swapp
 from cldfast import reference
 from cldfast.philox import pair_words
 
+Residual = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 BFLOAT16, FLOAT16, FLOAT32, FLOAT64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 # Rows of quads, of eights, and of neither; several tiles of 256 pairs, full ones and ends.
 QUAD_SHAPES = [(1, 8), (1, 16), (3, 8), (5, 2 * 20), (7, 2 * 100), (33, 2 * 16), (2, 2 * 512),
                (3, 6, 8, 8), (2, 2 * 258 * 2)]  # fmt: skip
+# The host stands for one multiprocessor: 32 blocks, which take 65,536 pairs of quads at a time and
+# 16,384 of twos. Each takes several turns, the last of them in part.
+LONG_SHAPES = [(5, 2 * 32772), (3, 2 * 23333), (2, 6, 131, 90)]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +30,7 @@ def cuda(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def residual(cuda: ModuleType) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+def residual(cuda: ModuleType) -> Residual:
     return cuda_on_host.residual(cuda)
 
 
@@ -46,6 +50,33 @@ def test_matches_the_reference(
                 expected = reference.stage(u, outputs, history, weights, **keys)
                 assert_close(made[0], expected[0])
                 assert_close(made[1], expected[1])
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
+@pytest.mark.parametrize("shape", LONG_SHAPES, ids=str)
+def test_blocks_take_several_turns(
+    cuda: ModuleType, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    u, output = planes(shape, 2, dtype), planes(shape, 1, BFLOAT16)
+    for rows in {1, shape[0]}:
+        weights = matrix(rows, 2, 3)
+        made = cuda.stage(u, [output], [], weights, seed=4, cast=FLOAT16)
+        expected = reference.stage(u, [output], [], weights, seed=4)
+        assert_close(made[0], expected[0])
+        assert torch.equal(made[2], made[0].to(FLOAT16))
+
+
+def test_one_launch_each(cuda: ModuleType, residual: Residual) -> None:
+    launches = cuda_on_host.launches(cuda)
+    for shape in ((5, 2 * 32772), (64, 4), (9, 6, 131, 10)):
+        u, output = planes(shape, 2, FLOAT32), planes(shape, 1, FLOAT32)
+        before = launches()
+        cuda.stage(u, [output], [planes(shape, 1, FLOAT32)], matrix(1, 4, 4))
+        assert launches() == before + 1
+        weights = torch.randn(shape[0], 1, 5, dtype=FLOAT64)
+        for reduce in (False, True):
+            residual(output, u, weights, reduce=reduce)
+        assert launches() == before + 3
 
 
 @pytest.mark.parametrize(
@@ -202,9 +233,10 @@ def test_bad_weights_are_refused(cuda: ModuleType) -> None:
         cuda.stage(torch.zeros(2, 4), [], [], weights[:, :, :3])
 
 
+# Rows of one piece and of several, up to 70 of them; many rows.
 RESIDUAL_SHAPES = [
     (5, 2), (33, 6), (7, 2 * 37), (4, 2 * 256), (3, 2 * 1031), (2, 2 * 1028), (3, 2 * 3072),
-    (4, 6, 5, 7), (3, 6, 16, 16),
+    (4, 6, 5, 7), (3, 6, 16, 16), (1, 2 * 70_001), (2, 2 * 70_004), (2, 6, 67, 150), (3001, 6),
 ]  # fmt: skip
 
 
@@ -212,7 +244,7 @@ RESIDUAL_SHAPES = [
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("shape", RESIDUAL_SHAPES, ids=str)
 def test_residual(
-    residual: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
+    residual: Residual,
     shape: tuple[int, ...],
     count: int,
     dtype: torch.dtype,
@@ -249,7 +281,7 @@ def test_residual(
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("shape", RESIDUAL_SHAPES, ids=str)
 def test_residual_of_other_planes(
-    residual: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
+    residual: Residual,
     shape: tuple[int, ...],
     count: int,
 ) -> None:
@@ -269,7 +301,7 @@ def test_residual_of_other_planes(
 @pytest.mark.parametrize("half", [BFLOAT16, FLOAT16])
 @pytest.mark.parametrize("shape", [(9, 44), (3, 2 * 512), (3, 2 * 516)], ids=str)
 def test_residual_of_half_precision_outputs(
-    residual: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
+    residual: Residual,
     shape: tuple[int, ...],
     half: torch.dtype,
 ) -> None:
@@ -283,10 +315,40 @@ def test_residual_of_half_precision_outputs(
         assert torch.allclose(gradient.float(), exact, rtol=1e-2, atol=1e-3)
 
 
-def test_residual_does_not_depend_on_the_batch(
-    residual: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
+def test_a_sum_over_more_rows_than_blocks_take_at_once(residual: Residual) -> None:
+    """4,096 blocks at most, and 64 rows of two twos and a bit to each."""
+    rows = 4096 * 64 + 300
+    output, u = torch.randn(rows, 4), torch.randn(rows, 8)
+    weights = torch.randn(rows, 1, 5, dtype=FLOAT64)
+    total = residual(output, u, weights, seed=2, reduce=True, gradient=False)[0]
+    assert torch.allclose(total, reference.residual(output, u, weights, seed=2).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(5, 2 * 40), (5, 2 * 37), (3, 2 * 1028), (4, 6, 5, 7)], ids=str)
+def test_the_gradient_in_the_offsets_memory(
+    residual: Residual, shape: tuple[int, ...], count: int
 ) -> None:
-    for width in (37, 2000):
+    output, offset = planes(shape, count, FLOAT32), planes(shape, count, FLOAT32)
+    weights = torch.randn(shape[0], count, 2 * count + 2, dtype=FLOAT64)
+    weights[:, :, -2:] = 0.0
+    kept, expected = residual(output, offset, weights)
+    assert expected is not None and not torch.equal(expected, offset)
+    version = offset._version
+    loss, gradient = residual(output, offset, weights, overwrite=True)
+    assert torch.equal(loss, kept) and gradient is not None and torch.equal(gradient, expected)
+    assert (gradient is offset) == (count <= 2) == (offset._version > version)
+    # Memory that the output's gradient does not fit is left alone.
+    before = offset.clone()
+    halves = output.bfloat16()
+    assert residual(halves, offset, weights, overwrite=True)[1].dtype == BFLOAT16
+    assert torch.equal(offset, before)
+
+
+def test_residual_does_not_depend_on_the_batch(
+    residual: Residual,
+) -> None:
+    for width in (37, 2000, 20_000):
         output, u = torch.randn(9, width), torch.randn(9, 2 * width)
         weights = torch.randn(9, 1, 5, dtype=FLOAT64)
         loss, gradient = residual(output, u, weights, seed=1, first_index=4)

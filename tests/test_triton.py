@@ -100,7 +100,7 @@ def test_residual_compiles(architecture: int, planes: int) -> None:
         {
             "inputs": ("*bf16",) * planes + ("*fp32",) * 2, "input_strides": (STRIDES,) * (planes + 2),
             "gradients": ("*bf16",) * planes, "gradient_strides": (STRIDES,) * planes,
-            "weights": "*fp64", "scales": "*fp64", "factor": "*fp64", "sums": "*fp64",
+            "weights": "*fp64", "scales": "*fp64", "factor": "i64", "sums": "*fp64",
             "pieces": "i32", "width": "i32", "inner": "i32", **ADDRESS,
             "RESIDUALS": planes, "OUTPUTS": planes, "INS": planes + 2, "ADDRESSED": True,
             "SCALED": True, "EVEN": True, "DENSE": 255, "WIDE": False, "BLOCK": BLOCK,

@@ -15,7 +15,7 @@ from cldfast.backends.planes import (
     Description,
     Weights,
     describe,
-    layout,
+    holds_gradient,
     residual_channels,
     room,
 )
@@ -66,7 +66,7 @@ def residual(
     result: torch.Tensor | None = None
     written: Description = ()
     if gradient:
-        if overwrite and _fits(u, output):
+        if overwrite and holds_gradient(u, output):
             result = u
             torch.autograd.graph.increment_version(u)  # for whoever has saved u for a backward
         else:
@@ -85,10 +85,3 @@ def residual(
     if not inside:
         raise weights.table.outside()  # type: ignore[union-attr]
     return loss, result
-
-
-def _fits(memory: torch.Tensor, output: torch.Tensor) -> bool:
-    """Whether a tensor is what `room` would give for the gradient of an output."""
-    same = memory.dtype == output.dtype and memory.shape == output.shape
-    # Autograd saves no tensors of inference mode.
-    return same and not memory.is_inference() and memory.is_contiguous(memory_format=layout(output))

@@ -13,9 +13,13 @@ from cldfast.backends.planes import (
     Description,
     current,
     describe,
+    holds_gradient,
     residual_channels,
     room,
 )
+
+# A thread that reads its input again for further planes has written as many by then.
+_MOST_OVERWRITTEN = 2
 
 
 def residual(
@@ -32,6 +36,7 @@ def residual(
     stage_index: int = 0,
     stream: int = 0,
     noise: torch.Tensor | None = None,
+    overwrite: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The losses of `cldfast.reference.residual` and their gradient with respect to the output.
 
@@ -40,6 +45,7 @@ def residual(
 
     scale: float64 (B,), multiplies each row's loss; factor: all of them. Both also the gradient.
     reduce: return the sum over rows, (), instead of the rows, (B,).
+    overwrite: the gradient may take the memory of u, and does where that fits.
     """
     rows, _, *spatial = u.shape
     channels = residual_channels(output, u, weights)
@@ -57,12 +63,19 @@ def residual(
     result: torch.Tensor | None = None
     written: Description = ()
     if gradient:
-        result = room(output.shape[1] // channels, channels, output.dtype, output)
+        planes = output.shape[1] // channels
+        if overwrite and planes <= _MOST_OVERWRITTEN and holds_gradient(u, output):
+            result = u
+            torch.autograd.graph.increment_version(u)  # for whoever has saved u for a backward
+        else:
+            result = room(planes, channels, output.dtype, output)
         written = describe(result, channels, inner, keep)
     if scale is not None and not scale.is_contiguous():
         scale = scale.contiguous()
     sums = torch.empty(
-        cuda.kernels.residual_sums(rows, channels, inner), dtype=torch.float64, device=u.device
+        cuda.kernels.residual_room(rows, channels, inner, reduce),
+        dtype=torch.float64,
+        device=u.device,
     )
     loss = torch.empty(() if reduce else (rows,), dtype=u.dtype, device=u.device)
     with current(u.device):

@@ -78,6 +78,13 @@ def room(planes: int, channels: int, dtype: torch.dtype, like: torch.Tensor) -> 
     )
 
 
+def holds_gradient(memory: torch.Tensor, output: torch.Tensor) -> bool:
+    """Whether a tensor is what `room` would give for the gradient of an output."""
+    same = memory.dtype == output.dtype and memory.shape == output.shape
+    # Autograd saves no tensors of inference mode.
+    return same and not memory.is_inference() and memory.is_contiguous(memory_format=layout(output))
+
+
 def current(device: torch.device) -> AbstractContextManager[Any]:
     """Makes a GPU PyTorch's current one, which is what kernels' runtimes go by."""
     if device.type != "cuda" or device.index in (None, torch.cuda.current_device()):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import struct
 
 import torch
 import triton
 import triton.language as tl
 
-from cldfast.backends.planes import WORD, current, residual_channels, room
+from cldfast.backends.planes import WORD, current, holds_gradient, residual_channels, room
 from cldfast.backends.triton import BLOCK, OPTIONS, Plane, is_dense, planes_of, signed
 from cldfast.backends.triton_normals import normals
 
@@ -40,7 +41,7 @@ def residual_kernel(
     gradient_strides,
     weights,
     scales,
-    factor,
+    factor: tl.int64,
     sums,
     pieces,
     width,
@@ -69,7 +70,7 @@ def residual_kernel(
     if not EVEN:
         column -= (address & 1).to(tl.int32)
     inside = (column >= 0) & (column < width)
-    scale = tl.load(factor)
+    scale = factor.to(tl.float64, bitcast=True)  # Triton takes a float for a float32
     if SCALED:
         scale *= tl.load(scales + row)
     scale = tl.sqrt(scale)
@@ -119,6 +120,11 @@ def residual_kernel(
         tl.store(gradients[j] + place, gradient.to(gradients[j].dtype.element_ty), mask=inside)
 
 
+def _bits(value: float) -> int:
+    """Those of a float64, as an int64."""
+    return struct.unpack("<q", struct.pack("<d", value))[0]  # type: ignore[no-any-return]
+
+
 def residual(
     output: torch.Tensor,
     u: torch.Tensor,
@@ -133,6 +139,7 @@ def residual(
     stage_index: int = 0,
     stream: int = 0,
     noise: torch.Tensor | None = None,
+    overwrite: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The losses of `cldfast.reference.residual` and their gradient with respect to the output.
 
@@ -157,7 +164,11 @@ def residual(
     result: torch.Tensor | None = None
     written: list[Plane] = []
     if gradient:
-        result = room(output.shape[1] // channels, channels, output.dtype, output)
+        if overwrite and holds_gradient(u, output):
+            result = u
+            torch.autograd.graph.increment_version(u)  # for whoever has saved u for a backward
+        else:
+            result = room(output.shape[1] // channels, channels, output.dtype, output)
         written = planes_of(result, channels, keep)
     dense = sum(
         is_dense(plane, channels, inner) << i for i, plane in enumerate([*inputs, *written])
@@ -173,10 +184,9 @@ def residual(
             tuple(t for t, _ in inputs), tuple(s for _, s in inputs),
             tuple(t for t, _ in written), tuple(s for _, s in written),
             weights.contiguous(), None if scale is None else scale.contiguous(),
-            torch.full((), factor, dtype=torch.float64, device=u.device), sums, pieces, width,
+            _bits(factor), sums, pieces, width,
             inner, seed & WORD, signed(first_pair), stage_index, stream, residuals,
             output.shape[1] // channels, len(inputs), noise is None, scale is not None, even, dense,
             u.dtype == torch.float64, block, **OPTIONS,
         )  # fmt: skip
-    losses = sums.sum(1)
-    return (losses.sum() if reduce else losses).to(u.dtype), result
+    return (sums.sum() if reduce else sums.sum(1)).to(u.dtype), result

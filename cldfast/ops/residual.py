@@ -59,8 +59,8 @@ def residual(
     noise: z (B, 2C, ...) itself, instead.
     planes: of u, p. Not a state's 2 where the residual is made of other planes, as the further ones
         of `perturb`: u is then (B, pC, ...), weights (B, q, r + p + 2).
-    overwrite: the gradient may take the memory of u, whose values are then lost. The CPU's kernel
-        does so where u has the dtype, shape and layout of the output.
+    overwrite: the gradient may take the memory of u, whose values are then lost. Kernels do so
+        where u has the dtype, shape and layout of the output.
 
     Raises ValueError or TypeError before anything is computed, OutsideTableError, a ValueError, for
     a time outside the table, and NotImplementedError for a gradient that a kernel does not make:
@@ -109,13 +109,12 @@ def residual(
         )  # fmt: skip
         return loss  # type: ignore[no-any-return]
     inside, after = reduction_factor(reduction, u.shape[0], output)
-    more = {"overwrite": True} if overwrite and name == "cpu" else {}
 
     def run() -> tuple[torch.Tensor, torch.Tensor | None]:
         loss, stored = backend_residual(name)(
             output, u, weights, scale=scale, factor=inside, reduce=reduction != "none",
             gradient=gradient, seed=seed, first_index=first_index, stage_index=stage_index,
-            stream=stream, noise=noise, **more,
+            stream=stream, noise=noise, overwrite=overwrite,
         )  # fmt: skip
         return loss if after == 1.0 else loss * after, stored
 

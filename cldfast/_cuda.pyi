@@ -56,6 +56,21 @@ def residual(
     /,
 ) -> None: ...
 def residual_room(rows: int, channels: int, inner: int, reduce: bool) -> int: ...
+def matrices(
+    coefficients: int,
+    octaves: int,
+    count: int,
+    terms: int,
+    stride: int,
+    end: float,
+    times: int,
+    rows: int,
+    entries: int,
+    to: int,
+    device: int,
+    stream: int,
+    /,
+) -> None: ...
 def advance(
     step: int, times: int, time: int, count: int, wide: bool, device: int, stream: int, /
 ) -> None: ...

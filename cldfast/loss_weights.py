@@ -1,7 +1,7 @@
 """The coefficients of training: how a row is perturbed and what its residual is, at its time t.
 
-One formula each, in float64, for times of any number. A step on the CPU reads them from tables made
-of those formulas, one for each process and loss, kept as long as the process; where the formula is
+One formula each, in float64, for times of any number. A step reads them from tables made of those
+formulas, one for each process and loss, kept as long as the process; where the formula is
 not smooth in t there is no table, and the formula itself is evaluated.
 """
 
@@ -19,6 +19,8 @@ from cldfast.linalg2 import Covariance
 from cldfast.parameterization import FULL_MAPS, VELOCITY_MAPS
 from cldfast.sde import LinearPhaseSDE, Marginal
 from cldfast.tables import Function, Table, make_table
+
+Bounds = tuple[float, float] | None
 
 WEIGHTINGS = ("reweighted", "reweighted_g2", "likelihood", "det")
 
@@ -106,15 +108,23 @@ def row_perturbation(
     sde: LinearPhaseSDE, t: torch.Tensor, objective: str
 ) -> torch.Tensor | ops.AtTimes:
     """`perturbation_weights` at float64 times (B,): a table's, or by the formula."""
-    found = _looked_up(t, lambda: (perturbation_table(sde, objective),))
+    found = _looked_up(t, None, lambda: (perturbation_table(sde, objective),))
     return perturbation_weights(sde.marginal(t, objective)) if found is None else found[0]
 
 
 def row_loss(
-    sde: LinearPhaseSDE, t: torch.Tensor, objective: str, weighting: str, parameterization: str
+    sde: LinearPhaseSDE,
+    t: torch.Tensor,
+    objective: str,
+    weighting: str,
+    parameterization: str,
+    bounds: Bounds = None,
 ) -> tuple[torch.Tensor | ops.AtTimes, torch.Tensor | ops.AtTimes]:
-    """Both halves of a loss, as `split_weights`, at float64 times (B,): tables', or by formula."""
-    found = _looked_up(t, lambda: loss_tables(sde, objective, weighting, parameterization))
+    """Both halves of a loss, as `split_weights`, at float64 times (B,): tables', or by formula.
+
+    bounds: the least and the largest time that there may be, if that is known.
+    """
+    found = _looked_up(t, bounds, lambda: loss_tables(sde, objective, weighting, parameterization))
     if found is not None:
         return found[0], found[1]
     kernel = sde.marginal(t, objective)
@@ -147,21 +157,28 @@ class RowKernels(Marginal):
 
 
 def _looked_up(
-    t: torch.Tensor, tables: Callable[[], tuple[Table | None, ...]]
+    t: torch.Tensor, bounds: Bounds, tables: Callable[[], tuple[Table | None, ...]]
 ) -> list[ops.AtTimes] | None:
     """Tables' matrices at times t; None where one is missing, or the formula serves better.
 
     A traced graph, `torch.func`, and times with gradients need the operations of the formula
-    itself; so do other devices, which have no compiled evaluation.
+    itself; so do times on a GPU of which the host knows nothing: it would have to wait for them.
     """
-    if t.device.type != "cpu" or t.requires_grad or torch.compiler.is_compiling():
+    if t.requires_grad or torch.compiler.is_compiling():
         return None
-    if torch._C._are_functorch_transforms_active() or ops.missing_core():
+    if torch._C._are_functorch_transforms_active():
+        return None
+    if t.device.type == "cpu":
+        if ops.missing_core():
+            return None
+    elif t.device.type != "cuda" or bounds is None:
         return None
     found = []
     for table in tables():
-        weights = None if table is None else table.at(t)
-        if weights is None or not ops.covers(weights, "cpu"):
+        weights = None if table is None else table.at(t, bounds)
+        if weights is None or not (
+            weights.inside or (t.device.type == "cpu" and ops.covers(weights, "cpu"))
+        ):
             return None
         found.append(weights)
     return found

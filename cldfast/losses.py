@@ -61,10 +61,12 @@ def row_coefficients(
     *,
     factors: torch.Tensor | None = None,
     objective: str = "hsm",
+    bounds: tuple[float, float] | None = None,
 ) -> RowCoefficients:
     """Coefficients at times t (B,), computed in float64; arguments taken as valid.
 
     factors: (B,) of `cldfast.sample_times`; None where they are 1. objective: "hsm" or "dsm".
+    bounds: the least and the largest time that there may be, if that is known.
     """
     t = t.to(torch.float64)
     name = weighting if isinstance(weighting, str) else "reweighted"
@@ -72,7 +74,7 @@ def row_coefficients(
     if callable(weighting):
         own = _own_weighting(weighting, t)
         scale = own if scale is None else scale * own
-    halves = row_loss(sde, t, objective, name, parameterization)
+    halves = row_loss(sde, t, objective, name, parameterization, bounds)
     return RowCoefficients(t, *halves, scale)
 
 
@@ -215,8 +217,9 @@ def _score_matching(
     if ops.resolve_backend(backend, x0.device) != "reference":
         check_gradients()  # before the perturbation meets a transform's tensors
     seed = draw_seed() if seed is None else ops.check_seed(seed)
-    factors = None
+    factors = bounds = None
     if t is None:
+        bounds = (t_min, sde.T)
         t, factors = sample_times(
             x0.shape[0], sde, t_min=t_min, method=times, seed=seed, first_index=first_index,
             device=x0.device,
@@ -228,7 +231,7 @@ def _score_matching(
     rows = row_coefficients(
         sde, t, weighting, parameterization,
         factors=factors if times == "importance" else None,
-        objective="dsm" if with_velocity else "hsm",
+        objective="dsm" if with_velocity else "hsm", bounds=bounds,
     )  # fmt: skip
     v0 = _velocity(sde, x0, seed, first_index, backend) if with_velocity else None
     return prepared_loss(

@@ -78,11 +78,23 @@ class Table:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "native": {}}
 
-    def at(self, t: torch.Tensor) -> AtTimes:
+    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Coefficients and octaves on a device, where they stay as long as the table."""
+        if device == self.coefficients.device:
+            return self.coefficients, self.octaves
+        found = self.native.get(str(device))
+        if found is None:
+            copies = self.coefficients.to(device), self.octaves.to(device)
+            found = self.native.setdefault(str(device), copies)
+        return found  # type: ignore[no-any-return]
+
+    def at(self, t: torch.Tensor, bounds: tuple[float, float] | None = None) -> AtTimes:
         """The matrices at each row's time t (B,), any float dtype, as weights of an operation.
 
         They are evaluated where they are used, which raises OutsideTableError for a time outside. A
         contiguous float64 t is not copied: it must not change before that.
+        bounds: the least and the largest time that there may be. Where the table covers them nobody
+            looks at t, for which the host would have to wait for a GPU.
         Raises TypeError for anything but such a tensor, NotImplementedError for times that require
         gradients.
         """
@@ -94,11 +106,17 @@ class Table:
             raise NotImplementedError("gradients with respect to times are not supported: detach t")
         if t.dtype is not torch.float64 or not t.is_contiguous():
             t = t.to(torch.float64).contiguous()
-        return AtTimes(self, t)
+        low, high = self.ends
+        return AtTimes(self, t, bounds is not None and low < bounds[0] and bounds[1] <= high)
+
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """The times that the table covers lie above the first, and not above the second."""
+        return self.end * 0.5 ** self.octaves.shape[0], self.end * (1.0 + 2.0**-20)
 
     def outside(self) -> OutsideTableError:
         """What to raise where a time lies outside."""
-        low = self.end * 0.5 ** self.octaves.shape[0]
+        low, _ = self.ends
         return OutsideTableError(f"times must lie in ({low:.3g}, {self.end:g}], as the table's do")
 
     def covers(self, t: torch.Tensor) -> torch.Tensor:
@@ -111,7 +129,7 @@ class Table:
         inside = (t / self.end).clamp(max=1.0)
         bits = inside.view(torch.int64) - 1
         octave = (_ONE_BITS - 1 - bits) >> 52
-        first, split = self.octaves.to(t.device)[octave].unbind(1)
+        first, split = self.on(t.device)[1][octave].unbind(1)
         mantissa = bits & (2**52 - 1)
         number = mantissa >> (52 - split)
         rest = mantissa - (number << (52 - split)) + 1
@@ -122,22 +140,22 @@ class Table:
     def __call__(self, t: torch.Tensor) -> torch.Tensor:
         """The matrices at float64 times (B,) in the table, (B, rows, columns): the reference."""
         panel, x = self.locate(t)
-        return _polynomial(self.coefficients.to(t.device)[panel], x)[
-            :, : self.rows * self.columns
-        ].reshape(-1, self.rows, self.columns)
+        return _polynomial(self.on(t.device)[0][panel], x)[:, : self.rows * self.columns].reshape(
+            -1, self.rows, self.columns
+        )
 
 
 class AtTimes:
     """A table's matrices at the times of rows, (B, rows, columns); `Table.at` makes it.
 
-    table: the Table. t: float64 (B,), contiguous. shape: of the matrices. Indexed by rows, as
-    tensors are.
+    table: the Table. t: float64 (B,), contiguous. inside: whether the table is known to cover them.
+    shape: of the matrices. Indexed by rows, as tensors are.
     """
 
-    __slots__ = ("shape", "t", "table")
+    __slots__ = ("inside", "shape", "t", "table")
 
-    def __init__(self, table: Table, t: torch.Tensor) -> None:
-        self.table, self.t = table, t
+    def __init__(self, table: Table, t: torch.Tensor, inside: bool = False) -> None:
+        self.table, self.t, self.inside = table, t, inside
         self.shape = (t.shape[0], table.rows, table.columns)
 
     @property
@@ -145,7 +163,7 @@ class AtTimes:
         return self.t.device
 
     def __getitem__(self, rows: slice) -> AtTimes:
-        return AtTimes(self.table, self.t[rows].contiguous())
+        return AtTimes(self.table, self.t[rows].contiguous(), self.inside)
 
 
 def make_table(function: Function, end: float, terms: Function | None = None) -> Table | None:

@@ -6,6 +6,7 @@
 #include "bind_planes.h"
 #include "residual_cuda.h"
 #include "stage_cuda.h"
+#include "table_cuda.h"
 
 namespace py = pybind11;
 
@@ -113,6 +114,17 @@ PYBIND11_MODULE(_cuda, module) {
              "Losses and gradients on a stream. As `_core.residual`, all memory on the device, with "
              "room for `residual_room` numbers of float64.");
   module.def("residual_room", &cldfast::residual_room, "rows"_a, "channels"_a, "inner"_a, "reduce"_a);
+  module.def(
+      "matrices",
+      [](uintptr_t coefficients, uintptr_t octaves, int64_t count, int64_t terms, int64_t stride, double end,
+         uintptr_t times, int64_t rows, int64_t entries, uintptr_t to, int device, uintptr_t stream) {
+        const cldfast::Table table = {reinterpret_cast<const double*>(coefficients),
+                                      reinterpret_cast<const int64_t*>(octaves), count, terms, stride,
+                                      end, 0};
+        cldfast::matrices_cuda(table, reinterpret_cast<const double*>(times), rows, entries,
+                               reinterpret_cast<double*>(to), queue_of(device, stream));
+      },
+      "A table's matrices at times that it covers. As `_core.matrices`, all memory on the device.");
   module.def(
       "advance",
       [](uintptr_t step, uintptr_t times, uintptr_t time, int64_t count, bool wide, int device,

@@ -17,8 +17,8 @@ set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 # Static: no CUDA library is needed to load the module, and none of another version is met.
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 
-pybind11_add_module(_cuda MODULE NO_EXTRAS 
-  bind_cuda.cpp cuda_calls.cpp stage_cuda.cu residual_cuda.cu)
+pybind11_add_module(_cuda MODULE NO_EXTRAS
+  bind_cuda.cpp cuda_calls.cpp stage_cuda.cu residual_cuda.cu table_cuda.cu)
 string(REPLACE ";" " " names "${CLDFAST_ARCHITECTURES}")
 target_compile_definitions(_cuda PRIVATE "CLDFAST_ARCHITECTURES=\"${names}\"")
 target_include_directories(_cuda PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})

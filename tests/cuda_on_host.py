@@ -15,12 +15,17 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 import cldfast.backends  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("bind_cuda.cpp", "cuda_calls.cpp", "stage_cuda.cu", "residual_cuda.cu")
+SOURCES = (
+    "bind_cuda.cpp",
+    "cuda_calls.cpp",
+    "residual_cuda.cu",
+    "stage_cuda.cu",
+    "table_cuda.cu",
+)
 
 
 def cuda_home() -> Path | None:
@@ -93,10 +98,9 @@ def launches(cuda: ModuleType) -> Callable[[], int]:
     return ctypes.CDLL(cuda.kernels.__file__).emulated_launches  # type: ignore[no-any-return]
 
 
-def residual(cuda: ModuleType) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
-    """The residual of `cldfast.backends.cuda_residual` over such a backend."""
-    module = _loaded("cldfast.backends.cuda_residual", {"cldfast.backends.cuda": cuda})
-    return module.residual  # type: ignore[no-any-return]
+def beside(cuda: ModuleType, name: str) -> ModuleType:
+    """`cldfast.backends.<name>` over such a backend."""
+    return _loaded(f"cldfast.backends.{name}", {"cldfast.backends.cuda": cuda})
 
 
 def _loaded(name: str, instead: dict[str, ModuleType]) -> ModuleType:

@@ -51,7 +51,7 @@ def resource_reports(source: str, architecture: str, folder: Path) -> dict[str, 
 
 
 def test_no_kernel_spills_or_passes_its_budget(tmp_path: Path) -> None:
-    sources = ("stage_cuda.cu", "residual_cuda.cu")
+    sources = ("stage_cuda.cu", "residual_cuda.cu", "table_cuda.cu")
     needs_cuda_toolkit()
     with ThreadPoolExecutor(2) as pool:
         jobs = [

@@ -13,6 +13,7 @@ from test_core import SHAPES, assert_close, channels_last, matrix, planes, swapp
 
 from cldfast import reference
 from cldfast.philox import pair_words
+from cldfast.tables import make_table
 
 Residual = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 BFLOAT16, FLOAT16, FLOAT32, FLOAT64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
@@ -31,7 +32,7 @@ def cuda(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def residual(cuda: ModuleType) -> Residual:
-    return cuda_on_host.residual(cuda)
+    return cuda_on_host.beside(cuda, "cuda_residual").residual  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
@@ -207,6 +208,25 @@ def test_words(cuda: ModuleType) -> None:
         made = cuda.philox_words(*address, torch.device("cpu"))
         expected = pair_words(*address)
         assert torch.equal(made[0], expected[0]) and torch.equal(made[1], expected[1])
+
+
+def test_matrices_of_a_table(cuda: ModuleType) -> None:
+    tables = cuda_on_host.beside(cuda, "cuda_tables")
+    for shape in ((1, 1), (3, 5)):
+        table = make_table(lambda t, s=shape: powers(t, math.prod(s)).reshape(-1, *s), 3.7)
+        assert table is not None
+        for rows in (1, 7, 9000):  # the last makes blocks take several turns
+            t = 3.7 * torch.rand(rows, dtype=FLOAT64) ** 6 + 1e-8
+            t[:1] = 3.7 * (1.0 + 2.0**-24)  # the rounding of a float32
+            made = tables.matrices(table.at(t))
+            # Two Horner's rules of 16 terms, one of them without fused products.
+            assert torch.allclose(made, table(t), rtol=1e-14, atol=0.0)
+            assert torch.equal(tables.matrices(table.at(t, (1e-8, 3.7))), made)
+        assert tables.matrices(table.at(torch.tensor([1.0, 3.8]))) is None
+
+
+def powers(t: torch.Tensor, count: int) -> torch.Tensor:
+    return torch.stack([(1.0 + t) * t ** (0.5 * k - 3.0) for k in range(count)], 1)
 
 
 def test_given_noise_and_no_state(cuda: ModuleType) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from core_calls import LEVELS, some_times
 
+import cldfast
 from cldfast import ops, reference
 from cldfast.backends import cpu, cpu_residual, cpu_tables
 from cldfast.tables import OCTAVES, make_table
@@ -79,6 +80,30 @@ def test_times_outside_are_refused(table, backend):
         table.at(1.0)
     with pytest.raises(NotImplementedError, match="detach t"):
         table.at(torch.ones(2, requires_grad=True))
+
+
+def test_known_bounds_spare_a_look_at_the_times(table, backend):
+    t = torch.tensor([0.5, 3.7], dtype=F64)
+    least = 3.7 * 2.0**-OCTAVES
+    for bounds, known in [
+        ((0.1, 3.7), True), ((0.1, 3.8), False), ((least, 3.7), False), (None, False),
+        ((least * 1.001, 3.7 * (1.0 + 2.0**-24)), True),
+    ]:  # fmt: skip
+        weights = table.at(t, bounds)
+        assert weights.inside == weights[:1].inside == known
+        assert torch.equal(ops.matrices(weights, backend), ops.matrices(table.at(t), backend))
+        assert ops.covers(weights, backend)
+
+
+def test_losses_know_the_bounds_of_the_times_they_draw(monkeypatch):
+    def look(weights, backend="auto"):
+        raise AssertionError("the host looked at times")
+
+    monkeypatch.setattr(ops, "covers", look)
+    x0 = torch.randn(5, 3)
+    cldfast.hsm_loss(lambda u, t: u[:, :3], cldfast.CLD(), x0, seed=1)
+    with pytest.raises(AssertionError, match="looked"):
+        cldfast.hsm_loss(lambda u, t: u[:, :3], cldfast.CLD(), x0, seed=1, t=torch.rand(5))
 
 
 def test_threads_change_nothing(table):

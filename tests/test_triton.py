@@ -25,17 +25,21 @@ def test_numerics_under_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def compiled(kernel: object, arguments: dict[str, object], architecture: int) -> str:
+def compiled(
+    kernel: object, arguments: dict[str, object], architecture: int, multiples: str = ""
+) -> str:
     """The PTX of a kernel for sm_80 or sm_90.
 
     arguments: types for run-time ones, as Triton writes them, in tuples for tuples; values for
-    the others.
+    the others. multiples: names of arguments that 16 divides, as Triton finds when it is called;
+    of strides those of the batch, of all pointers the addresses.
     """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     signature: dict[str, object] = {}
     constants: dict[str, object] = {}
+    attributes: dict[tuple[int, ...], list[list[object]]] = {}
     types = re.compile(r"\*?(fp32|fp64|bf16|fp16|[iu](32|64))$")
 
     def is_type(value: object) -> bool:
@@ -43,14 +47,25 @@ def compiled(kernel: object, arguments: dict[str, object], architecture: int) ->
             return all(map(is_type, value))
         return isinstance(value, str) and bool(types.match(value))
 
-    for name in kernel.arg_names:  # type: ignore[attr-defined]
+    def mark(name: str, path: tuple[int, ...], value: object) -> None:
+        if isinstance(value, tuple):
+            for i, part in enumerate(value):
+                mark(name, (*path, i), part)
+        elif str(value).startswith("*") or (name in multiples.split() and path[2:] in ((), (0,))):
+            attributes[path] = [["tt.divisibility", 16]]
+
+    for position, name in enumerate(kernel.arg_names):  # type: ignore[attr-defined]
         value = arguments[name]
         if is_type(value):
             signature[name] = value
+            if multiples:
+                mark(name, (position,), value)
         else:
             signature[name] = "constexpr"
             constants[name] = value
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    source = ASTSource(
+        fn=kernel, signature=signature, constexprs=constants, attrs=attributes or None
+    )
     from cldfast.backends.triton import OPTIONS
 
     made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=OPTIONS)
@@ -90,6 +105,49 @@ def test_stage_compiles(architecture: int, state: str, table: bool) -> None:
     assert f".target sm_{architecture}" in ptx
 
 
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_dense_planes_are_moved_by_16_bytes(architecture: int) -> None:
+    from cldfast.backends.triton import BLOCK, OPTIONS, stage_kernel
+    from cldfast.backends.triton_residual import residual_kernel
+
+    common = {"inner": "i64", **ADDRESS, "DENSE": 255, "WIDE": False, "BLOCK": BLOCK}
+    stage = compiled(
+        stage_kernel,
+        {
+            "inputs": ("*fp32",) * 3, "input_strides": (STRIDES,) * 3, "outputs": ("*fp32",) * 2,
+            "output_strides": (STRIDES,) * 2, "copies": (), "copy_strides": (), "weights": "*fp64",
+            "step": None, "pairs": "i64", "width": "i64", "used": 31, "first_row": 0, "ROWS": 2,
+            "OUTS": 2, "INS": 3, "ADDRESSED": True, "NOISY": True, "OWN": False, "TABLE": False,
+            "ODD": 0, "LONG": False, **common,
+        },
+        architecture, "pairs width input_strides output_strides",
+    )  # fmt: skip
+    # As the losses call it: one piece a row, no noise; vectors have inner = 1, which is compiled in.
+    residual = compiled(
+        residual_kernel,
+        {
+            "inputs": ("*fp32",) * 2, "input_strides": (STRIDES,) * 2, "gradients": ("*fp32",),
+            "gradient_strides": (STRIDES,), "weights": "*fp64", "scales": None, "factor": "i64",
+            "sums": "*fp64", "pieces": 1, "width": "i32", **common, "inner": 1, "RESIDUALS": 1,
+            "OUTPUTS": 1, "INS": 2, "ADDRESSED": False, "SCALED": False, "EVEN": True,
+        },
+        architecture, "width input_strides gradient_strides",
+    )  # fmt: skip
+    accesses = BLOCK // (32 * OPTIONS["num_warps"]) // 4  # of each thread to a plane
+    for ptx, inputs, outputs in ((stage, 3, 2), (residual, 2, 1)):
+        assert ptx.count("ld.global.v4.b32") == accesses * inputs
+        assert ptx.count("st.global.v4.b32") == accesses * outputs
+
+
+def test_what_changes_from_call_to_call_compiles_nothing_anew() -> None:
+    from cldfast.backends.triton import _words_kernel, stage_kernel
+    from cldfast.backends.triton_residual import residual_kernel
+
+    for kernel in (stage_kernel, residual_kernel, _words_kernel):
+        fixed = {p.name for p in kernel.params if p.do_not_specialize}
+        assert set(ADDRESS) <= fixed
+
+
 @pytest.mark.parametrize(("architecture", "planes"), [(80, 1), (90, 1), (90, 2)])
 def test_residual_compiles(architecture: int, planes: int) -> None:
     from cldfast.backends.triton import BLOCK
@@ -108,6 +166,23 @@ def test_residual_compiles(architecture: int, planes: int) -> None:
         architecture,
     )  # fmt: skip
     assert f".target sm_{architecture}" in ptx
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_tables_compile(architecture: int) -> None:
+    from cldfast.backends.triton_tables import matrices_kernel
+    from cldfast.tables import TERMS
+
+    ptx = compiled(
+        matrices_kernel,
+        {
+            "coefficients": "*fp64", "stride": "i64", "octaves": "*i64", "count": "i32", "end": "i64",
+            "times": "*fp64", "entries": "i32", "numbers": "i64", "result": "*fp64", "TERMS": TERMS,
+            "BLOCK": 256,
+        },
+        architecture,
+    )  # fmt: skip
+    assert "fma.rn.f64" in ptx
 
 
 def header_numbers(text: str) -> set[float]:

@@ -9,9 +9,10 @@ import torch
 from test_core import assert_close, channels_last, matrix, planes, swapped
 
 from cldfast import reference
-from cldfast.backends import triton
+from cldfast.backends import triton, triton_tables
 from cldfast.backends.triton_residual import residual
 from cldfast.philox import pair_normals, pair_words
+from cldfast.tables import make_table
 
 BFLOAT16, FLOAT16, FLOAT32, FLOAT64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 
@@ -200,6 +201,33 @@ def test_gradient_in_the_outputs_dtype(half: torch.dtype) -> None:
     exact = residual(output.float(), u, weights, seed=1)[1]
     assert exact is not None
     assert_narrowed(gradient, exact)
+
+
+def test_the_gradient_in_the_offsets_memory() -> None:
+    output, offset = torch.randn(5, 74), torch.randn(5, 74)
+    weights = torch.randn(5, 2, 6, dtype=FLOAT64)
+    weights[:, :, -2:] = 0.0
+    kept, expected = residual(output, offset, weights)
+    loss, gradient = residual(output, offset, weights, overwrite=True)
+    assert gradient is offset and torch.equal(offset, expected) and torch.equal(loss, kept)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5)])
+def test_matrices_of_a_table(shape: tuple[int, int]) -> None:
+    count = shape[0] * shape[1]
+    table = make_table(
+        lambda t: torch.stack([(1 + t) * t ** (k / 2 - 3) for k in range(count)], 1).reshape(
+            -1, *shape
+        ),
+        3.7,
+    )
+    assert table is not None
+    for rows in (1, 7, 300):
+        t = 3.7 * torch.rand(rows, dtype=FLOAT64) ** 6 + 1e-8
+        t[:1] = 3.7 * (1.0 + 2.0**-24)  # the rounding of a float32
+        # Two Horner's rules of 16 terms.
+        assert torch.allclose(triton_tables.matrices(table.at(t)), table(t), rtol=1e-14, atol=0.0)
+    assert triton_tables.matrices(table.at(torch.tensor([1.0, 3.8]))) is None
 
 
 def test_too_many_residual_planes_are_refused() -> None:

@@ -93,10 +93,10 @@ def stage(
     return state, rows_out, copy
 
 
-def pair_words(
-    seed: int, first_pair: int, count: int, stage_index: int, stream: int
+def philox_words(
+    seed: int, first_pair: int, count: int, stage_index: int, stream: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The words of `cldfast.philox.pair_words`, int64 (count,)."""
+    """The two words of each pair of a run, int64 (count,), as `cldfast.philox.pair_words`."""
     words = torch.empty((2, count), dtype=torch.uint32)
     start = words.data_ptr()
     _core.philox_words(

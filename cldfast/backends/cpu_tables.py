@@ -35,7 +35,8 @@ def _native(table: Table) -> int:
 
 def covers(weights: AtTimes) -> bool:
     """Whether the table covers all of the times."""
-    return _covers(_native(weights.table), weights.t.data_ptr(), weights.t.shape[0])
+    table = _native(weights.table)
+    return weights.inside or _covers(table, weights.t.data_ptr(), weights.t.shape[0])
 
 
 def matrices(weights: AtTimes, level: str = "") -> torch.Tensor | None:

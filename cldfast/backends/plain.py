@@ -1,4 +1,4 @@
-"""The stage operation in plain PyTorch on any device: the reference with a backend's arguments."""
+"""The operations in plain PyTorch on any device: the reference with a backend's arguments."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 
 from cldfast import reference
 from cldfast.reference import residual
+from cldfast.tables import AtTimes
 
-__all__ = ["residual", "stage"]
+__all__ = ["covers", "matrices", "residual", "stage"]
 
 
 def stage(
@@ -41,3 +42,13 @@ def stage(
     if out is not None:
         state = out.copy_(state)
     return state, row, None if cast is None else state.to(cast)
+
+
+def covers(weights: AtTimes) -> bool:
+    """Whether the table covers all of the times; the host waits if it has to look."""
+    return weights.inside or bool(weights.table.covers(weights.t).all())
+
+
+def matrices(weights: AtTimes) -> torch.Tensor | None:
+    """The matrices, float64 (B, rows, columns); None where a time lies outside the table."""
+    return weights.table(weights.t) if covers(weights) else None

@@ -7,6 +7,7 @@ this raises ImportError where Triton is missing.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,9 @@ from cldfast.backends.triton_normals import normals, words
 BLOCK = 1024
 # No product is fused unless the source says so: the normals' error terms depend on it.
 OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
+# What changes from call to call: a kernel of its own for those that 16 divides would be compiled in
+# the middle of a run.
+ADDRESS = ["seed", "first_pair", "stage_index", "stream"]
 _ALL_COLUMNS = 2**64 - 1
 # Outputs of one launch.
 _OUTPUTS = 4
@@ -59,7 +63,7 @@ def _entry(weights, matrix, k: tl.constexpr, m, ROWS: tl.constexpr, COLUMNS: tl.
     return tl.load(weights + (matrix * ROWS + k) * COLUMNS + m).to(zero.dtype) + zero
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ADDRESS)
 def stage_kernel(
     inputs,
     input_strides,
@@ -165,7 +169,7 @@ def _advance_kernel(step, times, time, count):
     tl.store(time, tl.load(times + following, mask=following < count), mask=following < count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*ADDRESS, "count"])
 def _words_kernel(
     radius, angle, count: tl.int64, seed: tl.uint64, first_pair: tl.int64, stage_index: tl.uint32,
     stream: tl.uint32, BLOCK: tl.constexpr,
@@ -195,6 +199,11 @@ def is_dense(plane: Plane, channels: int, inner: int) -> bool:
     """Whether a row's coordinates lie side by side."""
     _, (_, channel_stride, inner_stride) = plane
     return (inner == 1 or inner_stride == 1) and (channels == 1 or channel_stride == inner)
+
+
+def float64_bits(value: float) -> int:
+    """Those of a float64, as an int64: Triton would pass a float on as a float32."""
+    return struct.unpack("<q", struct.pack("<d", value))[0]  # type: ignore[no-any-return]
 
 
 def signed(word: int) -> int:
@@ -255,6 +264,9 @@ def stage(
         used = sum(1 << m for m in range(columns) if any(row[m] != 0.0 for row in table))
     used &= (1 << columns) - 1
 
+    # A matrix of the host's is on its way while the host goes on.
+    on_device = weights.to(like.device, non_blocking=True).contiguous()
+
     pairs = rows * width
     first_pair = first_index * width & WORD
     odd = first_pair & 1
@@ -271,8 +283,8 @@ def stage(
         with current(like.device):
             stage_kernel[grid](
                 *_pointers(inputs), *_pointers(part), *_pointers(copied),
-                weights.to(like.device).contiguous(), step, pairs, width, inner, seed & WORD,
-                signed(first_pair), stage_index, stream, used, first, weight_rows, len(part),
+                on_device, step, pairs, width, inner, seed & WORD, signed(first_pair),
+                stage_index, stream, used, first, weight_rows, len(part),
                 len(inputs), noise is None, noisy, step is None and matrices > 1,
                 step is not None, odd, dense, pairs >= 2**31 - BLOCK,
                 like.dtype == torch.float64, BLOCK, **OPTIONS,

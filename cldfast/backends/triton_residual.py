@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
-import struct
 
 import torch
 import triton
 import triton.language as tl
 
 from cldfast.backends.planes import WORD, current, holds_gradient, residual_channels, room
-from cldfast.backends.triton import BLOCK, OPTIONS, Plane, is_dense, planes_of, signed
+from cldfast.backends.triton import (
+    ADDRESS,
+    BLOCK,
+    OPTIONS,
+    Plane,
+    float64_bits,
+    is_dense,
+    planes_of,
+    signed,
+)
 from cldfast.backends.triton_normals import normals
 
 # Residual planes: a velocity score has one, a full score two.
@@ -33,7 +41,7 @@ def _weight(weights, scale, k: tl.constexpr, m, COLUMNS: tl.constexpr, zero):
     return (tl.load(weights + k * COLUMNS + m) * scale).to(zero.dtype) + zero
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*ADDRESS, "factor"])
 def residual_kernel(
     inputs,
     input_strides,
@@ -120,11 +128,6 @@ def residual_kernel(
         tl.store(gradients[j] + place, gradient.to(gradients[j].dtype.element_ty), mask=inside)
 
 
-def _bits(value: float) -> int:
-    """Those of a float64, as an int64."""
-    return struct.unpack("<q", struct.pack("<d", value))[0]  # type: ignore[no-any-return]
-
-
 def residual(
     output: torch.Tensor,
     u: torch.Tensor,
@@ -184,7 +187,7 @@ def residual(
             tuple(t for t, _ in inputs), tuple(s for _, s in inputs),
             tuple(t for t, _ in written), tuple(s for _, s in written),
             weights.contiguous(), None if scale is None else scale.contiguous(),
-            _bits(factor), sums, pieces, width,
+            float64_bits(factor), sums, pieces, width,
             inner, seed & WORD, signed(first_pair), stage_index, stream, residuals,
             output.shape[1] // channels, len(inputs), noise is None, scale is not None, even, dense,
             u.dtype == torch.float64, block, **OPTIONS,

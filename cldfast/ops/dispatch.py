@@ -32,14 +32,21 @@ class _Backend:
     devices: tuple[str, ...] | None
     stage: str
     residual: str
+    tables: str
 
 
 _MODULES = "cldfast.backends"
+
+
+def _modules(name: str) -> list[str]:
+    return [f"{_MODULES}.{name}", f"{_MODULES}.{name}_residual", f"{_MODULES}.{name}_tables"]
+
+
 _TABLE = {
-    "cpu": _Backend(("cpu",), f"{_MODULES}.cpu", f"{_MODULES}.cpu_residual"),
-    "cuda": _Backend(("cuda",), f"{_MODULES}.cuda", f"{_MODULES}.cuda_residual"),
-    "triton": _Backend(("cuda",), f"{_MODULES}.triton", f"{_MODULES}.triton_residual"),
-    "reference": _Backend(None, f"{_MODULES}.plain", f"{_MODULES}.plain"),
+    "cpu": _Backend(("cpu",), *_modules("cpu")),
+    "cuda": _Backend(("cuda",), *_modules("cuda")),
+    "triton": _Backend(("cuda",), *_modules("triton")),
+    "reference": _Backend(None, *[f"{_MODULES}.plain"] * 3),
 }
 BACKENDS = ("auto", *_TABLE)
 # The fastest first; the reference serves every device.
@@ -53,6 +60,7 @@ def _load(name: str) -> str:
     try:
         module = importlib.import_module(_TABLE[name].stage)
         importlib.import_module(_TABLE[name].residual)
+        importlib.import_module(_TABLE[name].tables)
         if hasattr(module, "require_device"):
             module.require_device()
     except ImportError as error:
@@ -131,30 +139,22 @@ def _warn_once(device_type: str) -> None:
 
 def backend_stage(name: str) -> Callable[..., StageResult]:
     """The stage function of a resolved backend; it takes its arguments as valid."""
-    return _function(name, "stage")  # type: ignore[no-any-return]
+    return _function(name, "stage", "stage")  # type: ignore[no-any-return]
 
 
 def backend_residual(name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
     """The residual function of a resolved backend with a kernel, as `cpu_residual.residual`."""
-    return _function(name, "residual")  # type: ignore[no-any-return]
+    return _function(name, "residual", "residual")  # type: ignore[no-any-return]
 
 
 def backend_matrices(name: str) -> Callable[[AtTimes], torch.Tensor | None]:
     """The evaluation of tables by a resolved backend: None where a time lies outside."""
-    return _cpu("cpu_tables", "matrices") if name == "cpu" else _plain_matrices
+    return _function(name, "tables", "matrices")  # type: ignore[no-any-return]
 
 
 def backend_covers(name: str) -> Callable[[AtTimes], bool]:
     """Whether a table covers the times of rows, by a resolved backend."""
-    return _cpu("cpu_tables", "covers") if name == "cpu" else _plain_covers  # type: ignore[no-any-return]
-
-
-def _plain_covers(weights: AtTimes) -> bool:
-    return bool(weights.table.covers(weights.t).all())
-
-
-def _plain_matrices(weights: AtTimes) -> torch.Tensor | None:
-    return weights.table(weights.t) if _plain_covers(weights) else None
+    return _function(name, "tables", "covers")  # type: ignore[no-any-return]
 
 
 def pair_words(
@@ -165,18 +165,15 @@ def pair_words(
     stream: int,
     device: torch.device | str = "cpu",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`cldfast.philox.pair_words`, the same words, by the compiled core where there is one."""
+    """`cldfast.philox.pair_words`, the same words, by the fastest backend that has a kernel."""
+    device = torch.device(device)
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if traced or torch.device(device).type != "cpu" or missing_core():
+    name = "reference" if traced else automatic_backend(device.type)
+    if name == "reference":
         return philox.pair_words(seed, first_pair, count, stage_index, stream, device)
-    return _cpu("cpu", "pair_words")(  # type: ignore[no-any-return]
-        seed, first_pair, count, stage_index, stream
+    return _function(name, "stage", "philox_words")(  # type: ignore[no-any-return]
+        seed, first_pair, count, stage_index, stream, device
     )
-
-
-@cache
-def _cpu(module: str, name: str) -> Any:
-    return getattr(importlib.import_module(f"{_MODULES}.{module}"), name)
 
 
 def backend_advance(name: str) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None:
@@ -185,6 +182,5 @@ def backend_advance(name: str) -> Callable[[torch.Tensor, torch.Tensor, torch.Te
 
 
 @cache
-def _function(name: str, operation: str) -> Any:
-    module = importlib.import_module(getattr(_TABLE[name], operation))
-    return getattr(module, operation)
+def _function(name: str, operation: str, function: str) -> Any:
+    return getattr(importlib.import_module(getattr(_TABLE[name], operation)), function)

@@ -46,4 +46,5 @@ class CoefficientsAhead:
         return row_coefficients(
             self.sde, t, config.weighting, config.parameterization,
             factors=factors if config.times == "importance" else None,
+            bounds=(config.t_min, self.sde.T),
         )  # fmt: skip

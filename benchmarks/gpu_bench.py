@@ -22,13 +22,19 @@ from pathlib import Path
 import gpu_setup
 
 RESULTS = Path(__file__).resolve().parent / "results"
+DEVICE = "cuda"
 PAIRS = (2**24, 2**26)
 _WIDTH = 1024
-# Bytes of a pair in float32: state read and written, output read; output, state, gradient.
-STAGE_BYTES, RESIDUAL_BYTES, COPY_BYTES = 20, 16, 8
+# Bytes of a pair in float32: state read and written, and output read; a copy's.
+STAGE_BYTES, COPY_BYTES = 20, 8
+# Data read, state and offset written; output and offset read, gradient written; the state in place
+# of the offset.
+PERTURBATION_BYTES, RESIDUAL_BYTES, NOISY_RESIDUAL_BYTES = 16, 12, 16
 # Several times the largest cache of today's GPUs, 50 MB.
 _SETS_BYTES = 400e6
 _ROUNDS, _RUN_ROUNDS = 30, 7
+STEPS = 100
+BATCHES = (1024, 64)  # of the MLP and the U-Net
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Row:
     note: str = ""
 
 
-def timed(calls: Sequence[Callable[[], object]], rounds: int = _ROUNDS) -> float:
+def timed(calls: Sequence[Callable[[], object]], rounds: int) -> float:
     """Median seconds by device events; each call has inputs of its own, and they take turns."""
     import torch
 
@@ -129,7 +135,7 @@ def stage_rows(pairs: int) -> list[Row]:
             "at least 15 times that of cuda",
         ),
     ]  # fmt: skip
-    seconds = {name: timed(sets.calls(call)) for name, call, _, _ in contestants}
+    seconds = {name: timed(sets.calls(call), _ROUNDS) for name, call, _, _ in contestants}
     copy_rate = 2 * COPY_BYTES * pairs / seconds["copy"] / 1e9
     rows = []
     for name, _, bytes_of_pair, note in contestants:
@@ -140,50 +146,63 @@ def stage_rows(pairs: int) -> list[Row]:
     return rows
 
 
-def residual_rows(pairs: int, copy_rate: float) -> list[Row]:
-    """The residual with its gradient, as training calls it."""
+def loss_rows(pairs: int, copy_rate: float) -> list[Row]:
+    """A loss's two passes as training calls them, and the residual that makes its noise again."""
     import torch
 
     from cldfast import ops
 
-    sets = Sets(pairs)
-    weights = torch.randn(pairs // _WIDTH, 1, 5, dtype=torch.float64)
+    sets, batch = Sets(pairs), pairs // _WIDTH
+    first = torch.randn(batch, 3, 3, dtype=torch.float64)
+    second, whole = (torch.randn(batch, 1, n, dtype=torch.float64) for n in (4, 5))
+    second[:, :, 2:] = 0.0
 
-    def fused(name, u, o, i):  # type: ignore[no-untyped-def]
-        return ops.backend_residual(name)(o, u, weights, seed=i, reduce=True)
+    def perturb(name, u, o, i):  # type: ignore[no-untyped-def]
+        return ops.perturb((o,), first, seed=i, backend=name)
+
+    def residual(name, u, o, i):  # type: ignore[no-untyped-def]
+        return ops.backend_residual(name)(o, u[:, :_WIDTH], second, reduce=True)
+
+    def noisy(name, u, o, i):  # type: ignore[no-untyped-def]
+        return ops.backend_residual(name)(o, u, whole, seed=i, reduce=True)
 
     def plain(u, o, i):  # type: ignore[no-untyped-def]
         leaf = o.detach().requires_grad_()
-        loss = ops.residual(leaf, u, weights, seed=i, reduction="sum", backend="reference")
+        loss = ops.residual(leaf, u, whole, seed=i, reduction="sum", backend="reference")
         return torch.autograd.grad(loss, leaf)
 
     rows = []
-    for name, call, rounds, note in [
-        ("cuda", partial(fused, "cuda"), _ROUNDS, "share at least 0.85"),
-        ("triton", partial(fused, "triton"), _ROUNDS, "share at least 0.85"),
-        ("reference, eager", plain, _RUN_ROUNDS, ""),
-    ]:
+    for case, name, call, rounds, bytes_of_pair, note in [
+        *[("perturbation", n, partial(perturb, n), _ROUNDS, PERTURBATION_BYTES, "")
+          for n in ("cuda", "triton")],
+        *[("residual", n, partial(residual, n), _ROUNDS, RESIDUAL_BYTES, "share at least 0.85")
+          for n in ("cuda", "triton")],
+        *[("residual, noise made again", n, partial(noisy, n), _ROUNDS, NOISY_RESIDUAL_BYTES, "")
+          for n in ("cuda", "triton")],
+        ("residual, noise made again", "reference, eager", plain, _RUN_ROUNDS,
+         NOISY_RESIDUAL_BYTES, ""),
+    ]:  # fmt: skip
         seconds = timed(sets.calls(call), rounds)
-        rate = RESIDUAL_BYTES * pairs / seconds / 1e9
-        rows.append(
-            Row("residual", name, pairs, rounds, seconds, rate, rate / copy_rate, note=note)
-        )
+        rate = bytes_of_pair * pairs / seconds / 1e9
+        rows.append(Row(case, name, pairs, rounds, seconds, rate, rate / copy_rate, note=note))
     return rows
 
 
 def sampling_rows() -> list[Row]:
-    """Whole sampling, 100 steps: the eager reference loop against captured steps."""
+    """Whole sampling: the eager reference loop against captured steps."""
     import cldfast
     from cldfast.models import MLPScore, UNetScore
 
     rows = []
+    vectors, images = BATCHES
     for case, net, shape in [
-        ("MLP 3 x 512, d = 100, batch 1,024", MLPScore(100, width=512, depth=3), (1024, 100)),
-        ("U-Net, 3 x 32 x 32, batch 64", UNetScore(3, width=64), (64, 3, 32, 32)),
-    ]:
-        model = net.cuda().eval()
+        (f"MLP 3 x 512, d = 100, batch {vectors}", MLPScore(100, width=512, depth=3),
+         (vectors, 100)),
+        (f"U-Net, 3 x 32 x 32, batch {images}", UNetScore(3, width=64), (images, 3, 32, 32)),
+    ]:  # fmt: skip
+        model = net.to(DEVICE).eval()
         draw = partial(
-            cldfast.sample, model, cldfast.CLD(), shape, steps=100, parameterization="x0"
+            cldfast.sample, model, cldfast.CLD(), shape, steps=STEPS, parameterization="x0"
         )
         reference = 0.0
         for name, arguments in [
@@ -221,7 +240,7 @@ def plot(rows: Sequence[Row], path: Path, device: str) -> None:
     axes[0].set_xlabel(f"share of the copy's bandwidth, {PAIRS[-1] / 1e6:.0f} M pairs, float32")
     labels = [f"{r.case.split(',')[0]}: {r.contestant}" for r in right]
     axes[1].barh(labels, [r.speedup for r in right])
-    axes[1].set_xlabel("times faster than the eager reference loop, 100 steps")
+    axes[1].set_xlabel(f"times faster than the eager reference loop, {STEPS} steps")
     for axis in axes:
         axis.invert_yaxis()
     figure.suptitle(device)
@@ -235,14 +254,14 @@ def measure() -> int:
 
     import cldfast
 
-    torch.set_default_device("cuda")
+    torch.set_default_device(DEVICE)
     device = torch.cuda.get_device_name()
     start = time.perf_counter()
     rows: list[Row] = []
     for pairs in PAIRS:
         found = stage_rows(pairs)
         rows += found
-        rows += residual_rows(pairs, found[0].gb_per_s or 1.0)
+        rows += loss_rows(pairs, found[0].gb_per_s or 1.0)
         torch.cuda.empty_cache()
     rows += sampling_rows()
     name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")

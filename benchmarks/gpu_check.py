@@ -24,8 +24,10 @@ TESTS = (
     "test_sampling.py",
     "test_guidance.py",
     "test_losses.py",
+    "test_tables.py",
 )
 BACKENDS = ("cuda", "triton")
+DEVICE = "cuda"
 # Seconds that are left to the sanitizer, which slows kernels down by a lot.
 _SANITIZER_LIMIT = 150
 
@@ -48,7 +50,7 @@ def words() -> None:
             _core.philox_words(
                 seed, first, count, stage, stream, *(word.data_ptr() for word in expected)
             )
-            made = module.philox_words(seed, first, count, stage, stream, torch.device("cuda"))
+            made = module.philox_words(seed, first, count, stage, stream, torch.device(DEVICE))
             for word, reference in zip(made, expected, strict=True):
                 assert torch.equal(word.cpu(), reference.to(torch.int64)), (name, seed, first)
 
@@ -89,8 +91,8 @@ def compare(shape, dtype, other, own, layout, names) -> None:  # type: ignore[no
     w = torch.randn(n if own else 1, 3, 7, dtype=torch.float64)
     keys = {"seed": 5, "first_index": 3, "stage_index": 2, "stream": 1}
     wanted = reference.stage(u, [o], [h], w, **keys)
-    gpu = [tensor.cuda().to(memory_format=layout) for tensor in (u, o, h)]
-    weights = w.cuda() if own and n > 1 else w
+    gpu = [tensor.to(DEVICE, memory_format=layout) for tensor in (u, o, h)]
+    weights = w.to(DEVICE) if own and n > 1 else w
     # Seven terms of size up to about 10, each rounded.
     tolerance = 2e-5 if dtype == torch.float32 else 5e-14
     for name in names:
@@ -115,8 +117,8 @@ def beyond_32_bits() -> None:
         return
     w = torch.tensor([[[0.9, 0.1, 0.2, 0.3, 0.0], [-0.1, 0.8, 0.1, 0.1, 0.4]]], dtype=torch.float64)
     for name in BACKENDS:
-        u = torch.ones(rows, 2 * width, device="cuda")
-        o = torch.ones(rows, width, device="cuda", dtype=torch.bfloat16)
+        u = torch.ones(rows, 2 * width, device=DEVICE)
+        o = torch.ones(rows, width, device=DEVICE, dtype=torch.bfloat16)
         last = slice(rows - 16, rows)
         small, _, _ = ops.stage(
             u[last].clone(), (o[last],), weights=w, seed=3, first_index=rows - 16, backend=name
@@ -135,12 +137,12 @@ def residuals() -> None:
     for shape in [(5, 3), (300, 100), (65, 1031), (16, 3, 32, 32)]:
         for dtype in (torch.float32, torch.bfloat16):
             n, c, *rest = shape
-            u = torch.randn(n, 2 * c, *rest, device="cuda")
-            w = torch.randn(n, 1, 5, dtype=torch.float64, device="cuda")
+            u = torch.randn(n, 2 * c, *rest, device=DEVICE)
+            w = torch.randn(n, 1, 5, dtype=torch.float64, device=DEVICE)
             seen = {}
             for name in ("reference", *BACKENDS, *BACKENDS):
                 torch.manual_seed(2)
-                o = torch.randn(shape, device="cuda").to(dtype).requires_grad_()
+                o = torch.randn(shape, device=DEVICE).to(dtype).requires_grad_()
                 loss = ops.residual(o, u, w, seed=8, reduction="mean", backend=name)
                 loss.backward()
                 if name in seen:
@@ -151,6 +153,31 @@ def residuals() -> None:
                 wanted = seen["reference"][1].float()
                 error = float((seen[name][1].float() - wanted).norm() / wanted.norm())
                 assert error <= max(2 * torch.finfo(dtype).eps, 2e-6), (name, shape, dtype, error)
+
+
+def tables() -> None:
+    """A loss's coefficients and the words of its times, from kernels and from the CPU's core."""
+    import torch
+
+    import cldfast
+    from cldfast import ops
+    from cldfast.loss_weights import loss_tables
+
+    sde = cldfast.CLD(beta=cldfast.LinearBeta(1.0, 7.0), x_noise=0.3)
+    t = 1e-3 + (sde.T - 1e-3) * torch.rand(10_001, dtype=torch.float64)
+    for table in loss_tables(sde, "hsm", "reweighted", "score"):
+        assert table is not None
+        wanted = ops.matrices(table.at(t), "cpu")
+        for name in BACKENDS:
+            made = ops.matrices(table.at(t.to(DEVICE), (1e-3, sde.T)), name).cpu()
+            # Horner's rule of 16 terms, with fused products or without.
+            assert torch.allclose(made, wanted, rtol=1e-13, atol=0.0), name
+    x0 = torch.randn(300, 20)
+    losses = [
+        cldfast.hsm_loss(lambda u, t: u[:, :20] * t[:, None], sde, x, seed=5, reduction="none")
+        for x in (x0, x0.to(DEVICE))
+    ]
+    assert torch.allclose(losses[0], losses[1].cpu(), rtol=1e-5)
 
 
 def loops() -> None:
@@ -166,7 +193,7 @@ def loops() -> None:
     on_cpu = MLPScore(10, width=64)
     for parameter in on_cpu.parameters():  # its last layer begins at zero
         torch.nn.init.normal_(parameter, std=0.1)
-    on_gpu = copy.deepcopy(on_cpu).cuda()
+    on_gpu = copy.deepcopy(on_cpu).to(DEVICE)
     for solver in ("em", "sscs", "multistep", "heun", "unipc"):
         arguments = {"solver": solver, "steps": 50, "seed": 3, "parameterization": "x0"}
         expected = cldfast.sample(on_cpu, cldfast.CLD(), (200, 10), **arguments)
@@ -184,7 +211,9 @@ def loops() -> None:
             assert error <= 1e-5, (solver, name, error)
 
 
-CHECKS: tuple[Callable[[], None], ...] = (words, stages, beyond_32_bits, residuals, loops)
+CHECKS: tuple[Callable[[], None], ...] = (
+    words, stages, beyond_32_bits, residuals, tables, loops,
+)  # fmt: skip
 
 
 def run_checks(which: tuple[Callable[[], None], ...] = CHECKS) -> None:
@@ -211,7 +240,7 @@ def main() -> int:
         run_checks()
         return 0
     if sys.argv[1:] == ["--sanitized"]:
-        run_checks((words, residuals))
+        run_checks((words, residuals, tables))
         return 0
     gpu_setup.require_gpu("make gpu-check")
     environment = gpu_setup.build()

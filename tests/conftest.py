@@ -12,6 +12,7 @@ from cldfast import ops
 
 BACKENDS = [name for name in ops.BACKENDS if name != "auto" and not ops.missing_backend(name)]
 GPU_BACKENDS = ("cuda", "triton")
+GPU = "cpu" if "emulated_gpu" in sys.modules else "cuda"
 
 
 @pytest.fixture(params=BACKENDS)
@@ -30,7 +31,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         return check(weights.cpu() if shared else weights, rows, columns, device)
 
     monkeypatch.setattr(module, "check_weights", on_host)
-    torch.set_default_device("cuda")
+    torch.set_default_device(GPU)
     yield name
     torch.set_default_device(None)
 

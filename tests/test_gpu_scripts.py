@@ -1,13 +1,16 @@
-"""`make gpu-check` and `make gpu-bench` on a machine without a GPU: one sentence, and no success."""
+"""`make gpu-check` and `make gpu-bench` without a GPU: what they run, with the CPU in its place, and
+what they say."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from cuda_on_host import ROOT
+from cuda_on_host import ROOT, needs_cuda_toolkit
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="GPU: a device is there")
@@ -21,3 +24,41 @@ def test_they_fail_politely(name: str) -> None:
     assert done.returncode != 0 and not done.stdout
     assert done.stderr.startswith(f"make gpu-{name} needs an NVIDIA GPU")
     assert done.stderr.endswith("sees none here.\n") and done.stderr.count("\n") == 1
+
+
+def emulated(*command: str) -> str:
+    """The output of a command with `emulated_gpu` at hand, which must succeed."""
+    needs_cuda_toolkit()
+    pytest.importorskip("triton", reason="NO_TRITON: Triton is not installed")
+    paths = [str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)},
+        cwd=ROOT / "tests", capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def test_the_operations_tests_pass_on_the_emulated_backend() -> None:
+    """Those that `make gpu-check` runs, on `cuda`; Triton's interpreter has tests of its own."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        from gpu_check import TESTS
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    options = ["-p", "emulated_gpu", "-q", "-k", "cuda", "-p", "no:cacheprovider"]
+    assert " passed" in emulated("-m", "pytest", *options, *TESTS)
+
+
+def test_the_check_is_rehearsed() -> None:
+    told = emulated("emulated_gpu.py", "check")
+    for check in ("words", "stages", "beyond_32_bits", "residuals", "tables", "loops"):
+        assert f"  {check}: passed" in told
+
+
+def test_the_benchmark_is_rehearsed(tmp_path: Path) -> None:
+    told = emulated("emulated_gpu.py", "bench", str(tmp_path))
+    rows = (tmp_path / "rehearsal-cpu.csv").read_text().splitlines()
+    assert f"{len(rows) - 1} rows" in told and len(rows) > 30
+    assert (tmp_path / "rehearsal-cpu.png").stat().st_size > 0

@@ -58,6 +58,14 @@ def _place(pair, width, inner, strides, DENSE: tl.constexpr):
 
 
 @triton.jit
+def narrowed(y, dtype: tl.constexpr):
+    """A block in another dtype, rounded as PyTorch does: to 16 bits by way of float32."""
+    if dtype.primitive_bitwidth == 16:
+        y = y.to(tl.float32)
+    return y.to(dtype)
+
+
+@triton.jit
 def _entry(weights, matrix, k: tl.constexpr, m, ROWS: tl.constexpr, COLUMNS: tl.constexpr, zero):
     """Entry (k, m) of a matrix, or of each pair's own, as a block like `zero`."""
     return tl.load(weights + (matrix * ROWS + k) * COLUMNS + m).to(zero.dtype) + zero
@@ -156,10 +164,10 @@ def stage_kernel(
     for k in tl.static_range(OUTS):
         y = y0 if k == 0 else (y1 if k == 1 else (y2 if k == 2 else y3))
         place = _place(pair, width, inner, output_strides[k], (DENSE >> (INS + k)) & 1)
-        tl.store(outputs[k] + place, y.to(outputs[k].dtype.element_ty), mask=inside)
+        tl.store(outputs[k] + place, narrowed(y, outputs[k].dtype.element_ty), mask=inside)
         if k < len(copies):
             place = _place(pair, width, inner, copy_strides[k], (DENSE >> (INS + OUTS + k)) & 1)
-            tl.store(copies[k] + place, y.to(copies[k].dtype.element_ty), mask=inside)
+            tl.store(copies[k] + place, narrowed(y, copies[k].dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -16,6 +16,7 @@ from cldfast.backends.triton import (
     Plane,
     float64_bits,
     is_dense,
+    narrowed,
     planes_of,
     signed,
 )
@@ -125,7 +126,9 @@ def residual_kernel(
             gradient = tl.fma(r1 + r1, w, gradient)
         strides = gradient_strides[j]
         place = row * strides[0] + _locate(column, inner, strides, (DENSE >> (INS + j)) & 1)
-        tl.store(gradients[j] + place, gradient.to(gradients[j].dtype.element_ty), mask=inside)
+        tl.store(
+            gradients[j] + place, narrowed(gradient, gradients[j].dtype.element_ty), mask=inside
+        )
 
 
 def residual(

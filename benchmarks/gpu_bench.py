@@ -161,7 +161,7 @@ def loss_rows(pairs: int, copy_rate: float) -> list[Row]:
         return ops.perturb((o,), first, seed=i, backend=name)
 
     def residual(name, u, o, i):  # type: ignore[no-untyped-def]
-        return ops.backend_residual(name)(o, u[:, :_WIDTH], second, reduce=True)
+        return ops.backend_residual(name)(o, u[:, :_WIDTH], second, reduce=True, used=0b11)
 
     def noisy(name, u, o, i):  # type: ignore[no-untyped-def]
         return ops.backend_residual(name)(o, u, whole, seed=i, reduce=True)

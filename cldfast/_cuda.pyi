@@ -41,6 +41,7 @@ def residual(
     weights: int,
     residuals: int,
     weight_columns: int,
+    used: int,
     scale: int,
     factor: float,
     addressed_noise: bool,

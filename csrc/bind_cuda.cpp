@@ -60,9 +60,9 @@ void stage(const py::tuple& inputs, const py::tuple& outputs, const py::tuple& c
 
 void residual(const py::tuple& outputs, const py::tuple& others, const py::tuple& gradients, int64_t rows,
               int64_t channels, int64_t inner, int compute, uintptr_t weights, int64_t residuals,
-              int64_t weight_columns, uintptr_t scale, double factor, bool addressed_noise,
-              uint64_t seed, uint64_t first_pair, uint32_t stage_index, uint32_t stream_id,
-              uintptr_t sums, uintptr_t loss, bool reduce, int device, uintptr_t stream) {
+              int64_t weight_columns, uint64_t used, uintptr_t scale, double factor,
+              bool addressed_noise, uint64_t seed, uint64_t first_pair, uint32_t stage_index,
+              uint32_t stream_id, uintptr_t sums, uintptr_t loss, bool reduce, int device, uintptr_t stream) {
   cldfast::ResidualArgs args = {};
   args.rows = rows;
   args.channels = channels;
@@ -74,6 +74,7 @@ void residual(const py::tuple& outputs, const py::tuple& others, const py::tuple
   const int written = cldfast::read_planes(gradients, args.gradient);
   args.wants_gradient = written > 0;
   args.weights = reinterpret_cast<const double*>(weights);
+  args.used = used;
   args.scale = reinterpret_cast<const double*>(scale);
   args.factor = factor;
   args.addressed_noise = addressed_noise;
@@ -111,7 +112,8 @@ PYBIND11_MODULE(_cuda, module) {
              "One stage on a stream. As `_core.stage`, with weights on the host or the device, a step "
              "counter on the device or 0, and a mask of the columns that a table uses.");
   module.def("residual", &residual,
-             "Losses and gradients on a stream. As `_core.residual`, all memory on the device, with "
+             "Losses and gradients on a stream. As `_core.residual`, all memory on the device, with a "
+             "mask of the columns that the weights use and "
              "room for `residual_room` numbers of float64.");
   module.def("residual_room", &cldfast::residual_room, "rows"_a, "channels"_a, "inner"_a, "reduce"_a);
   module.def(

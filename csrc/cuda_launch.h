@@ -14,6 +14,10 @@ constexpr int LAUNCH_OUTPUTS = 4;
 constexpr int LAUNCH_COLUMNS = MAX_PLANES + 2;
 // What a thread of the vector kernel takes at a time: neighbouring pairs, two Philox calls.
 constexpr int QUAD = 4;
+// Pairs of a row to a warp, where that is how rows are cut: at these multiples, whatever the batch.
+constexpr int64_t PIECE = 1024;
+// Rows of fewer pairs have not a quad for every lane.
+constexpr int64_t QUADS_FROM = 256;
 
 // Division by a constant: a product and a shift for dividends below 2^31 (Granlund, Montgomery 1994,
 // "Division by invariant integers using multiplication"), the machine's division beyond.
@@ -53,6 +57,7 @@ struct Launch {
   int64_t units;  // quads or twos, what the threads count
   Divisor by_row;      // vector: quads of a row; flat: D; pixels: twos of a channel
   Divisor by_channel;  // flat: S; pixels: C
+  Divisor by_piece;    // vector: pieces of a row
 
   int inputs, outputs;
   bool plain;  // all planes are float32, and there are no copies
@@ -194,6 +199,8 @@ inline Launch prepare(const StageArgs& args, const double* table, const int64_t*
     in_bytes(launch.copy, launch.outputs);
     launch.units = pairs / QUAD;
     launch.by_row = Divisor(launch.width / QUAD, launch.units);
+    const int64_t pieces = (launch.width + PIECE - 1) / PIECE;
+    launch.by_piece = Divisor(pieces, launch.rows * pieces);
   } else if (pixels) {
     const int64_t twos = (args.inner + 1) / 2;
     launch.way = Way::pixels;

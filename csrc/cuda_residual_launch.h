@@ -6,11 +6,6 @@
 
 namespace cldfast {
 
-// Pairs of a row that a warp sums up; longer rows are cut at its multiples, whatever the batch.
-constexpr int64_t PIECE = 1024;
-// Rows of fewer pairs have not a quad for every lane.
-constexpr int64_t QUADS_FROM = 256;
-
 struct ResidualLaunch {
   Way way;
   Dtype compute;
@@ -23,7 +18,7 @@ struct ResidualLaunch {
   int team;                // lanes that share a piece, a power of two
 
   int residuals, outputs, others, inputs, columns;  // inputs: outputs, others, and given noise
-  bool plain, addressed_noise, wants_gradient;
+  bool plain, addressed_noise, noisy, wants_gradient;  // noisy: its columns may hold anything
   Plane input[MAX_PLANES];  // vector: the batch strides are in bytes
   Plane gradient[MAX_PLANES];
   bool wide_input[MAX_PLANES], wide_gradient[MAX_PLANES];
@@ -77,6 +72,7 @@ inline ResidualLaunch prepare(const ResidualArgs& args, void* loss, bool reduce)
   launch.others = others;
   launch.columns = args.inputs + (args.addressed_noise ? 2 : 0);
   launch.addressed_noise = args.addressed_noise;
+  launch.noisy = !args.addressed_noise || args.used >> args.inputs != 0;
   launch.wants_gradient = args.wants_gradient;
   launch.weights = args.weights;
   launch.scale = args.scale;

@@ -17,8 +17,8 @@ CLDFAST_DEVICE double amplitude(const ResidualLaunch& launch, int64_t row) {
 }
 
 // One lane's share of a piece of a row: its sum of squares. PLANES: of outputs and of residuals; OTHERS:
-// beside them, as the state's two.
-template <int PLANES, int OTHERS, bool PLAIN>
+// beside them, as the state's two. NOISY: there may be noise.
+template <int PLANES, int OTHERS, bool PLAIN, bool NOISY>
 CLDFAST_DEVICE double residual_quads(const ResidualLaunch& launch, int64_t row, int64_t piece, int lane) {
   constexpr int MOST = PLANES + OTHERS + 2;  // and noise
   const double scale = amplitude(launch, row);
@@ -54,7 +54,7 @@ CLDFAST_DEVICE double residual_quads(const ResidualLaunch& launch, int64_t row, 
     };
     float x[PLANES + OTHERS][2][QUAD];
     CLDFAST_UNROLL for (int m = 0; m < PLANES + OTHERS; ++m) load(m, x[m]);
-    if (launch.addressed_noise) {
+    if (NOISY && launch.addressed_noise) {
       if (used[MOST - 2] || used[MOST - 1]) {
         CLDFAST_UNROLL for (int g = 0; g < 2; ++g) {
           const uint64_t pair = quads.address(launch.first_pair, g);
@@ -69,7 +69,7 @@ CLDFAST_DEVICE double residual_quads(const ResidualLaunch& launch, int64_t row, 
           }
         }
       }
-    } else {
+    } else if (NOISY) {
       CLDFAST_UNROLL for (int m = PLANES + OTHERS; m < MOST; ++m) {
         float z[2][QUAD];
         load(m, z);

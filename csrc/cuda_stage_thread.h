@@ -31,14 +31,16 @@ CLDFAST_DEVICE T weight(const Launch& launch, const T* shared, int64_t row, int 
 }
 
 // One lane's part of a warp's tile of 2 x 32 quads. The noise is made while the first inputs, all that
-// most stages have, are on their way. PLAIN: all planes are float32, and there are no copies.
-template <int OUTS, bool OWN, bool PLAIN>
+// most stages have, are on their way. PLAIN: all planes are float32, and there are no copies. INS: the
+// number of inputs, and OUTS exactly that of outputs; 0 for any numbers, outputs up to OUTS.
+template <int OUTS, int INS, bool OWN, bool PLAIN>
 CLDFAST_DEVICE void stage_quads(const Launch& launch, const float* shared, uint32_t stage_index,
                             int64_t tile, int lane) {
+  const int inputs = INS ? INS : launch.inputs, outputs = INS ? OUTS : launch.outputs;
   const Quads quads(launch, tile, lane);
   float y[OUTS][2][QUAD] = {};
   const auto entry = [&](int g, int k, int column) {
-    if (OWN && k >= launch.outputs) return 0.0f;
+    if (OWN && k >= outputs) return 0.0f;
     return weight<float, OWN>(launch, shared, quads.row[g], k, column);
   };
   const auto load = [&](int m, float x[2][QUAD]) {
@@ -69,7 +71,7 @@ CLDFAST_DEVICE void stage_quads(const Launch& launch, const float* shared, uint3
         float z_x[2], z_v[2];
         make_normals(launch, stage_index, pair + i, z_x, z_v);
         CLDFAST_UNROLL for (int k = 0; k < OUTS; ++k) {
-          const float w_x = entry(g, k, launch.inputs), w_v = entry(g, k, launch.inputs + 1);
+          const float w_x = entry(g, k, inputs), w_v = entry(g, k, inputs + 1);
           CLDFAST_UNROLL for (int j = 0; j < 2; ++j) {
             y[k][g][i + j] = multiply_add(w_v, z_v[j], w_x * z_x[j]);
           }
@@ -78,24 +80,70 @@ CLDFAST_DEVICE void stage_quads(const Launch& launch, const float* shared, uint3
     }
   };
 
-  constexpr int AHEAD = OUTS <= 2 ? 3 : 4;
+  constexpr int AHEAD = INS ? INS : OUTS <= 2 ? 3 : 4;
   float x[AHEAD][2][QUAD];
   CLDFAST_UNROLL for (int m = 0; m < AHEAD; ++m) {
-    if (m < launch.inputs) load(m, x[m]);
+    if (m < inputs) load(m, x[m]);
   }
   if (launch.noisy) add_noise();
   CLDFAST_UNROLL for (int m = 0; m < AHEAD; ++m) {
-    if (m < launch.inputs) add(m, x[m]);
+    if (m < inputs) add(m, x[m]);
   }
-  for (int m = AHEAD; m < launch.inputs; ++m) {
+  for (int m = AHEAD; m < inputs; ++m) {
     load(m, x[0]);
     add(m, x[0]);
   }
   CLDFAST_UNROLL for (int k = 0; k < OUTS; ++k) {
-    if (k >= launch.outputs) continue;
+    if (k >= outputs) continue;
     store_quads<PLAIN>(launch.output[k], false, quads, y[k]);
     if (!PLAIN && launch.copy[k].data) {
       store_quads<PLAIN>(launch.copy[k], launch.wide_copy[k], quads, y[k]);
+    }
+  }
+}
+
+// One lane's share of a piece of a row with a matrix of its own, which it keeps: as data are perturbed,
+// INS planes and noise to OUTS planes, all float32.
+template <int OUTS, int INS>
+CLDFAST_DEVICE void stage_piece(const Launch& launch, uint32_t stage_index, int64_t row, int64_t piece,
+                                int lane) {
+  float w[OUTS][INS + 2];
+  bool used[INS] = {};
+  CLDFAST_UNROLL for (int k = 0; k < OUTS; ++k) {
+    CLDFAST_UNROLL for (int m = 0; m < INS + 2; ++m) {
+      w[k][m] = weight<float, true>(launch, nullptr, row, k, m);
+      if (m < INS) used[m] = used[m] || w[k][m] != 0.0f;
+    }
+  }
+  const int64_t quads_of_row = launch.width / QUAD, begin = piece * (PIECE / QUAD);
+  const int64_t whole = begin + PIECE / QUAD;
+  const int64_t end = whole < quads_of_row ? whole : quads_of_row;
+  for (int64_t quad = begin; quad < end; quad += 2 * LANES) {
+    const Quads quads(row, quads_of_row, quad, end, lane);
+    float x[INS][2][QUAD];
+    CLDFAST_UNROLL for (int m = 0; m < INS; ++m) {
+      const bool wanted[2] = {used[m], used[m]};
+      load_quads<true>(launch.input[m], false, quads, wanted, x[m]);
+    }
+    float y[OUTS][2][QUAD];
+    CLDFAST_UNROLL for (int g = 0; g < 2; ++g) {
+      const uint64_t pair = quads.address(launch.first_pair, g);
+      CLDFAST_UNROLL for (int i = 0; i < QUAD; i += 2) {
+        float z_x[2], z_v[2];
+        make_normals(launch, stage_index, pair + i, z_x, z_v);
+        CLDFAST_UNROLL for (int k = 0; k < OUTS; ++k) {
+          CLDFAST_UNROLL for (int j = 0; j < 2; ++j) {
+            float sum = multiply_add(w[k][INS + 1], z_v[j], w[k][INS] * z_x[j]);
+            CLDFAST_UNROLL for (int m = 0; m < INS; ++m) {
+              sum = multiply_add(w[k][m], x[m][g][i + j], sum);
+            }
+            y[k][g][i + j] = sum;
+          }
+        }
+      }
+    }
+    CLDFAST_UNROLL for (int k = 0; k < OUTS; ++k) {
+      store_quads<true>(launch.output[k], false, quads, y[k]);
     }
   }
 }

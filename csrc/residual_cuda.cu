@@ -92,15 +92,16 @@ __device__ void end_block(const ResidualLaunch& launch, double sum) {
   if (threadIdx.x == 0) store_loss(launch, 0, whole);
 }
 
-template <int PLANES, int OTHERS, bool PLAIN>
-__global__ void __launch_bounds__(THREADS, 2)
+// Without noise most of the time goes by waiting for memory, so there must be many warps.
+template <int PLANES, int OTHERS, bool PLAIN, bool NOISY>
+__global__ void __launch_bounds__(THREADS, NOISY ? 2 : PLANES == 1 ? 4 : 3)
     residual_vector(const __grid_constant__ ResidualLaunch launch) {
   const int lane = threadIdx.x % LANES;
   double sum = 0.0;
   for (int64_t task = int64_t(blockIdx.x) * WARPS + threadIdx.x / LANES;
        task < launch.rows * launch.pieces; task += int64_t(gridDim.x) * WARPS) {
     const int64_t row = launch.by_piece.quotient(task), piece = task - row * launch.pieces;
-    sum += residual_quads<PLANES, OTHERS, PLAIN>(launch, row, piece, lane);
+    sum += residual_quads<PLANES, OTHERS, PLAIN, NOISY>(launch, row, piece, lane);
     if (launch.reduce) continue;
     end_piece(launch, row, piece, team_sum(sum, LANES), lane);
     sum = 0.0;
@@ -136,9 +137,18 @@ ResidualKernel kernel_for(const ResidualLaunch& launch) {
   if (launch.way != Way::vector) {
     return launch.compute == Dtype::float32 ? residual_scalar<float> : residual_scalar<double>;
   }
-  if (launch.outputs == 2) return launch.plain ? residual_vector<2, 2, true> : residual_vector<2, 2, false>;
-  if (launch.others == 2) return launch.plain ? residual_vector<1, 2, true> : residual_vector<1, 2, false>;
-  return launch.plain ? residual_vector<1, 1, true> : residual_vector<1, 1, false>;
+  const auto of_layout = [&](ResidualKernel plain, ResidualKernel any) { return launch.plain ? plain : any; };
+  if (!launch.noisy && launch.others == launch.outputs) {
+    return launch.outputs == 1
+               ? of_layout(residual_vector<1, 1, true, false>, residual_vector<1, 1, false, false>)
+               : of_layout(residual_vector<2, 2, true, false>, residual_vector<2, 2, false, false>);
+  }
+  if (launch.outputs == 2) {
+    return of_layout(residual_vector<2, 2, true, true>, residual_vector<2, 2, false, true>);
+  }
+  return launch.others == 2
+             ? of_layout(residual_vector<1, 2, true, true>, residual_vector<1, 2, false, true>)
+             : of_layout(residual_vector<1, 1, true, true>, residual_vector<1, 1, false, true>);
 }
 
 }  // namespace

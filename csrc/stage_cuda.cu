@@ -24,15 +24,27 @@ __device__ uint32_t begin(const Launch& launch, T* shared) {
   return stage_index_of(launch);
 }
 
-template <int OUTS, bool OWN, bool PLAIN>
-__global__ void __launch_bounds__(THREADS, OWN && OUTS > 2 ? 1 : 2) stage_vector(const __grid_constant__ Launch launch) {
+template <int OUTS, int INS, bool OWN, bool PLAIN>
+__global__ void __launch_bounds__(THREADS, OWN && OUTS > 2 ? 1 : 2)
+    stage_vector(const __grid_constant__ Launch launch) {
   __shared__ float shared[LAUNCH_OUTPUTS * LAUNCH_COLUMNS];
   const uint32_t stage_index = begin<float, OWN>(launch, shared);
   const int64_t tiles = (launch.units + 2 * LANES - 1) / (2 * LANES);
   const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
   for (int64_t tile = int64_t(blockIdx.x) * WARPS + warp; tile < tiles;
        tile += int64_t(gridDim.x) * WARPS) {
-    stage_quads<OUTS, OWN, PLAIN>(launch, shared, stage_index, tile, lane);
+    stage_quads<OUTS, INS, OWN, PLAIN>(launch, shared, stage_index, tile, lane);
+  }
+}
+
+template <int OUTS, int INS>
+__global__ void __launch_bounds__(THREADS, 2) stage_rows(const __grid_constant__ Launch launch) {
+  const uint32_t stage_index = stage_index_of(launch);
+  const int64_t pieces = launch.by_piece.value;
+  for (int64_t task = int64_t(blockIdx.x) * WARPS + threadIdx.x / LANES; task < launch.rows * pieces;
+       task += int64_t(gridDim.x) * WARPS) {
+    const int64_t row = launch.by_piece.quotient(task);
+    stage_piece<OUTS, INS>(launch, stage_index, row, task - row * pieces, threadIdx.x % LANES);
   }
 }
 
@@ -81,19 +93,35 @@ __global__ void __launch_bounds__(THREADS)
 
 using StageKernel = void (*)(Launch);
 
+// Whether rows with matrices of their own are those of perturbed data: x0 to the state and an offset.
+bool perturbs(const Launch& launch) {
+  return launch.own_matrix && launch.way == Way::vector && launch.plain && launch.noisy &&
+         launch.inputs == 1 && launch.width >= QUADS_FROM;
+}
+
+StageKernel kernel_for_rows(const Launch& launch) {
+  switch (launch.outputs) {
+    case 2: return stage_rows<2, 1>;
+    case 3: return stage_rows<3, 1>;
+    default: return stage_rows<4, 1>;
+  }
+}
+
 template <bool OWN>
 StageKernel kernel_for(const Launch& launch) {
   if (launch.way != Way::vector) {
     return launch.compute == Dtype::float32 ? stage_scalar<float, OWN> : stage_scalar<double, OWN>;
   }
   if (!launch.plain) {
-    return launch.outputs <= 2 ? stage_vector<2, OWN, false> : stage_vector<4, OWN, false>;
+    return launch.outputs <= 2 ? stage_vector<2, 0, OWN, false> : stage_vector<4, 0, OWN, false>;
   }
+  // A sampler's usual step: the state, a velocity score, the state.
+  if (!OWN && launch.outputs == 2 && launch.inputs == 3) return stage_vector<2, 3, false, true>;
   switch (launch.outputs) {
     case 1:
-    case 2: return stage_vector<2, OWN, true>;
-    case 3: return stage_vector<3, OWN, true>;
-    default: return stage_vector<4, OWN, true>;
+    case 2: return stage_vector<2, 0, OWN, true>;
+    case 3: return stage_vector<3, 0, OWN, true>;
+    default: return stage_vector<4, 0, OWN, true>;
   }
 }
 
@@ -107,6 +135,11 @@ void run_stage_cuda(const StageArgs& args, const double* table, const int64_t* s
   for (int first = (args.outputs - 1) / LAUNCH_OUTPUTS * LAUNCH_OUTPUTS; first >= 0;
        first -= LAUNCH_OUTPUTS) {
     const Launch launch = launch::prepare(args, table, step, used, first);
+    if (launch.outputs >= 2 && perturbs(launch)) {
+      const unsigned blocks = blocks_for(launch.rows * launch.by_piece.value, WARPS, queue.device);
+      start("the launch of a stage", kernel_for_rows(launch), blocks, THREADS, queue, launch);
+      continue;
+    }
     const int64_t per_block = launch.way == Way::vector ? 2 * THREADS : THREADS;
     const unsigned blocks = blocks_for(launch.units, per_block, queue.device);
     const StageKernel kernel = launch.own_matrix ? kernel_for<true>(launch) : kernel_for<false>(launch);
@@ -131,7 +164,7 @@ void philox_words_cuda(uint64_t seed, uint64_t first_pair, int64_t count, uint32
 int check_device(int device) {
   use(device);
   cudaFuncAttributes attributes = {};
-  const StageKernel kernel = stage_vector<2, false, true>;
+  const StageKernel kernel = stage_vector<2, 3, false, true>;
   check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)), "cudaFuncGetAttributes");
   return attributes.binaryVersion;
 }

@@ -53,6 +53,26 @@ def test_matches_the_reference(
                 assert_close(made[1], expected[1])
 
 
+@pytest.mark.parametrize("outs", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "shape", [(3, 256), (70, 260), (2, 1028), (2, 3, 32, 32), (300, 1024), (2, 252)], ids=str
+)
+def test_perturbed_rows(cuda: ModuleType, shape: tuple[int, ...], outs: int) -> None:
+    """Pieces of rows with matrices of their own: full ones, ends, more than blocks take at once."""
+    x0, v0 = torch.randn(shape), torch.randn(shape)
+    for data in ([x0], [x0, v0]):
+        weights = matrix(shape[0], outs, len(data))
+        weights[0, :, 0] = 0.0
+        data[0][0] = math.nan  # a column of zeros is not read
+        for first_index in (0, 4):
+            keys = {"seed": -1, "first_index": first_index, "stage_index": 3, "stream": 2}
+            made = cuda.stage(None, data, [], weights, **keys)
+            clean = [tensor.nan_to_num() for tensor in data]
+            expected = reference.stage(None, clean, [], weights, **keys)
+            assert_close(made[0], expected[0])
+            assert_close(made[1], expected[1])
+
+
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
 @pytest.mark.parametrize("shape", LONG_SHAPES, ids=str)
 def test_blocks_take_several_turns(
@@ -312,10 +332,18 @@ def test_residual_of_other_planes(
     leaf = output.to(FLOAT64, copy=True).requires_grad_()
     wanted = reference.residual(leaf, offset.to(FLOAT64), weights)
     wanted.sum().backward()
-    made, gradient = residual(output, offset, weights)
-    # Of up to 6 terms up to about 10.
-    assert torch.allclose(made.to(FLOAT64), wanted, rtol=1e-5)
-    assert float((gradient.to(FLOAT64) - leaf.grad).abs().max()) < 5e-5
+    for used in ({}, {"used": 4**count - 1}):  # that the noise's columns are zeros, is known or not
+        for half in (FLOAT32, BFLOAT16):
+            made, gradient = residual(output.to(half), offset, weights, **used)
+            if half == FLOAT32:
+                # Of up to 6 terms up to about 10.
+                assert torch.allclose(made.to(FLOAT64), wanted, rtol=1e-5)
+                assert float((gradient.to(FLOAT64) - leaf.grad).abs().max()) < 5e-5
+            else:
+                exact, same = residual(output.to(half).float(), offset, weights)
+                assert torch.allclose(made, exact, rtol=1e-5)
+                # A unit of the half.
+                assert torch.allclose(gradient.float(), same, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("half", [BFLOAT16, FLOAT16])

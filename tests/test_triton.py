@@ -129,7 +129,7 @@ def test_dense_planes_are_moved_by_16_bytes(architecture: int) -> None:
             "inputs": ("*fp32",) * 2, "input_strides": (STRIDES,) * 2, "gradients": ("*fp32",),
             "gradient_strides": (STRIDES,), "weights": "*fp64", "scales": None, "factor": "i64",
             "sums": "*fp64", "pieces": 1, "width": "i32", **common, "inner": 1, "RESIDUALS": 1,
-            "OUTPUTS": 1, "INS": 2, "ADDRESSED": False, "SCALED": False, "EVEN": True,
+            "OUTPUTS": 1, "INS": 2, "ADDRESSED": True, "NOISY": False, "SCALED": False, "EVEN": True,
         },
         architecture, "width input_strides gradient_strides",
     )  # fmt: skip
@@ -160,7 +160,7 @@ def test_residual_compiles(architecture: int, planes: int) -> None:
             "gradients": ("*bf16",) * planes, "gradient_strides": (STRIDES,) * planes,
             "weights": "*fp64", "scales": "*fp64", "factor": "i64", "sums": "*fp64",
             "pieces": "i32", "width": "i32", "inner": "i32", **ADDRESS,
-            "RESIDUALS": planes, "OUTPUTS": planes, "INS": planes + 2, "ADDRESSED": True,
+            "RESIDUALS": planes, "OUTPUTS": planes, "INS": planes + 2, "ADDRESSED": True, "NOISY": True,
             "SCALED": True, "EVEN": True, "DENSE": 255, "WIDE": False, "BLOCK": BLOCK,
         },
         architecture,

@@ -19,10 +19,18 @@ except ImportError as error:
         f"({error})"
     ) from error
 
-from cldfast.backends.planes import CODES, WORD, Description, current, describe, room, strided
+from cldfast.backends.planes import (
+    ALL_COLUMNS,
+    CODES,
+    WORD,
+    Description,
+    current,
+    describe,
+    room,
+    strided,
+)
 
 CudaError = kernels.CudaError
-_ALL_COLUMNS = 2**64 - 1
 
 
 def require_device() -> None:
@@ -56,7 +64,7 @@ def stage(
     out: torch.Tensor | None = None,
     cast: torch.dtype | None = None,
     step: torch.Tensor | None = None,
-    used: int = _ALL_COLUMNS,
+    used: int = ALL_COLUMNS,
     row_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """The next state, the new history rows or None, and the state in the dtype `cast` or None.

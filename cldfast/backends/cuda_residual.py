@@ -8,6 +8,7 @@ import torch
 
 from cldfast.backends import cuda
 from cldfast.backends.planes import (
+    ALL_COLUMNS,
     CODES,
     WORD,
     Description,
@@ -37,6 +38,7 @@ def residual(
     stream: int = 0,
     noise: torch.Tensor | None = None,
     overwrite: bool = False,
+    used: int = ALL_COLUMNS,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The losses of `cldfast.reference.residual` and their gradient with respect to the output.
 
@@ -46,6 +48,7 @@ def residual(
     scale: float64 (B,), multiplies each row's loss; factor: all of them. Both also the gradient.
     reduce: return the sum over rows, (), instead of the rows, (B,).
     overwrite: the gradient may take the memory of u, and does where that fits.
+    used: a bit for each column of weights that is not all zeros, as far as that is known.
     """
     rows, _, *spatial = u.shape
     channels = residual_channels(output, u, weights)
@@ -81,7 +84,7 @@ def residual(
     with current(u.device):
         cuda.kernels.residual(
             described, others, written, rows, channels, inner, CODES[u.dtype],
-            weights.data_ptr(), residuals, columns, 0 if scale is None else scale.data_ptr(),
+            weights.data_ptr(), residuals, columns, used, 0 if scale is None else scale.data_ptr(),
             factor, noise is None, seed & WORD, first_index * width & WORD, stage_index, stream,
             sums.data_ptr(), loss.data_ptr(), reduce, *cuda.queue(u.device),
         )  # fmt: skip

@@ -12,6 +12,8 @@ from cldfast.tables import AtTimes
 # Dtype codes of csrc/stage.h.
 CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 WORD = 2**64 - 1
+# Of masks of columns.
+ALL_COLUMNS = 2**64 - 1
 
 Description = tuple[int, ...]
 Weights = torch.Tensor | AtTimes

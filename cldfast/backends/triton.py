@@ -21,7 +21,7 @@ except ImportError as error:
         f"Triton is not installed: pip install 'cldfast[triton]' ({error})"
     ) from error
 
-from cldfast.backends.planes import WORD, current, room, strided
+from cldfast.backends.planes import ALL_COLUMNS, WORD, current, room, strided
 from cldfast.backends.triton_normals import normals, words
 
 # Pairs of a program: 16 bytes a lane of each plane for 4 warps, twice.
@@ -31,7 +31,6 @@ OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 # What changes from call to call: a kernel of its own for those that 16 divides would be compiled in
 # the middle of a run.
 ADDRESS = ["seed", "first_pair", "stage_index", "stream"]
-_ALL_COLUMNS = 2**64 - 1
 # Outputs of one launch.
 _OUTPUTS = 4
 
@@ -234,7 +233,7 @@ def stage(
     out: torch.Tensor | None = None,
     cast: torch.dtype | None = None,
     step: torch.Tensor | None = None,
-    used: int = _ALL_COLUMNS,
+    used: int = ALL_COLUMNS,
     row_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """The next state, the new history rows or None, and the state in the dtype `cast` or None.

@@ -8,7 +8,14 @@ import torch
 import triton
 import triton.language as tl
 
-from cldfast.backends.planes import WORD, current, holds_gradient, residual_channels, room
+from cldfast.backends.planes import (
+    ALL_COLUMNS,
+    WORD,
+    current,
+    holds_gradient,
+    residual_channels,
+    room,
+)
 from cldfast.backends.triton import (
     ADDRESS,
     BLOCK,
@@ -63,6 +70,7 @@ def residual_kernel(
     OUTPUTS: tl.constexpr,
     INS: tl.constexpr,
     ADDRESSED: tl.constexpr,
+    NOISY: tl.constexpr,
     SCALED: tl.constexpr,
     EVEN: tl.constexpr,
     DENSE: tl.constexpr,
@@ -100,7 +108,7 @@ def residual_kernel(
         r0 = tl.fma(x, w0, r0)
         if RESIDUALS > 1:
             r1 = tl.fma(x, w1, r1)
-    if ADDRESSED:
+    if NOISY:
         noisy = tl.abs(tl.load(matrix + INS)) + tl.abs(tl.load(matrix + INS + 1))
         if RESIDUALS > 1:
             noisy += tl.abs(tl.load(matrix + COLUMNS + INS))
@@ -146,6 +154,7 @@ def residual(
     stream: int = 0,
     noise: torch.Tensor | None = None,
     overwrite: bool = False,
+    used: int = ALL_COLUMNS,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The losses of `cldfast.reference.residual` and their gradient with respect to the output.
 
@@ -192,7 +201,8 @@ def residual(
             weights.contiguous(), None if scale is None else scale.contiguous(),
             float64_bits(factor), sums, pieces, width,
             inner, seed & WORD, signed(first_pair), stage_index, stream, residuals,
-            output.shape[1] // channels, len(inputs), noise is None, scale is not None, even, dense,
+            output.shape[1] // channels, len(inputs), noise is None,
+            noise is None and used >> len(inputs) != 0, scale is not None, even, dense,
             u.dtype == torch.float64, block, **OPTIONS,
         )  # fmt: skip
     return (sums.sum() if reduce else sums.sum(1)).to(u.dtype), result

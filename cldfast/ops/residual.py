@@ -90,7 +90,9 @@ def residual(
         check_like("noise", noise, (u.shape[0], 2 * channels, *u.shape[2:]), u)
     name = resolve_backend(backend, u.device)
     traced = torch.compiler.is_compiling()
+    more = {}
     if isinstance(weights, AtTimes) and (name != "cpu" or traced):
+        more = {} if name in ("cpu", "reference") else {"used": weights.table.used}
         weights = matrices(weights, name)
     if name == "reference":
         losses = reference.residual(
@@ -114,7 +116,7 @@ def residual(
         loss, stored = backend_residual(name)(
             output, u, weights, scale=scale, factor=inside, reduce=reduction != "none",
             gradient=gradient, seed=seed, first_index=first_index, stage_index=stage_index,
-            stream=stream, noise=noise, overwrite=overwrite,
+            stream=stream, noise=noise, overwrite=overwrite, **more,
         )  # fmt: skip
         return loss if after == 1.0 else loss * after, stored
 

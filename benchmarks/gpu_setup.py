@@ -37,12 +37,12 @@ def build() -> dict[str, str]:
     )
     paths = [str(ROOT)]
     if importlib.util.find_spec("array_api_compat") is None:
-        paths.append(str(_stand_in()))
+        paths.append(str(stand_in()))
     paths += [path for path in [os.environ.get("PYTHONPATH")] if path]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def _stand_in() -> Path:
+def stand_in() -> Path:
     """A folder in which `array_api_compat` is the copy that another package brings."""
     folder = ROOT / "build" / "array_api_compat"
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def _stand_in() -> Path:
         except ModuleNotFoundError:
             found = False
         if found:
-            text = f"from {name} import array_namespace, is_array_api_obj  # noqa: F401\n"
+            text = f"from {name} import *\n"
             (folder / "array_api_compat.py").write_text(text)
             return folder
     raise SystemExit("array-api-compat is missing, and no copy of it was found in other packages.")

@@ -82,6 +82,30 @@ def test_no_kernel_spills_or_passes_its_budget(tmp_path: Path) -> None:
     assert seen == {*BUDGET, ""}
 
 
+# An H200 issues 4 instructions of 32 lanes to each of 132 multiprocessors in a cycle, at 1.755 GHz
+# 29.7e12 a second to lanes; a copy moves about 4.3e12 bytes (DESIGN), and the step 20 bytes a pair. At
+# 85 % of that it may cost 162 instructions a pair, or else they decide, not the memory. Some slots stay
+# empty. Counted is all that follows the barrier, also the long division of sizes past 2^31, some 25.
+STEP_BUDGET, STEP_PAIRS = 145, 8
+
+
+def test_a_step_has_few_enough_instructions_to_wait_for_memory(tmp_path: Path) -> None:
+    triton = pytest.importorskip("triton", reason="NO_TRITON: Triton brings the disassembler")
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    if not tool.exists():
+        pytest.skip("NO_NVDISASM: this Triton brings no disassembler")
+    resource_reports("stage_cuda.cu", "sm_90", tmp_path)
+    told = subprocess.run(
+        [str(tool), "-c", str(tmp_path / "stage_cuda.cu.sm_90.cubin")],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    kernel = re.split(r"^\.text\.", told, flags=re.M)
+    (text,) = [part for part in kernel if re.match(r"\w*stage_vectorILi2ELi3ELb0ELb1E", part)]
+    found = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z]\w*)", text, flags=re.M)
+    step = [name for name in found[found.index("BAR") :] if name != "NOP"]
+    assert len(step) <= STEP_BUDGET * STEP_PAIRS
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="GPU: a device is there")
 def test_without_a_device_the_module_loads_and_the_library_goes_on() -> None:
     reason = ops.missing_backend("cuda")

@@ -78,7 +78,8 @@ def build(folder: Path) -> ModuleType:
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compiled, sources))
     module = folder / "_cuda.so"
-    run([flags[0], *sanitizers, "-shared", *objects, "-o", str(module)])
+    # A PyTorch with CUDA has the functions of the runtime as well; the module means its own.
+    run([flags[0], *sanitizers, "-shared", "-Wl,-Bsymbolic", *objects, "-o", str(module)])
     spec = importlib.util.spec_from_file_location("_cuda", module)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)

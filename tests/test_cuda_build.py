@@ -160,6 +160,11 @@ def test_the_module_needs_no_cuda_library() -> None:
     assert needed
     for line in needed:
         assert not any(name in line for name in ("cuda", "torch", "c10", "nvidia")), line
+    # The runtime's functions are neither asked for nor shown: PyTorch's own could take their place.
+    told = subprocess.run(
+        ["readelf", "--dyn-syms", "-W", module.__file__], check=True, capture_output=True, text=True
+    ).stdout
+    assert not re.search(r" (__)?cuda\w+(@\S+)?$", told, flags=re.M)
 
 
 def test_importing_the_library_loads_no_compiler() -> None:

@@ -162,7 +162,7 @@ def _looked_up(
     """Tables' matrices at times t; None where one is missing, or the formula serves better.
 
     A traced graph, `torch.func`, and times with gradients need the operations of the formula
-    itself; so do times on a GPU of which the host knows nothing: it would have to wait for them.
+    itself; so do times on a device of which the host knows nothing: it would have to wait for them.
     """
     if t.requires_grad or torch.compiler.is_compiling():
         return None
@@ -171,7 +171,7 @@ def _looked_up(
     if t.device.type == "cpu":
         if ops.missing_core():
             return None
-    elif t.device.type != "cuda" or bounds is None:
+    elif bounds is None:
         return None
     found = []
     for table in tables():

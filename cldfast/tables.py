@@ -129,7 +129,7 @@ class Table:
         inside = (t / self.end).clamp(max=1.0)
         bits = inside.view(torch.int64) - 1
         octave = (_ONE_BITS - 1 - bits) >> 52
-        first, split = self.on(t.device)[1][octave].unbind(1)
+        first, split = self.on(t.device)[1].index_select(0, octave).unbind(1)
         mantissa = bits & (2**52 - 1)
         number = mantissa >> (52 - split)
         rest = mantissa - (number << (52 - split)) + 1
@@ -140,9 +140,9 @@ class Table:
     def __call__(self, t: torch.Tensor) -> torch.Tensor:
         """The matrices at float64 times (B,) in the table, (B, rows, columns): the reference."""
         panel, x = self.locate(t)
-        return _polynomial(self.on(t.device)[0][panel], x)[:, : self.rows * self.columns].reshape(
-            -1, self.rows, self.columns
-        )
+        return _polynomial(self.on(t.device)[0].index_select(0, panel), x)[
+            :, : self.rows * self.columns
+        ].reshape(-1, self.rows, self.columns)
 
 
 class AtTimes:

@@ -106,8 +106,10 @@ class Table:
             raise NotImplementedError("gradients with respect to times are not supported: detach t")
         if t.dtype is not torch.float64 or not t.is_contiguous():
             t = t.to(torch.float64).contiguous()
+        if bounds is None:
+            return AtTimes(self, t)
         low, high = self.ends
-        return AtTimes(self, t, bounds is not None and low < bounds[0] and bounds[1] <= high)
+        return AtTimes(self, t, low < bounds[0] and bounds[1] <= high)
 
     @cached_property
     def ends(self) -> tuple[float, float]:

@@ -8,6 +8,8 @@ reference is plain PyTorch and differentiable in everything, as often as one lik
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from cldfast import reference
@@ -90,9 +92,9 @@ def residual(
         check_like("noise", noise, (u.shape[0], 2 * channels, *u.shape[2:]), u)
     name = resolve_backend(backend, u.device)
     traced = torch.compiler.is_compiling()
-    more = {}
+    known: dict[str, int] = {}  # what is lost where a table's matrices become numbers like others
     if isinstance(weights, AtTimes) and (name != "cpu" or traced):
-        more = {} if name in ("cpu", "reference") else {"used": weights.table.used}
+        known = {"used": weights.table.used}
         weights = matrices(weights, name)
     if name == "reference":
         losses = reference.residual(
@@ -111,12 +113,15 @@ def residual(
         )  # fmt: skip
         return loss  # type: ignore[no-any-return]
     inside, after = reduction_factor(reduction, u.shape[0], output)
+    kernel = backend_residual(name)
+    if known:
+        kernel = partial(kernel, **known)
 
     def run() -> tuple[torch.Tensor, torch.Tensor | None]:
-        loss, stored = backend_residual(name)(
+        loss, stored = kernel(
             output, u, weights, scale=scale, factor=inside, reduce=reduction != "none",
             gradient=gradient, seed=seed, first_index=first_index, stage_index=stage_index,
-            stream=stream, noise=noise, overwrite=overwrite, **more,
+            stream=stream, noise=noise, overwrite=overwrite,
         )  # fmt: skip
         return loss if after == 1.0 else loss * after, stored
 

@@ -83,10 +83,12 @@ class Table:
         if device == self.coefficients.device:
             return self.coefficients, self.octaves
         found = self.native.get(str(device))
-        if found is None:
-            copies = self.coefficients.to(device), self.octaves.to(device)
-            found = self.native.setdefault(str(device), copies)
-        return found  # type: ignore[no-any-return]
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+        copies = self.coefficients.to(device), self.octaves.to(device)
+        if torch.compiler.is_compiling():  # a graph's memory is not the table's to keep
+            return copies
+        return self.native.setdefault(str(device), copies)  # type: ignore[no-any-return]
 
     def at(self, t: torch.Tensor, bounds: tuple[float, float] | None = None) -> AtTimes:
         """The matrices at each row's time t (B,), any float dtype, as weights of an operation.

@@ -95,11 +95,13 @@ def test_a_step_has_few_enough_instructions_to_wait_for_memory(tmp_path: Path) -
     if not tool.exists():
         pytest.skip("NO_NVDISASM: this Triton brings no disassembler")
     resource_reports("stage_cuda.cu", "sm_90", tmp_path)
-    told = subprocess.run(
+    done = subprocess.run(
         [str(tool), "-c", str(tmp_path / "stage_cuda.cu.sm_90.cubin")],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    kernel = re.split(r"^\.text\.", told, flags=re.M)
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        pytest.skip("NVDISASM_TOO_OLD: this disassembler does not know the compiler's format")
+    kernel = re.split(r"^\.text\.", done.stdout, flags=re.M)
     (text,) = [part for part in kernel if re.match(r"\w*stage_vectorILi2ELi3ELb0ELb1E", part)]
     found = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z]\w*)", text, flags=re.M)
     step = [name for name in found[found.index("BAR") :] if name != "NOP"]

@@ -15,9 +15,8 @@ from cldfast.backends.planes import (
     Description,
     Weights,
     describe,
-    holds_gradient,
+    gradient_room,
     residual_channels,
-    room,
 )
 
 _run = _core.residual
@@ -66,11 +65,7 @@ def residual(
     result: torch.Tensor | None = None
     written: Description = ()
     if gradient:
-        if overwrite and holds_gradient(u, output):
-            result = u
-            torch.autograd.graph.increment_version(u)  # for whoever has saved u for a backward
-        else:
-            result = room(output.shape[1] // channels, channels, output.dtype, output)
+        result = gradient_room(output, channels, u if overwrite else None)
         written = describe(result, channels, inner, keep)
     if scale is not None and not scale.is_contiguous():
         scale = scale.contiguous()

@@ -14,9 +14,8 @@ from cldfast.backends.planes import (
     Description,
     current,
     describe,
-    holds_gradient,
+    gradient_room,
     residual_channels,
-    room,
 )
 
 # A thread that reads its input again for further planes has written as many by then.
@@ -66,12 +65,8 @@ def residual(
     result: torch.Tensor | None = None
     written: Description = ()
     if gradient:
-        planes = output.shape[1] // channels
-        if overwrite and planes <= _MOST_OVERWRITTEN and holds_gradient(u, output):
-            result = u
-            torch.autograd.graph.increment_version(u)  # for whoever has saved u for a backward
-        else:
-            result = room(planes, channels, output.dtype, output)
+        overwrite = overwrite and output.shape[1] <= _MOST_OVERWRITTEN * channels
+        result = gradient_room(output, channels, u if overwrite else None)
         written = describe(result, channels, inner, keep)
     if scale is not None and not scale.is_contiguous():
         scale = scale.contiguous()

@@ -80,11 +80,19 @@ def room(planes: int, channels: int, dtype: torch.dtype, like: torch.Tensor) -> 
     )
 
 
-def holds_gradient(memory: torch.Tensor, output: torch.Tensor) -> bool:
-    """Whether a tensor is what `room` would give for the gradient of an output."""
-    same = memory.dtype == output.dtype and memory.shape == output.shape
+def gradient_room(output: torch.Tensor, channels: int, memory: torch.Tensor | None) -> torch.Tensor:
+    """Room for the gradient of an output, in its layout: `memory` where that is such, else new."""
     # Autograd saves no tensors of inference mode.
-    return same and not memory.is_inference() and memory.is_contiguous(memory_format=layout(output))
+    if (
+        memory is not None
+        and memory.dtype == output.dtype
+        and memory.shape == output.shape
+        and not memory.is_inference()
+        and memory.is_contiguous(memory_format=layout(output))
+    ):
+        torch.autograd.graph.increment_version(memory)  # for whoever has saved it for a backward
+        return memory
+    return room(output.shape[1] // channels, channels, output.dtype, output)
 
 
 def current(device: torch.device) -> AbstractContextManager[Any]:

@@ -12,9 +12,8 @@ from cldfast.backends.planes import (
     ALL_COLUMNS,
     WORD,
     current,
-    holds_gradient,
+    gradient_room,
     residual_channels,
-    room,
 )
 from cldfast.backends.triton import (
     ADDRESS,
@@ -179,11 +178,7 @@ def residual(
     result: torch.Tensor | None = None
     written: list[Plane] = []
     if gradient:
-        if overwrite and holds_gradient(u, output):
-            result = u
-            torch.autograd.graph.increment_version(u)  # for whoever has saved u for a backward
-        else:
-            result = room(output.shape[1] // channels, channels, output.dtype, output)
+        result = gradient_room(output, channels, u if overwrite else None)
         written = planes_of(result, channels, keep)
     dense = sum(
         is_dense(plane, channels, inner) << i for i, plane in enumerate([*inputs, *written])

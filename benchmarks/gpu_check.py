@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import gpu_setup
@@ -28,6 +29,8 @@ TESTS = (
 )
 BACKENDS = ("cuda", "triton")
 DEVICE = "cuda"
+# Rows and widths: long ones, few and very long ones, many; and how often their sums are repeated.
+LONG, REPEATS = [(65, 70_000), (3, 2**20), (5000, 1028)], 20
 # Seconds that are left to the sanitizer, which slows kernels down by a lot.
 _SANITIZER_LIMIT = 150
 
@@ -155,6 +158,32 @@ def residuals() -> None:
                 assert error <= max(2 * torch.finfo(dtype).eps, 2e-6), (name, shape, dtype, error)
 
 
+def sums() -> None:
+    """Many pieces or rows, again and again: bits that blocks at the same time cannot change."""
+    import torch
+
+    from cldfast import ops
+
+    for rows, width in LONG:
+        o, e = (torch.randn(rows, width, device=DEVICE) for _ in range(2))
+        w = torch.randn(rows, 1, 4, dtype=torch.float64, device=DEVICE)
+        w[:, :, 2:] = 0.0
+        residual = w[:, 0, :1] * o.double() + w[:, 0, 1:2] * e.double()
+        of_rows, exact = (residual**2).sum(1), 2.0 * w[:, 0, :1] * residual
+        for name in BACKENDS:
+            for reduce in (False, True):
+                what = (name, rows, width, reduce)
+                run = partial(ops.backend_residual(name), o, e, w, reduce=reduce, used=0b11)
+                loss, gradient = run()
+                for _ in range(REPEATS):
+                    again = run()
+                    assert torch.equal(again[0], loss) and torch.equal(again[1], gradient), what
+                wanted = of_rows.sum() if reduce else of_rows
+                assert torch.allclose(loss.double(), wanted, rtol=1e-5), what
+                # Numbers up to about 500, rounded some times.
+                assert float((gradient.double() - exact).abs().max()) < 1e-3, what
+
+
 def tables() -> None:
     """A loss's coefficients and the words of its times, from kernels and from the CPU's core."""
     import torch
@@ -172,12 +201,24 @@ def tables() -> None:
             made = ops.matrices(table.at(t.to(DEVICE), (1e-3, sde.T)), name).cpu()
             # Horner's rule of 16 terms, with fused products or without.
             assert torch.allclose(made, wanted, rtol=1e-13, atol=0.0), name
-    x0 = torch.randn(300, 20)
-    losses = [
-        cldfast.hsm_loss(lambda u, t: u[:, :20] * t[:, None], sde, x, seed=5, reduction="none")
-        for x in (x0, x0.to(DEVICE))
-    ]
-    assert torch.allclose(losses[0], losses[1].cpu(), rtol=1e-5)
+    for shape in [(300, 20), (300, 1024), (1, 300), (16, 3, 32, 32)]:
+        for parameterization, planes in (("score", 1), ("full_score", 2)):
+            x0, count = torch.randn(shape), planes * shape[1]
+            wanted = _loss(x0, count, parameterization, "auto")
+            for name in BACKENDS:
+                made = _loss(x0.to(DEVICE), count, parameterization, name).cpu()
+                assert torch.allclose(made, wanted, rtol=1e-4), (name, shape, parameterization)
+
+
+def _loss(x0, count, parameterization, backend):  # type: ignore[no-untyped-def]
+    """Losses of rows for a network that is the state."""
+    import cldfast
+
+    sde = cldfast.CLD(beta=cldfast.LinearBeta(1.0, 7.0), x_noise=0.3)
+    return cldfast.hsm_loss(
+        lambda u, t: u[:, :count] * t.reshape(-1, *[1] * (u.dim() - 1)), sde, x0,
+        parameterization=parameterization, seed=5, reduction="none", backend=backend,
+    )  # fmt: skip
 
 
 def loops() -> None:
@@ -190,21 +231,21 @@ def loops() -> None:
     from cldfast.models import MLPScore
 
     torch.manual_seed(0)
-    on_cpu = MLPScore(10, width=64)
+    on_cpu = MLPScore(12, width=64)
     for parameter in on_cpu.parameters():  # its last layer begins at zero
         torch.nn.init.normal_(parameter, std=0.1)
     on_gpu = copy.deepcopy(on_cpu).to(DEVICE)
     for solver in ("em", "sscs", "multistep", "heun", "unipc"):
         arguments = {"solver": solver, "steps": 50, "seed": 3, "parameterization": "x0"}
-        expected = cldfast.sample(on_cpu, cldfast.CLD(), (200, 10), **arguments)
+        expected = cldfast.sample(on_cpu, cldfast.CLD(), (200, 12), **arguments)
         for name in BACKENDS:
-            made = cldfast.sample(on_gpu, cldfast.CLD(), (200, 10), backend=name, **arguments)
+            made = cldfast.sample(on_gpu, cldfast.CLD(), (200, 12), backend=name, **arguments)
             error = float((made.cpu() - expected).norm() / expected.norm())
             assert error <= 1e-4, (solver, name, error)
             with warnings.catch_warnings():
                 warnings.simplefilter("error", cldfast.GraphWarning)
                 again = cldfast.sample(
-                    on_gpu, cldfast.CLD(), (200, 10), backend=name, graph=True, **arguments
+                    on_gpu, cldfast.CLD(), (200, 12), backend=name, graph=True, **arguments
                 )
             error = float((again - made).norm() / made.norm())
             # cuBLAS may take another algorithm in a capture.
@@ -212,7 +253,7 @@ def loops() -> None:
 
 
 CHECKS: tuple[Callable[[], None], ...] = (
-    words, stages, beyond_32_bits, residuals, tables, loops,
+    words, stages, beyond_32_bits, residuals, sums, tables, loops,
 )  # fmt: skip
 
 
@@ -249,7 +290,8 @@ def main() -> int:
     failed = subprocess.run([sys.executable, here, "--checks"], env=environment).returncode != 0
     print("the operations' tests", flush=True)
     tests = [str(gpu_setup.ROOT / "tests" / name) for name in TESTS]
-    options = ["-q", "-k", "cuda or triton", "-p", "no:cacheprovider"]
+    # Without the project's options, which ask for a plugin.
+    options = ["-q", "-o", "addopts=", "-k", "cuda or triton", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *tests], env=environment, cwd=gpu_setup.ROOT
     )

@@ -7,8 +7,8 @@ Every loss here is `sum |R_o o + R_u u + R_z z|^2` with 2x2 blocks per row: the 
 
 A network that returns the velocity score alone is held to the velocity row, `-ell z_v`, with the
 scalar M = 1/ell. What of it data and noise decide, `R_u u + R_z z`, is made where u is, as one more
-plane or two beside it; the pass after the network reads these and the output. On the CPU it leaves
-the gradient in their place.
+plane or two beside it; the pass after the network reads these and the output, and leaves the
+gradient in their place.
 """
 
 from __future__ import annotations

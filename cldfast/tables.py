@@ -41,8 +41,8 @@ _MOST_PANELS = 2048
 _VECTOR = 8
 # The bits of 1.0.
 _ONE_BITS = 0x3FF << 52
-# Columns of a matrix that kernels take.
-_MOST_COLUMNS = 34
+# Bits of a mask of columns, more than kernels take.
+_MOST_COLUMNS = 64
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -113,7 +113,7 @@ class Table:
         low, high = self.ends
         return AtTimes(self, t, low < bounds[0] and bounds[1] <= high)
 
-    @cached_property
+    @property
     def ends(self) -> tuple[float, float]:
         """The times that the table covers lie above the first, and not above the second."""
         return self.end * 0.5 ** self.octaves.shape[0], self.end * (1.0 + 2.0**-20)

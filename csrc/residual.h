@@ -46,7 +46,7 @@ struct ResidualArgs {
   uint32_t stream;
 
   Tiling tiling;
-  double* sums;  // (rows, pieces): the losses of the pieces
+  double* sums;  // room for partial sums; on the CPU (rows, pieces), the losses of the pieces
 };
 
 }  // namespace cldfast

@@ -36,7 +36,7 @@ CLDFAST_HD void locate(const Table& table, double t, int64_t& panel, double& x) 
   // the upper ends belong to them.
   const double inside = s < 1.0 ? s : 1.0;
   const uint64_t bits = bits_of(inside) - 1;
-  // Times are looked at before; whatever is written to them since, no other memory is read.
+  // Times are looked at before, or their bounds are known; whatever they are, no other memory is read.
   const uint64_t last = static_cast<uint64_t>(table.count) - 1;
   const uint64_t found = (bits_of(1.0) - 1 - bits) >> MANTISSA_BITS;
   const uint64_t octave = found < last ? found : last;

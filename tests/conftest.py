@@ -28,7 +28,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
     def on_host(weights, rows, columns, device):  # type: ignore[no-untyped-def]
         shared = isinstance(weights, torch.Tensor) and weights.dim() == 3 and len(weights) == 1
-        return check(weights.cpu() if shared else weights, rows, columns, device)
+        moved = weights.cpu() if shared and rows > 1 else weights
+        return check(moved, rows, columns, device)
 
     monkeypatch.setattr(module, "check_weights", on_host)
     torch.set_default_device(GPU)

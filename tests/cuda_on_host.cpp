@@ -19,6 +19,7 @@ constexpr int PROCESSORS = 1;
 
 struct Warp {
   uint64_t bits[2][LANES];
+  Kind kind[2];
   int64_t arrivals;  // of all lanes at all exchanges
 };
 
@@ -36,6 +37,7 @@ ucontext_t scheduler;
 Thread* running;
 const std::function<void()>* code;
 unsigned living, at_barrier;
+bool parted;  // threads that belong together have not done the same
 int64_t barriers, events;
 std::minstd_rand order;
 unsigned launches;
@@ -56,9 +58,9 @@ void wait() { swapcontext(&running->context, &scheduler); }
 void begin() {
   (*code)();
   running->done = true;
+  parted = parted || at_barrier > 0;
   --living;
   ++events;
-  open_barrier_if_complete();
 }
 
 bool run_block() {
@@ -69,6 +71,7 @@ bool run_block() {
   for (Warp& warp : warps) warp.arrivals = 0;
   living = count;
   at_barrier = 0;
+  parted = false;
   for (unsigned i = 0; i < count; ++i) {
     Thread& thread = threads[i];
     thread.index = {i, 0, 0};
@@ -88,9 +91,9 @@ bool run_block() {
       threadIdx = running->index;
       swapcontext(&scheduler, &running->context);
     }
-    if (events == before) return false;
+    if (events == before || parted) return false;
   }
-  return true;
+  return !parted;
 }
 
 }  // namespace
@@ -114,17 +117,21 @@ cudaError_t launch(dim3 grid, dim3 block, const std::function<void()>& thread) {
 
 void block_barrier() {
   const int64_t next = barriers + 1;
+  parted = parted || living < blockDim.x;
   ++at_barrier;
   ++events;
   open_barrier_if_complete();
   while (barriers < next) wait();
 }
 
-uint64_t exchange(uint64_t bits, int lane) {
+uint64_t exchange(Kind kind, unsigned mask, uint64_t bits, int lane) {
   Warp& warp = own_warp();
   // A lane is at most one exchange ahead of the others, so two sets of bits are enough.
   const int set = static_cast<int>(running->exchanges & 1);
   const int64_t complete = ++running->exchanges * lanes_of(running->index.x / LANES);
+  const bool first = warp.arrivals == complete - lanes_of(running->index.x / LANES);
+  if (first) warp.kind[set] = kind;
+  parted = parted || mask != 0xFFFFFFFFu || kind != warp.kind[set];
   warp.bits[set][running->index.x % LANES] = bits;
   ++warp.arrivals;
   ++events;

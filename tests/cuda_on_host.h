@@ -1,6 +1,7 @@
 // CUDA C++ as host code, so that tests run the kernels' sources without a GPU: the toolkit's headers,
 // and what nvcc adds to them. Threads of a block are coroutines of one host thread; blocks follow each
-// other. Which thread or block comes first is drawn anew each time.
+// other, so what they owe to fences and caches is not seen. Which thread or block comes first is drawn
+// anew each time. Threads that part ways at a barrier or within a warp's exchange fail the launch.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -34,8 +35,9 @@ cudaError_t launch(dim3 grid, dim3 block, const std::function<void()>& thread);
 // Waits for the threads of the block that have not returned.
 void block_barrier();
 
-// The bits that `lane` of the warp brings, once all lanes have come with theirs.
-uint64_t exchange(uint64_t bits, int lane);
+// The bits that `lane` of the warp brings, once all lanes have come with theirs: all to a `kind`.
+enum class Kind : int { sync, shuffle };
+uint64_t exchange(Kind kind, unsigned mask, uint64_t bits, int lane);
 
 template <class... P, size_t... I>
 void call(void (*kernel)(P...), const std::tuple<P...>& arguments, std::index_sequence<I...>) {
@@ -59,14 +61,14 @@ cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void**
 }
 
 inline void __syncthreads() { emulated::block_barrier(); }
-inline void __syncwarp() { emulated::exchange(0, 0); }
+inline void __syncwarp() { emulated::exchange(emulated::Kind::sync, 0xFFFFFFFFu, 0, 0); }
 inline void __threadfence() {}
 
 template <class T>
-T __shfl_sync(unsigned, T value, int lane) {
+T __shfl_sync(unsigned mask, T value, int lane) {
   uint64_t bits = 0;
   memcpy(&bits, &value, sizeof(T));
-  bits = emulated::exchange(bits, lane);
+  bits = emulated::exchange(emulated::Kind::shuffle, mask, bits, lane);
   memcpy(&value, &bits, sizeof(T));
   return value;
 }

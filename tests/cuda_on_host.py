@@ -55,31 +55,36 @@ def run(command: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def build(folder: Path) -> ModuleType:
-    """Compiles and loads the module."""
-    home = needs_cuda_toolkit()
-    pybind11 = pytest.importorskip("pybind11", reason="NO_PYBIND11: pybind11 is not installed")
+def compile_all(sources: list[Path], module: Path, home: Path, include: list[str]) -> None:
+    """Compiles CUDA sources, with the host in the GPU's place, to a shared library."""
     flags = [
         os.environ.get("CXX", "c++"), "-O1", "-std=c++17", "-fPIC", "-w", "-ffp-contract=off",
-        '-DCLDFAST_ARCHITECTURES="host"', f"-I{ROOT / 'csrc'}", f"-I{home / 'include'}",
-        f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}",
+        '-DCLDFAST_ARCHITECTURES="host"', *(f"-I{path}" for path in include),
+        f"-I{ROOT / 'csrc'}", f"-I{home / 'include'}",
     ]  # fmt: skip
     sanitize = os.environ.get("CLDFAST_SANITIZE")
     sanitizers = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"] if sanitize else []
     host = Path(__file__).with_suffix(".cpp")
-    sources = [host, *(ROOT / "csrc" / name for name in SOURCES)]
 
     def compiled(source: Path) -> str:
-        made = folder / f"{source.name}.o"
+        made = module.with_name(f"{source.name}.o")
         header = ["-include", str(host.with_suffix(".h")), "-x", "c++", "-c"]
         run([*flags, *sanitizers, *header, str(source), "-o", str(made)])
         return str(made)
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compiled, sources))
-    module = folder / "_cuda.so"
-    # A PyTorch with CUDA has the functions of the runtime as well; the module means its own.
+        objects = list(pool.map(compiled, [host, *sources]))
+    # A PyTorch with CUDA has the functions of the runtime as well; the library means its own.
     run([flags[0], *sanitizers, "-shared", "-Wl,-Bsymbolic", *objects, "-o", str(module)])
+
+
+def build(folder: Path) -> ModuleType:
+    """Compiles and loads the module."""
+    home = needs_cuda_toolkit()
+    pybind11 = pytest.importorskip("pybind11", reason="NO_PYBIND11: pybind11 is not installed")
+    module = folder / "_cuda.so"
+    include = [pybind11.get_include(), sysconfig.get_paths()["include"]]
+    compile_all([ROOT / "csrc" / name for name in SOURCES], module, home, include)
     spec = importlib.util.spec_from_file_location("_cuda", module)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)

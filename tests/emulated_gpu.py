@@ -65,6 +65,7 @@ def rehearse(arguments: list[str]) -> int:
         gpu_check.DEVICE = "cpu"
         # The interpreter would take minutes; it has tests of its own.
         gpu_check.BACKENDS = ("cuda",)
+        gpu_check.LONG, gpu_check.REPEATS = [(2, 3000), (70, 1028)], 2
         gpu_check.run_checks()
         return 0
     gpu_bench = importlib.import_module("gpu_bench")

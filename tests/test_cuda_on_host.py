@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import cuda_on_host
@@ -405,3 +407,41 @@ def test_residual_does_not_depend_on_the_batch(
                 output[part], u[part], weights[part], seed=1, first_index=4 + part.start
             )
             assert torch.equal(some[0], loss[part]) and torch.equal(some[1], gradient[part])
+
+
+PARTING = """
+__global__ void in_step(int* seen) {
+  __syncthreads();
+  __syncwarp();
+  atomicAdd(reinterpret_cast<unsigned*>(seen), __shfl_xor_sync(0xFFFFFFFFu, 1, 1));
+}
+__global__ void some_leave_before_a_barrier(int*) {
+  if (threadIdx.x >= 32) return;
+  __syncthreads();
+}
+__global__ void some_do_another_exchange(int*) {
+  if (threadIdx.x % 2) __syncwarp();
+  else __shfl_sync(0xFFFFFFFFu, 1, 0);
+}
+__global__ void some_are_not_in_the_mask(int*) { __shfl_sync(0xFFFFu, 1, 0); }
+__global__ void some_wait_for_ever(int*) {
+  if (threadIdx.x % 2) __syncwarp();
+}
+extern "C" int launch(int which, int* seen) {
+  void (*kernels[])(int*) = {in_step, some_leave_before_a_barrier, some_do_another_exchange,
+                             some_are_not_in_the_mask, some_wait_for_ever};
+  void* arguments[] = {&seen};
+  return cudaLaunchKernel(kernels[which], dim3(3), dim3(64), arguments, 0, nullptr);
+}
+"""
+
+
+def test_threads_that_part_ways_fail_their_launch(tmp_path: Path) -> None:
+    home = cuda_on_host.needs_cuda_toolkit()
+    source, module = tmp_path / "parting.cu", tmp_path / "parting.so"
+    source.write_text(PARTING)
+    cuda_on_host.compile_all([source], module, home, [])
+    launch, seen = ctypes.CDLL(str(module)).launch, ctypes.c_int(0)
+    failure = 719  # cudaErrorLaunchFailure
+    assert [launch(which, ctypes.byref(seen)) for which in range(5)] == [0] + [failure] * 4
+    assert seen.value == 3 * 64

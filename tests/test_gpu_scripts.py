@@ -40,7 +40,8 @@ def emulated(*command: str) -> str:
     import gpu_setup
 
     needs_cuda_toolkit()
-    pytest.importorskip("triton", reason="NO_TRITON: Triton is not installed")
+    for package in ("triton", "pybind11", "matplotlib"):
+        pytest.importorskip(package, reason=f"NO_{package.upper()}: {package} is not installed")
     paths = [str(gpu_setup.stand_in()), str(ROOT / "tests"), str(ROOT)]
     paths += [path for path in [os.environ.get("PYTHONPATH")] if path]
     done = subprocess.run(
@@ -56,13 +57,13 @@ def test_the_operations_tests_pass_on_the_emulated_backend(scripts: None) -> Non
     """Those that `make gpu-check` runs, on `cuda`; Triton's interpreter has tests of its own."""
     from gpu_check import TESTS
 
-    options = ["-p", "emulated_gpu", "-q", "-k", "cuda", "-p", "no:cacheprovider"]
+    options = ["-p", "emulated_gpu", "-q", "-o", "addopts=", "-k", "cuda"]
     assert " passed" in emulated("-m", "pytest", *options, *TESTS)
 
 
 def test_the_check_is_rehearsed(scripts: None) -> None:
     told = emulated("emulated_gpu.py", "check")
-    for check in ("words", "stages", "beyond_32_bits", "residuals", "tables", "loops"):
+    for check in ("words", "stages", "beyond_32_bits", "residuals", "sums", "tables", "loops"):
         assert f"  {check}: passed" in told
 
 

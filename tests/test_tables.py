@@ -106,6 +106,17 @@ def test_losses_know_the_bounds_of_the_times_they_draw(monkeypatch):
         cldfast.hsm_loss(lambda u, t: u[:, :3], cldfast.CLD(), x0, seed=1, t=torch.rand(5))
 
 
+def test_a_residual_by_a_table_compiles_whole(table):
+    t, output, u = torch.rand(4, dtype=F64) + 0.1, torch.randn(4, 3), torch.randn(4, 3)
+    one = make_table(lambda t: perturbation(t).reshape(-1, 1, 6)[:, :, :4], 3.7)
+
+    def loss(output, u, t):
+        return ops.residual(output, u, one.at(t), planes=1, reduction="mean", seed=2)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(output, u, t), loss(output, u, t), rtol=1e-6)
+
+
 def test_threads_change_nothing(table):
     t = some_times(3.7, 3001)
     before = torch.get_num_threads()

@@ -31,9 +31,10 @@ def stage(
     """The next state, the new history rows or None, and the state in the dtype `cast` or None.
 
     Takes what `cldfast.reference.stage` takes; out receives the next state and may be u itself.
-    Raises ValueError for a matrix of all rows that is not finite.
+    Raises ValueError for a matrix of all rows on the host that is not finite.
     """
-    if weights.shape[0] == 1 and not all(map(math.isfinite, weights.flatten().tolist())):
+    on_host = weights.shape[0] == 1 and weights.device.type == "cpu"
+    if on_host and not all(map(math.isfinite, weights.flatten().tolist())):
         raise ValueError("weights must be finite, got NaN or infinity")
     state, row = reference.stage(
         u, outputs, history, weights,

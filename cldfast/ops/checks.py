@@ -86,7 +86,8 @@ def check_weights(weights: object, rows: int, columns: int, device: torch.device
             f"outputs, history and the 2 of noise, got {tuple(shape)}"
         )
     if shape[0] == 1:
-        if tensor.device != CPU:
+        # Those of a single row may be either.
+        if tensor.device != CPU and not (rows == 1 and tensor.device == device):
             raise ValueError(f"shared weights (R = 1) must be on the CPU, got {describe(tensor)}")
     elif tensor.device != device:
         raise ValueError(f"weights per row must be on {device}, got {describe(tensor)}")

@@ -94,7 +94,7 @@ def residual(
     traced = torch.compiler.is_compiling()
     known: dict[str, int] = {}  # what is lost where a table's matrices become numbers like others
     if isinstance(weights, AtTimes) and (name != "cpu" or traced):
-        known = {"used": weights.table.used}
+        known = {} if traced else {"used": weights.table.used}
         weights = matrices(weights, name)
     if name == "reference":
         losses = reference.residual(

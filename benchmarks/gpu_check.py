@@ -204,17 +204,16 @@ def tables() -> None:
     for shape in [(300, 20), (300, 1024), (1, 300), (16, 3, 32, 32)]:
         for parameterization, planes in (("score", 1), ("full_score", 2)):
             x0, count = torch.randn(shape), planes * shape[1]
-            wanted = _loss(x0, count, parameterization, "auto")
+            wanted = _loss(sde, x0, count, parameterization, "auto")
             for name in BACKENDS:
-                made = _loss(x0.to(DEVICE), count, parameterization, name).cpu()
+                made = _loss(sde, x0.to(DEVICE), count, parameterization, name).cpu()
                 assert torch.allclose(made, wanted, rtol=1e-4), (name, shape, parameterization)
 
 
-def _loss(x0, count, parameterization, backend):  # type: ignore[no-untyped-def]
+def _loss(sde, x0, count, parameterization, backend):  # type: ignore[no-untyped-def]
     """Losses of rows for a network that is the state."""
     import cldfast
 
-    sde = cldfast.CLD(beta=cldfast.LinearBeta(1.0, 7.0), x_noise=0.3)
     return cldfast.hsm_loss(
         lambda u, t: u[:, :count] * t.reshape(-1, *[1] * (u.dim() - 1)), sde, x0,
         parameterization=parameterization, seed=5, reduction="none", backend=backend,

@@ -166,19 +166,15 @@ def _looked_up(
     """
     if t.requires_grad or torch.compiler.is_compiling():
         return None
+    on_host = t.device.type == "cpu"
     if torch._C._are_functorch_transforms_active():
         return None
-    if t.device.type == "cpu":
-        if ops.missing_core():
-            return None
-    elif bounds is None:
+    if ops.missing_core() if on_host else bounds is None:
         return None
     found = []
     for table in tables():
         weights = None if table is None else table.at(t, bounds)
-        if weights is None or not (
-            weights.inside or (t.device.type == "cpu" and ops.covers(weights, "cpu"))
-        ):
+        if weights is None or not (weights.inside or (on_host and ops.covers(weights, "cpu"))):
             return None
         found.append(weights)
     return found

@@ -18,6 +18,15 @@ namespace {
 constexpr int LANES = 32;
 constexpr unsigned WARP = 0xFFFFFFFFu;  // all lanes
 
+// The units `begin` ... `end` - 1 of a piece of a row; the row's last piece may be shorter.
+struct PieceUnits {
+  int64_t begin, end;
+
+  CLDFAST_DEVICE PieceUnits(int64_t piece, int64_t of_piece, int64_t of_row) : begin(piece * of_piece) {
+    end = begin + of_piece < of_row ? begin + of_piece : of_row;
+  }
+};
+
 // Four 16-bit numbers, and eight: what one lane holds, and what one wide access moves.
 struct alignas(8) Half4 {
   uint32_t pair[2];

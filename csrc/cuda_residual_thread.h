@@ -32,12 +32,10 @@ CLDFAST_DEVICE double residual_quads(const ResidualLaunch& launch, int64_t row, 
       used[m] = used[m] || w[k][m] != 0.0f;
     }
   }
-  const int64_t begin = piece * launch.units_of_piece;
-  const int64_t whole = begin + launch.units_of_piece;
-  const int64_t end = whole < launch.units ? whole : launch.units;
+  const PieceUnits units(piece, launch.units_of_piece, launch.units);
   double sum = 0.0;
-  for (int64_t quad = begin; quad < end; quad += 2 * LANES) {
-    const Quads quads(row, launch.units, quad, end, lane);
+  for (int64_t quad = units.begin; quad < units.end; quad += 2 * LANES) {
+    const Quads quads(row, launch.units, quad, units.end, lane);
     float r[PLANES][2][QUAD] = {};
     const auto add = [&](int m, const float x[2][QUAD]) {
       CLDFAST_UNROLL for (int k = 0; k < PLANES; ++k) {
@@ -117,11 +115,9 @@ CLDFAST_DEVICE double residual_twos(const ResidualLaunch& launch, int64_t row, i
   for (int k = 0; launch.addressed_noise && k < launch.residuals; ++k) {
     noisy = noisy || weight(k, launch.inputs) != T(0) || weight(k, launch.inputs + 1) != T(0);
   }
-  const int64_t begin = piece * launch.units_of_piece;
-  const int64_t whole = begin + launch.units_of_piece;
-  const int64_t end = whole < launch.units ? whole : launch.units;
+  const PieceUnits units(piece, launch.units_of_piece, launch.units);
   double sum = 0.0;
-  for (int64_t unit = begin + lane; unit < end; unit += launch.team) {
+  for (int64_t unit = units.begin + lane; unit < units.end; unit += launch.team) {
     const Two two(launch, row, unit);
     T z_x[2] = {}, z_v[2] = {};
     if (noisy) two_normals(launch, launch.stage_index, two, z_x, z_v);

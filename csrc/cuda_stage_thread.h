@@ -115,11 +115,10 @@ CLDFAST_DEVICE void stage_piece(const Launch& launch, uint32_t stage_index, int6
       if (m < INS) used[m] = used[m] || w[k][m] != 0.0f;
     }
   }
-  const int64_t quads_of_row = launch.width / QUAD, begin = piece * (PIECE / QUAD);
-  const int64_t whole = begin + PIECE / QUAD;
-  const int64_t end = whole < quads_of_row ? whole : quads_of_row;
-  for (int64_t quad = begin; quad < end; quad += 2 * LANES) {
-    const Quads quads(row, quads_of_row, quad, end, lane);
+  const int64_t quads_of_row = launch.width / QUAD;
+  const PieceUnits units(piece, PIECE / QUAD, quads_of_row);
+  for (int64_t quad = units.begin; quad < units.end; quad += 2 * LANES) {
+    const Quads quads(row, quads_of_row, quad, units.end, lane);
     float x[INS][2][QUAD];
     CLDFAST_UNROLL for (int m = 0; m < INS; ++m) {
       const bool wanted[2] = {used[m], used[m]};

@@ -47,12 +47,6 @@ int lanes_of(unsigned warp) {
   return static_cast<int>(std::min<unsigned>(LANES, blockDim.x - warp * LANES));
 }
 
-void open_barrier_if_complete() {
-  if (living == 0 || at_barrier < living) return;
-  at_barrier = 0;
-  ++barriers;
-}
-
 void wait() { swapcontext(&running->context, &scheduler); }
 
 void begin() {
@@ -120,7 +114,10 @@ void block_barrier() {
   parted = parted || living < blockDim.x;
   ++at_barrier;
   ++events;
-  open_barrier_if_complete();
+  if (at_barrier == blockDim.x) {
+    at_barrier = 0;
+    ++barriers;
+  }
   while (barriers < next) wait();
 }
 
@@ -128,9 +125,9 @@ uint64_t exchange(Kind kind, unsigned mask, uint64_t bits, int lane) {
   Warp& warp = own_warp();
   // A lane is at most one exchange ahead of the others, so two sets of bits are enough.
   const int set = static_cast<int>(running->exchanges & 1);
-  const int64_t complete = ++running->exchanges * lanes_of(running->index.x / LANES);
-  const bool first = warp.arrivals == complete - lanes_of(running->index.x / LANES);
-  if (first) warp.kind[set] = kind;
+  const int lanes = lanes_of(running->index.x / LANES);
+  const int64_t complete = ++running->exchanges * lanes;
+  if (warp.arrivals == complete - lanes) warp.kind[set] = kind;
   parted = parted || mask != 0xFFFFFFFFu || kind != warp.kind[set];
   warp.bits[set][running->index.x % LANES] = bits;
   ++warp.arrivals;

@@ -32,7 +32,7 @@ constexpr int LANES = 32;
 // All threads of all blocks; cudaErrorLaunchFailure where some wait for ever.
 cudaError_t launch(dim3 grid, dim3 block, const std::function<void()>& thread);
 
-// Waits for the threads of the block that have not returned.
+// Waits for all threads of the block.
 void block_barrier();
 
 // The bits that `lane` of the warp brings, once all lanes have come with theirs: all to a `kind`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ class Kernel(NamedTuple):
     shift: Tensor
 
 
-class PublishedInterface(nn.Module):
+class PublishedInterface(nn.Module, ABC):
     """What both processes share. Times named s run forward; only `get_reverse_sde` takes `1 - s`.
 
     config: the codebase's options. beta_fn, beta_int_fn: beta and its integral from 0, functions of
@@ -56,19 +57,19 @@ class PublishedInterface(nn.Module):
 
     # --- what the samplers and losses here ask ---------------------------------------------------
 
-    def _process(self, beta: FunctionBeta) -> LinearPhaseSDE:
-        raise NotImplementedError
+    @abstractmethod
+    def _process(self, beta: FunctionBeta) -> LinearPhaseSDE: ...
 
+    @abstractmethod
     def gain_and_shift(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """`score = gain output + shift state` at times s (n,), on the rows of `rows`; each (n,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mixed_variance(self, s: Tensor, dtype: torch.dtype) -> Tensor:
         """Variance of the Gaussian that a mixed score adds to, (n,), from a start rounded to dtype.
 
         The published code takes the start's variance in the state's precision.
         """
-        raise NotImplementedError
 
     def output_map(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`gain_and_shift` as an output map of `cldfast.compat.published.fold`."""
@@ -76,9 +77,9 @@ class PublishedInterface(nn.Module):
         gain, shift = (value.numpy()[:, None, None] for value in values)
         return gain * self.rows, shift * (self.rows @ self.rows.T)
 
+    @abstractmethod
     def kernel(self, s: Tensor) -> Kernel:
         """What a loss needs at times s (n,)."""
-        raise NotImplementedError
 
     def pack(self, x: Tensor) -> Tensor:
         """Positions, or states where augmented, or outputs, as planes of a stage."""
@@ -99,9 +100,9 @@ class PublishedInterface(nn.Module):
         beta = self._expand(self.beta_fn(s))
         return beta.to(u.dtype) if self.mode == "exact" else beta
 
+    @abstractmethod
     def sde(self, u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Drift and diffusion at states u (B, 2C, ...) or (B, C, ...) and forward times t (B,)."""
-        raise NotImplementedError
 
     def get_reverse_sde(
         self, score_fn: ScoreFunction | None = None, probability_flow: bool = False
@@ -145,28 +146,28 @@ class PublishedInterface(nn.Module):
         """The normals of an Euler-Maruyama step, from PyTorch's generator."""
         return torch.randn_like(u)
 
+    @abstractmethod
     def prior_sampling(self, shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """x of the given shape from the stationary law, and v where augmented."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prior_logp(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
         """Log density of the stationary law at u, (B,), v apart where augmented."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mean(self, u: Tensor, t: Tensor) -> Tensor:
         """Mean of the perturbation kernel for starts u at times t (B,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def var(self, t: Tensor, *variances: Tensor) -> list[Tensor]:
         """Covariance entries of the perturbation kernel; variances: of the start."""
-        raise NotImplementedError
 
     def mean_and_var(self, u: Tensor, t: Tensor, *variances: Tensor) -> tuple[Tensor, list[Tensor]]:
         """`mean` and `var`."""
         return self.mean(u, t), self.var(t, *variances)
 
-    def _noise(self, t: Tensor, z: Tensor, *variances: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _noise(self, t: Tensor, z: Tensor, *variances: Tensor) -> Tensor: ...
 
     def perturb_data(
         self, batch: Tensor, t: Tensor, *variances: Tensor

@@ -23,9 +23,10 @@ sanitize: $(VENV)/installed
 	    --build-base build/sanitized --build-lib build/sanitized/lib
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 CLDFAST_SANITIZE=address,undefined \
-	    PYTHONPATH=build/sanitized/lib $(BIN)/pytest -q tests/test_core.py \
-	    tests/test_core_residual.py tests/test_core_module.py tests/test_philox.py \
-	    tests/test_tables.py tests/test_cuda_on_host.py
+	    PYTHONPATH=build/sanitized/lib $(BIN)/pytest -q tests/kernels/test_core.py \
+	    tests/kernels/test_core_residual.py tests/kernels/test_core_module.py \
+	    tests/kernels/test_philox.py tests/kernels/test_time_tables.py \
+	    tests/kernels/test_cuda_on_host.py
 
 bench: $(VENV)/installed
 	$(BIN)/python -m cldfast bench --out benchmarks/results
@@ -44,7 +45,7 @@ $(VENV)/tools: constraints.txt
 	touch $@
 
 # ninja and cmake are looked up on the PATH by the build.
-$(VENV)/installed: $(VENV)/tools pyproject.toml setup.py $(wildcard csrc/*)
+$(VENV)/installed: $(VENV)/tools pyproject.toml setup.py $(wildcard csrc/*/*) csrc/CMakeLists.txt
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[demo,dev,ode,triton,diffusers]'
 	touch $@
 

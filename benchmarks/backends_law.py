@@ -19,9 +19,9 @@ import upstream_cld_sgm
 
 from cldfast.compat import cld_sgm
 from cldfast.compat.cld_sgm.plans import published_sscs, time_grid
-from cldfast.law import GaussianLaw
-from cldfast.plan import Plan
-from cldfast.solvers.sscs import sscs
+from cldfast.planner.law import GaussianLaw
+from cldfast.planner.plan import Plan
+from cldfast.planner.solvers.sscs import sscs
 
 MEAN, VARIANCE, ROWS, EPS = 0.5, 0.3, 1_000_000, 1e-3
 RESULTS = Path(__file__).parent / "results" / "backends_law.csv"

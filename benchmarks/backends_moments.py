@@ -27,10 +27,11 @@ from cldfast.compat.psld import published as psld_published
 from cldfast.compat.psld.plans import exact_plan
 from cldfast.compat.psld.process import factor, forward_grid, process_of, rows_of
 from cldfast.compat.strasman import published as strasman_published
-from cldfast.law import exact_network
-from cldfast.plan import Plan, Stage
-from cldfast.sde import LinearPhaseSDE
-from cldfast.solvers import make_plan
+from cldfast.planner.law import exact_network
+from cldfast.planner.plan import Plan
+from cldfast.planner.solvers import make_plan
+from cldfast.planner.stage import Stage
+from cldfast.process.sde import LinearPhaseSDE
 
 MEAN, VARIANCE, ROWS, EPS = 0.5, 0.3, 1_000_000, 1e-3
 STRASMAN_STEPS, PSLD_STEPS = 200, 100

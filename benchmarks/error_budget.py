@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cldfast import CLD, make_plan
-from cldfast.error_budget import ErrorBudget
+from cldfast.planner.error_budget import ErrorBudget
 
 RESULTS = Path(__file__).parent / "results"
 STEPS = tuple(int(round(n)) for n in np.geomspace(10, 2000, 16))

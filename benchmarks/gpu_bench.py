@@ -95,19 +95,19 @@ def stage_rows(pairs: int) -> list[Row]:
     """One noisy stage; the compiled kernels work in place, as a sampler runs them."""
     import torch
 
-    from cldfast import ops
+    from cldfast import kernels
     from cldfast.bench.baselines import PublishedSteps
     from cldfast.bench.cases import stage_time, stage_weights
-    from cldfast.sde import CLD
+    from cldfast.process.sde import CLD
 
     sets, weights = Sets(pairs), stage_weights("sscs")
     (xx, xv, xo, xz, xw), (vx, vv, vo, vz, vw) = weights[0].tolist()
 
     def fused(name, u, o, i):  # type: ignore[no-untyped-def]
-        return ops.backend_stage(name)(u, (o,), (), weights, seed=i, out=u)
+        return kernels.backend_stage(name)(u, (o,), (), weights, seed=i, out=u)
 
     def fused_half(u, o, i):  # type: ignore[no-untyped-def]
-        return ops.backend_stage("cuda")(u, (halves[i],), (), weights, seed=i, out=u)
+        return kernels.backend_stage("cuda")(u, (halves[i],), (), weights, seed=i, out=u)
 
     def merged(u, o):  # type: ignore[no-untyped-def]
         x, v = u.chunk(2, 1)
@@ -150,7 +150,7 @@ def loss_rows(pairs: int, copy_rate: float) -> list[Row]:
     """A loss's two passes as training calls them, and the residual that makes its noise again."""
     import torch
 
-    from cldfast import ops
+    from cldfast import kernels
 
     sets, batch = Sets(pairs), pairs // _WIDTH
     first = torch.randn(batch, 3, 3, dtype=torch.float64)
@@ -158,17 +158,17 @@ def loss_rows(pairs: int, copy_rate: float) -> list[Row]:
     second[:, :, 2:] = 0.0
 
     def perturb(name, u, o, i):  # type: ignore[no-untyped-def]
-        return ops.perturb((o,), first, seed=i, backend=name)
+        return kernels.perturb((o,), first, seed=i, backend=name)
 
     def residual(name, u, o, i):  # type: ignore[no-untyped-def]
-        return ops.backend_residual(name)(o, u[:, :_WIDTH], second, reduce=True, used=0b11)
+        return kernels.backend_residual(name)(o, u[:, :_WIDTH], second, reduce=True, used=0b11)
 
     def noisy(name, u, o, i):  # type: ignore[no-untyped-def]
-        return ops.backend_residual(name)(o, u, whole, seed=i, reduce=True)
+        return kernels.backend_residual(name)(o, u, whole, seed=i, reduce=True)
 
     def plain(u, o, i):  # type: ignore[no-untyped-def]
         leaf = o.detach().requires_grad_()
-        loss = ops.residual(leaf, u, whole, seed=i, reduction="sum", backend="reference")
+        loss = kernels.residual(leaf, u, whole, seed=i, reduction="sum", backend="reference")
         return torch.autograd.grad(loss, leaf)
 
     rows = []
@@ -191,7 +191,7 @@ def loss_rows(pairs: int, copy_rate: float) -> list[Row]:
 def sampling_rows() -> list[Row]:
     """Whole sampling: the eager reference loop against captured steps."""
     import cldfast
-    from cldfast.models import MLPScore, UNetScore
+    from cldfast.lab.models import MLPScore, UNetScore
 
     rows = []
     vectors, images = BATCHES

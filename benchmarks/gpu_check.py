@@ -44,7 +44,7 @@ def words() -> None:
     from cldfast import _core
 
     for name in BACKENDS:
-        module = importlib.import_module(f"cldfast.backends.{name}")
+        module = importlib.import_module(f"cldfast.kernels.backends.{name}")
         for seed, first, count, stage, stream in [
             (0, 0, 1_000_003, 0, 0), (2**64 - 1, 2**33 - 5, 100_001, 2**32 - 1, 7),
             (0x9E3779B97F4A7C15, 2**63 - 50_000, 100_000, 3, 2**32 - 1),
@@ -85,7 +85,8 @@ def compare(shape, dtype, other, own, layout, names) -> None:  # type: ignore[no
     """One stage on the named backends; `own` gives each row its matrix."""
     import torch
 
-    from cldfast import ops, reference
+    from cldfast import kernels
+    from cldfast.kernels.backends import reference
 
     n, c, *rest = shape
     u = torch.randn(n, 2 * c, *rest, dtype=dtype)
@@ -99,7 +100,7 @@ def compare(shape, dtype, other, own, layout, names) -> None:  # type: ignore[no
     # Seven terms of size up to about 10, each rounded.
     tolerance = 2e-5 if dtype == torch.float32 else 5e-14
     for name in names:
-        made = ops.stage(gpu[0], gpu[1:2], gpu[2:], weights, cast=other, backend=name, **keys)
+        made = kernels.stage(gpu[0], gpu[1:2], gpu[2:], weights, cast=other, backend=name, **keys)
         what = (name, shape, dtype, other, own, layout)
         for got, expected in zip(made, wanted, strict=False):
             error = float((got.cpu() - expected).abs().max())
@@ -111,7 +112,7 @@ def beyond_32_bits() -> None:
     """More than 2^31 pairs in one call: the last rows are those of a call of their own."""
     import torch
 
-    from cldfast import ops
+    from cldfast import kernels
 
     rows, width = 2**19 + 8, 4096
     free, _ = torch.cuda.mem_get_info()
@@ -123,10 +124,10 @@ def beyond_32_bits() -> None:
         u = torch.ones(rows, 2 * width, device=DEVICE)
         o = torch.ones(rows, width, device=DEVICE, dtype=torch.bfloat16)
         last = slice(rows - 16, rows)
-        small, _, _ = ops.stage(
+        small, _, _ = kernels.stage(
             u[last].clone(), (o[last],), weights=w, seed=3, first_index=rows - 16, backend=name
         )
-        ops.stage(u, (o,), weights=w, seed=3, out=u, backend=name)
+        kernels.stage(u, (o,), weights=w, seed=3, out=u, backend=name)
         assert torch.equal(u[last], small), name
         del u, o
 
@@ -135,7 +136,7 @@ def residuals() -> None:
     """The same bits every time, and the reference's numbers."""
     import torch
 
-    from cldfast import ops
+    from cldfast import kernels
 
     for shape in [(5, 3), (300, 100), (65, 1031), (16, 3, 32, 32)]:
         for dtype in (torch.float32, torch.bfloat16):
@@ -146,7 +147,7 @@ def residuals() -> None:
             for name in ("reference", *BACKENDS, *BACKENDS):
                 torch.manual_seed(2)
                 o = torch.randn(shape, device=DEVICE).to(dtype).requires_grad_()
-                loss = ops.residual(o, u, w, seed=8, reduction="mean", backend=name)
+                loss = kernels.residual(o, u, w, seed=8, reduction="mean", backend=name)
                 loss.backward()
                 if name in seen:
                     assert torch.equal(loss, seen[name][0]) and torch.equal(o.grad, seen[name][1])
@@ -162,7 +163,7 @@ def sums() -> None:
     """Many pieces or rows, again and again: bits that blocks at the same time cannot change."""
     import torch
 
-    from cldfast import ops
+    from cldfast import kernels
 
     for rows, width in LONG:
         o, e = (torch.randn(rows, width, device=DEVICE) for _ in range(2))
@@ -173,7 +174,7 @@ def sums() -> None:
         for name in BACKENDS:
             for reduce in (False, True):
                 what = (name, rows, width, reduce)
-                run = partial(ops.backend_residual(name), o, e, w, reduce=reduce, used=0b11)
+                run = partial(kernels.backend_residual(name), o, e, w, reduce=reduce, used=0b11)
                 loss, gradient = run()
                 for _ in range(REPEATS):
                     again = run()
@@ -189,16 +190,16 @@ def tables() -> None:
     import torch
 
     import cldfast
-    from cldfast import ops
-    from cldfast.loss_weights import loss_tables
+    from cldfast import kernels
+    from cldfast.training.row_weights import loss_tables
 
     sde = cldfast.CLD(beta=cldfast.LinearBeta(1.0, 7.0), x_noise=0.3)
     t = 1e-3 + (sde.T - 1e-3) * torch.rand(10_001, dtype=torch.float64)
     for table in loss_tables(sde, "hsm", "reweighted", "score"):
         assert table is not None
-        wanted = ops.matrices(table.at(t), "cpu")
+        wanted = kernels.matrices(table.at(t), "cpu")
         for name in BACKENDS:
-            made = ops.matrices(table.at(t.to(DEVICE), (1e-3, sde.T)), name).cpu()
+            made = kernels.matrices(table.at(t.to(DEVICE), (1e-3, sde.T)), name).cpu()
             # Horner's rule of 16 terms, with fused products or without.
             assert torch.allclose(made, wanted, rtol=1e-13, atol=0.0), name
     for shape in [(300, 20), (300, 1024), (1, 300), (16, 3, 32, 32)]:
@@ -227,7 +228,7 @@ def loops() -> None:
     import torch
 
     import cldfast
-    from cldfast.models import MLPScore
+    from cldfast.lab.models import MLPScore
 
     torch.manual_seed(0)
     on_cpu = MLPScore(12, width=64)

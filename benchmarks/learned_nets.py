@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from cldfast.models import MLPScore, UNetScore
-from cldfast.recipes import train_run
-from cldfast.run_folder import METRICS, RunConfig, load_run
-from cldfast.sde import CLD, LinearPhaseSDE
-from cldfast.train.config import TrainConfig
+from cldfast.app.run_folder import METRICS, RunConfig, load_run
+from cldfast.app.runs import train_run
+from cldfast.lab.models import MLPScore, UNetScore
+from cldfast.process.sde import CLD, LinearPhaseSDE
+from cldfast.training.config import TrainConfig
 
 RUNS = Path(__file__).resolve().parents[1] / "runs" / "studies"
 ROWS = 50_000

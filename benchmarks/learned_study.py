@@ -31,9 +31,9 @@ import torch
 from torch import Tensor
 
 import cldfast
-from cldfast.data import Digits, Funnel
-from cldfast.metrics import sliced_w2
-from cldfast.run_folder import RunConfig
+from cldfast.app.run_folder import RunConfig
+from cldfast.lab.data import Digits, Funnel
+from cldfast.lab.metrics import sliced_w2
 
 BASELINE = "em, linear"
 # label -> (solver, grid, options); quadratic grids where nothing is said

@@ -7,7 +7,7 @@ benchmarks/results/loss_kernel.csv, a row for each case and thread count: median
 turns in one run, of
 
     published   the public hybrid score matching loss as published code writes it, and backward
-    ops         `ops.perturb` and `ops.residual` with its gradient, at times given
+    ops         `kernels.perturb` and `kernels.residual` with its gradient, at times given
     kernels     the same with times drawn as the published loss draws them, and backward
     hsm_loss    the public function with addressed times, and backward
 
@@ -35,12 +35,12 @@ import torch
 from torch import nn
 from training_step import T_MIN, PublishedLoop
 
-from cldfast import CLD, hsm_loss, ops
+from cldfast import CLD, hsm_loss, kernels
 from cldfast.bench.memory import allocated_peak
 from cldfast.bench.results import environment
 from cldfast.bench.timing import Effort, interleaved
-from cldfast.loss_weights import loss_tables
-from cldfast.philox import STREAM_PERTURBATION
+from cldfast.kernels.philox import STREAM_PERTURBATION
+from cldfast.training.row_weights import loss_tables
 
 RESULTS = Path(__file__).parent / "results"
 EFFORT = Effort(rounds=15, sample=0.02, budget=1.5)
@@ -76,8 +76,8 @@ def contestants(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
         published.loss(data).backward()
 
     def by_ops(t: torch.Tensor = given) -> torch.Tensor:
-        u, offset = ops.perturb((x0,), first.at(t), seed=1, stream=STREAM_PERTURBATION)
-        return ops.residual(
+        u, offset = kernels.perturb((x0,), first.at(t), seed=1, stream=STREAM_PERTURBATION)
+        return kernels.residual(
             net.output, offset, second.at(t), planes=1, reduction="mean", overwrite=True
         )
 

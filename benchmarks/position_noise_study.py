@@ -3,7 +3,7 @@
     python benchmarks/position_noise_study.py                 # about 20 minutes on one core
 
 The Funnel in d = 20, process a = 1, sigma = sqrt 2, x_noise = 0.25. The same MLP with d outputs
-(velocity noise; the position score follows from it, see `cldfast.parameterization`) and with 2d
+(velocity noise; the position score follows from it, `cldfast.planner.parameterization`) and with 2d
 outputs (noise of position and velocity), 8,000 steps each from the same five seeds; 10,000
 samples. Measure: sliced Wasserstein-2 (not squared) to exact samples, mean and spread over the
 seeds, which are those of training and of sampling. `train_step_ms` is the time of a training step,
@@ -24,11 +24,11 @@ import torch
 from learned_study import Problem, funnel_distance, measure, write
 
 from cldfast import CLD
-from cldfast.models import build_model
-from cldfast.recipes import training_data
-from cldfast.run_folder import RunConfig
-from cldfast.sde import sde_from_config
-from cldfast.train import TrainConfig, Trainer
+from cldfast.app.run_folder import RunConfig
+from cldfast.app.runs import training_data
+from cldfast.lab.models import build_model
+from cldfast.process.sde import sde_from_config
+from cldfast.training import TrainConfig, Trainer
 
 DIM = 20
 TRAIN_STEPS = 8_000

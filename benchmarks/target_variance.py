@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from cldfast import CLD, LinearBeta, LinearPhaseSDE
-from cldfast.baselines import OU
+from cldfast.classical.losses import OU
 
 RESULTS = Path(__file__).parent / "results"
 TIMES = np.geomspace(1e-3, 1.0, 121)
@@ -88,7 +88,7 @@ class TargetVariance:
 def at_time(sde: LinearPhaseSDE, data: Mixture, t: float) -> TargetVariance:
     """All of it at one time t > 0.
 
-    With y = a^T u and w = q^T u of `cldfast.mixture.GaussianMixture` independent, and the velocity
+    With y = a^T u and w = q^T u of `lab.mixture.GaussianMixture` independent, and the velocity
     score `a_v (log p_y)'(y) - q_v w / kappa`, everything follows from the Fisher information of
     the blurred data at y.
     """

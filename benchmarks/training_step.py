@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from cldfast import CLD
 from cldfast.bench.results import environment
 from cldfast.bench.timing import Effort, interleaved
-from cldfast.models import MLPScore
-from cldfast.train import TrainConfig, Trainer
+from cldfast.lab.models import MLPScore
+from cldfast.training import TrainConfig, Trainer
 
 RESULTS = Path(__file__).parent / "results"
 EFFORT = Effort(rounds=21, sample=0.05, budget=4.0)

@@ -1,28 +1,29 @@
 """Accelerated samplers and losses for critically-damped Langevin diffusion (CLD)."""
 
-from cldfast.error_budget import ErrorBudget
-from cldfast.flow_likelihood import Likelihood, likelihood
-from cldfast.graphs import GraphWarning
-from cldfast.grid_search import optimise_grid
-from cldfast.grids import make_grid
 from cldfast.info import info
-from cldfast.inpainting import Inpainting
-from cldfast.losses import dsm_loss, hsm_loss, perturb
-from cldfast.ops import BackendWarning, stage
-from cldfast.plan import Plan, Stage
-from cldfast.probability_flow import pflow
-from cldfast.sampling import StopSampling, initial_state, run, sample
-from cldfast.schedules import (
+from cldfast.kernels import BackendWarning, stage
+from cldfast.planner.error_budget import ErrorBudget
+from cldfast.planner.grid_search import optimise_grid
+from cldfast.planner.grids import make_grid
+from cldfast.planner.plan import Plan
+from cldfast.planner.solvers import make_plan
+from cldfast.planner.stage import Stage
+from cldfast.process.schedules import (
     CallableBeta,
     ConstantBeta,
     CosineBeta,
     ExponentialBeta,
     LinearBeta,
 )
-from cldfast.sde import CLD, PSLD, LinearPhaseSDE, sde_from_config
-from cldfast.solvers import make_plan
-from cldfast.times import sample_times
-from cldfast.trajectory import Trajectory
+from cldfast.process.sde import CLD, PSLD, LinearPhaseSDE, sde_from_config
+from cldfast.sampling.graphs import GraphWarning
+from cldfast.sampling.inpainting import Inpainting
+from cldfast.sampling.likelihood import Likelihood, likelihood
+from cldfast.sampling.probability_flow import pflow
+from cldfast.sampling.run import StopSampling, initial_state, run, sample
+from cldfast.sampling.trajectory import Trajectory
+from cldfast.training.losses import dsm_loss, hsm_loss, perturb
+from cldfast.training.times import sample_times
 
 __version__ = "0.1.0"
 

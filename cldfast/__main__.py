@@ -2,7 +2,7 @@
 
 import sys
 
-from cldfast.cli import main
+from cldfast.app.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cldfast import ops
+from cldfast import kernels
 
 
 def _version(distribution: str) -> str | None:
@@ -26,7 +26,7 @@ def info() -> dict[str, Any]:
     of itself, None if missing), `cuda` (architectures and runtime that the CUDA kernels were built
     for, None if they were not), `threads` (PyTorch's count), `platform`, `device`.
     """
-    missing = {name: ops.missing_backend(name) for name in ops.BACKENDS if name != "auto"}
+    missing = {name: kernels.missing_backend(name) for name in kernels.BACKENDS if name != "auto"}
     core: dict[str, Any] | None = None
     if not missing["cpu"]:
         from cldfast import _core
@@ -39,7 +39,7 @@ def info() -> dict[str, Any]:
             name: f"not available: {reason}" if reason else "available"
             for name, reason in missing.items()
         },
-        "auto": {device: ops.automatic_backend(device) for device in ("cpu", "cuda")},
+        "auto": {device: kernels.automatic_backend(device) for device in ("cpu", "cuda")},
         "core": core,
         "cuda": _cuda_build(),
         "threads": torch.get_num_threads(),

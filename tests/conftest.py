@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from cldfast import ops
+from cldfast import kernels
 
-BACKENDS = [name for name in ops.BACKENDS if name != "auto" and not ops.missing_backend(name)]
+BACKENDS = [
+    name for name in kernels.BACKENDS if name != "auto" and not kernels.missing_backend(name)
+]
 GPU_BACKENDS = ("cuda", "triton")
 GPU = "cpu" if "emulated_gpu" in sys.modules else "cuda"
 
@@ -23,7 +25,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         yield name
         return
     # A matrix of all rows belongs to the host, also where a test makes everything on the device.
-    module = sys.modules["cldfast.ops.stage"]
+    module = sys.modules["cldfast.kernels.stage"]
     check = module.check_weights
 
     def on_host(weights, rows, columns, device):  # type: ignore[no-untyped-def]

@@ -59,7 +59,7 @@ def top(module: str) -> str:
 def imports(source: str) -> Iterator[str]:
     """Absolute names of all modules that a source imports, anywhere but under TYPE_CHECKING.
 
-    `from cldfast import ops` counts as `cldfast.ops`.
+    `from cldfast import ops` counts as `cldfast.kernels`.
     """
     tree = ast.parse(source)
     skipped = {
@@ -96,7 +96,7 @@ def violations(module: str, source: str) -> list[str]:
         if "cldfast" in names:
             found.append(f"{module} may not import the package as a whole")
     elif own & {"_core", "_cuda", "backends"} and layer not in MAY_ASK_THE_CORE:
-        found.append(f"{module} may not go past cldfast.ops to a backend")
+        found.append(f"{module} may not go past cldfast.kernels to a backend")
     if layer in PLANNER and "torch" in roots:
         found.append(f"{module} is planner: it may not import torch")
     halves = own & PLANNER.keys() and own & EXECUTOR.keys()
@@ -129,18 +129,38 @@ def test_the_table_is_of_this_package() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "message"),
     [
-        ("linalg2", "from cldfast.sde import CLD", "linalg2 may not import cldfast.sde"),
+        (
+            "linalg2",
+            "from cldfast.process.sde import CLD",
+            "linalg2 may not import cldfast.process.sde",
+        ),
         ("sde", "import torch", "sde is planner: it may not import torch"),
         ("law", "def f():\n    import torch.nn as nn", "law is planner: it may not import torch"),
-        ("plan", "from cldfast import solvers", "plan may not import cldfast.solvers"),
+        ("plan", "from cldfast import solvers", "plan may not import cldfast.planner.solvers"),
         ("plan", "import cldfast", "plan may not import the package as a whole"),
-        ("solvers.em", "from cldfast.ops import stage", "solvers.em may not import cldfast.ops"),
+        (
+            "solvers.em",
+            "from cldfast.kernels import stage",
+            "solvers.em may not import cldfast.kernels",
+        ),
         ("solvers.em", "from torch import Tensor", "solvers.em is planner"),
-        ("ops", "from cldfast.plan import Plan", "ops may not import cldfast.plan"),
-        ("reference", "from cldfast.backends import cpu", "reference may not import cldfast.back"),
-        ("backends.cpu", "import cldfast.sde", "backends.cpu may not import cldfast.sde"),
-        ("sampling", "from cldfast.backends.cpu import stage", "may not go past cldfast.ops"),
-        ("models", "from cldfast import _core", "models may not go past cldfast.ops"),
+        ("ops", "from cldfast.planner.plan import Plan", "ops may not import cldfast.planner.plan"),
+        (
+            "reference",
+            "from cldfast.kernels.backends import cpu",
+            "reference may not import cldfast.back",
+        ),
+        (
+            "backends.cpu",
+            "import cldfast.process.sde",
+            "backends.cpu may not import cldfast.process.sde",
+        ),
+        (
+            "sampling",
+            "from cldfast.kernels.backends.cpu.stage import stage",
+            "may not go past cldfast.kernels",
+        ),
+        ("models", "from cldfast import _core", "models may not go past cldfast.kernels"),
         ("models", "from cldfast import ops, sde", "models imports from both halves"),
     ],
 )
@@ -150,7 +170,7 @@ def test_planted_imports_are_caught(module: str, source: str, message: str) -> N
 
 
 def test_what_is_allowed() -> None:
-    hints = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from cldfast.plan import Plan"
+    hints = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from cldfast.planner.plan import Plan"
     assert violations("law", hints) == []
-    assert violations("solvers.em", "from cldfast.plan import Stage\nimport numpy") == []
+    assert violations("solvers.em", "from cldfast.planner.plan import Stage\nimport numpy") == []
     assert violations("sampling", "from cldfast import ops, plan\nimport torch") == []

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from cldfast.sde import CLD
+from cldfast.process.sde import CLD
 
 # Added to the variances, as published code does against rounding.
 _JITTER = 1e-9

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from cldfast.sde import CLD
-from cldfast.solvers import make_plan
+from cldfast.planner.solvers import make_plan
+from cldfast.process.sde import CLD
 
 
 @dataclass(frozen=True, slots=True)

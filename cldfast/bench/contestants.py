@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from cldfast import ops, reference
+from cldfast import kernels
 from cldfast.bench.baselines import MergedEager, PublishedSteps
 from cldfast.bench.cases import (
     COPY,
@@ -21,11 +21,12 @@ from cldfast.bench.cases import (
     stage_time,
     stage_weights,
 )
-from cldfast.sde import CLD
+from cldfast.kernels.backends import reference
+from cldfast.process.sde import CLD
 
 # Names in the results; "cldfast <level>" is the compiled kernel, in place as a sampler runs it.
 FUSED, FUSED_OUT = "cldfast", "cldfast to other memory"
-PUBLIC_OP, PUBLIC_OP_INPLACE = "cldfast.ops.stage", "cldfast.ops.stage in place"
+PUBLIC_OP, PUBLIC_OP_INPLACE = "cldfast.stage", "cldfast.stage in place"
 REFERENCE, PUBLISHED, COMPILED = "reference", "published", "published, torch.compile"
 MERGED, RANDN_LIKE, COPY_CALL = "merged eager", "torch.randn_like", "copy_"
 
@@ -42,7 +43,7 @@ class Contestant:
 
 def levels() -> tuple[str, ...]:
     """SIMD levels of the compiled core on this machine, lowest first; () where it is missing."""
-    if ops.missing_core():
+    if kernels.missing_core():
         return ()
     from cldfast import _core
 
@@ -51,7 +52,7 @@ def levels() -> tuple[str, ...]:
 
 def best_level() -> str:
     """The SIMD level that the core takes by itself, or "" where it is missing."""
-    if ops.missing_core():
+    if kernels.missing_core():
         return ""
     from cldfast import _core
 
@@ -72,8 +73,8 @@ def contestants(inputs: Inputs, compiled: bool = True) -> list[Contestant]:
 def _fused(inputs: Inputs) -> list[Contestant]:
     found: list[Contestant] = []
     u, output, out = inputs.u, inputs.output, inputs.out
-    if not ops.missing_core():
-        from cldfast.backends import cpu
+    if not kernels.missing_core():
+        from cldfast.kernels.backends.cpu import stage as cpu
 
         for level in levels():
             for operation in OPERATIONS:
@@ -86,11 +87,13 @@ def _fused(inputs: Inputs) -> list[Contestant]:
             found.append(Contestant(FUSED_OUT, operation, call, best_level()))
     weights = stage_weights(SSCS)
     found.append(
-        Contestant(PUBLIC_OP, SSCS, lambda: ops.stage(u, (output,), weights=weights), best_level())
+        Contestant(
+            PUBLIC_OP, SSCS, lambda: kernels.stage(u, (output,), weights=weights), best_level()
+        )
     )
     found.append(
         Contestant(
-            PUBLIC_OP_INPLACE, SSCS, lambda: ops.stage(u, (output,), weights=weights, out=u),
+            PUBLIC_OP_INPLACE, SSCS, lambda: kernels.stage(u, (output,), weights=weights, out=u),
             best_level(),
         )
     )  # fmt: skip

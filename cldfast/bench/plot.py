@@ -9,7 +9,7 @@ from cldfast.bench import contestants as names
 from cldfast.bench.cases import CASES, COPY, EM, NOISE_FREE, SSCS
 from cldfast.bench.report import Results
 from cldfast.bench.results import Environment, Row
-from cldfast.plots import _COLOURS, _MARKERS, _figure, _save
+from cldfast.lab.plots import _COLOURS, _MARKERS, _figure, _save
 
 _SERIES: tuple[tuple[str, str, str], ...] = (
     ("cldfast, no noise", names.FUSED, NOISE_FREE),

@@ -155,7 +155,7 @@ def _call_cost(results: Results) -> Check:
         if other is not None
     )
     return Check(
-        f"{TOY}: a call of cldfast.ops.stage", f"< {_CALL_LIMIT * 1e6:g} us",
+        f"{TOY}: a call of cldfast.stage", f"< {_CALL_LIMIT * 1e6:g} us",
         "not measured" if value is None else f"{value * 1e6:.1f} us{beside}",
         None if value is None else value < _CALL_LIMIT,
     )  # fmt: skip

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cldfast import ops, sampling
+from cldfast import kernels
 from cldfast.bench.baselines import PublishedSteps, published_sample
 from cldfast.bench.cases import SSCS, pairs
 from cldfast.bench.contestants import FUSED, PUBLISHED, REFERENCE, best_level
 from cldfast.bench.memory import AllocationRecord, ResidentRecord
 from cldfast.bench.results import SAMPLING, STEADY, Row, shape_text
-from cldfast.models import MLPScore, UNetScore
-from cldfast.sde import CLD
-from cldfast.solvers import make_plan
+from cldfast.lab.models import MLPScore, UNetScore
+from cldfast.planner.solvers import make_plan
+from cldfast.process.sde import CLD
+from cldfast.sampling import run as sampling
 
 Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -102,7 +103,7 @@ def loops(shape: tuple[int, ...], steps: int) -> dict[str, Callable[[Network], t
 
         return run
 
-    found = {} if ops.missing_core() else {FUSED: ours("cpu")}
+    found = {} if kernels.missing_core() else {FUSED: ours("cpu")}
     found[REFERENCE] = ours("reference")
     found[PUBLISHED] = lambda net: published_sample(published, net, shape, grid)
     return found
@@ -205,7 +206,7 @@ def measure_steady(shape: tuple[int, ...], steps: int, *, quick: bool = False) -
         pairs=pairs(shape),
         quick=quick,
         operation=SSCS,
-        contestant=REFERENCE if ops.missing_core() else FUSED,
+        contestant=REFERENCE if kernels.missing_core() else FUSED,
         level=best_level(),
         threads=torch.get_num_threads(),
         rounds=1,

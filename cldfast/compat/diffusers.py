@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from cldfast import ops
-from cldfast.losses import perturb
-from cldfast.philox import STREAM_INITIAL_STATE, STREAM_SAMPLER
-from cldfast.plan import Plan, Stage
-from cldfast.sde import CLD, LinearPhaseSDE, sde_from_config
-from cldfast.solvers import make_plan
+from cldfast import kernels
+from cldfast.kernels.philox import STREAM_INITIAL_STATE, STREAM_SAMPLER
+from cldfast.planner.plan import Plan
+from cldfast.planner.solvers import make_plan
+from cldfast.planner.stage import Stage
+from cldfast.process.sde import CLD, LinearPhaseSDE, sde_from_config
+from cldfast.training.losses import perturb
 
 try:
     from diffusers.configuration_utils import ConfigMixin
@@ -176,7 +177,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         Raises ValueError or TypeError for tensors of the wrong shape or dtype, or for steps before
         `set_timesteps` or beyond the last.
         """
-        ops.check_state("sample", sample)
+        kernels.check_state("sample", sample)
         self._begin(timestep)
         if self._step_index is None or self._step_index >= len(self._groups):
             raise ValueError(
@@ -207,7 +208,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
 
     def _check_output(self, output: torch.Tensor, sample: torch.Tensor, stage: Stage) -> None:
         channels, wanted = sample.shape[1] // 2, stage.E[0].shape[1]
-        if ops.check_planes("model_output", output, sample, channels) != wanted:
+        if kernels.check_planes("model_output", output, sample, channels) != wanted:
             raise ValueError(
                 f"parameterization {self.config.parameterization!r} needs a model_output of "
                 f"{wanted * channels} channels, got {output.shape[1]}"
@@ -336,7 +337,7 @@ def _stage(
     """One stage; with a seed per row, row by row, each the first sample of its seed."""
     table = torch.from_numpy(weights)[None]
     if isinstance(seeds, int):
-        state, row, _ = ops.stage(
+        state, row, _ = kernels.stage(
             u, () if output is None else (output,), history, table, seed=seeds,
             first_index=first_index, stage_index=stage_index, stream=stream, noise=noise,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cldfast.plan import Stage
+from cldfast.planner.stage import Stage
 
 MODES = ("exact", "published")
 

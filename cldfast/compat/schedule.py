@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cldfast.schedules import as_float64
+from cldfast.process.schedules import as_float64
 
 Rate = Callable[[torch.Tensor], Any]
 

@@ -6,20 +6,17 @@ give the same numbers: to rounding in float64, to the rounding of 20 steps in fl
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import checkouts
 import pytest
 import torch
+import upstream_cld_sgm as upstream
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-import checkouts  # noqa: E402
-import upstream_cld_sgm as upstream  # noqa: E402
-
-from cldfast.compat import cld_sgm  # noqa: E402
+from cldfast.compat import cld_sgm
 
 REASON = checkouts.missing(upstream.NAME)
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import checkouts
 import numpy as np
 import pytest
 import torch
+import upstream_psld as upstream
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-import checkouts  # noqa: E402
-import upstream_psld as upstream  # noqa: E402
-
-from cldfast.compat import psld  # noqa: E402
-from cldfast.compat.psld.process import factor  # noqa: E402
+from cldfast.compat import psld
+from cldfast.compat.psld.process import factor
 
 REASON = checkouts.missing(upstream.NAME)
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
+import checkouts
 import numpy as np
 import pytest
 import torch
+import upstream_strasman as upstream
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-import checkouts  # noqa: E402
-import upstream_strasman as upstream  # noqa: E402
-
-from cldfast import make_plan  # noqa: E402
-from cldfast.compat import strasman  # noqa: E402
+from cldfast import make_plan
+from cldfast.compat import strasman
 
 REASON = checkouts.missing(upstream.NAME)
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)

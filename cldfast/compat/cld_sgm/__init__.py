@@ -6,7 +6,7 @@
 
 Every function has the codebase's signature and returns what its own does, and takes `mode`:
 "exact" (right times, no jitter, one fused stage per network call) or "published" (its arithmetic
-and its draws to the letter). `docs/backends.md` lists the differences.
+and its draws to the letter). `docs/codebases.md` lists the differences.
 Written from the public interface of the code to Dockhorn, Vahdat, Kreis (2022).
 """
 

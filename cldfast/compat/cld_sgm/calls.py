@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from cldfast.compat.cld_sgm.interface import PublishedInterface
-from cldfast.sampling import Network, initial_state
+from cldfast.network import Network
+from cldfast.sampling.run import initial_state
 
 Tensor = torch.Tensor
 Samples = tuple[Tensor, Tensor | None, int]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cldfast import ops
+from cldfast import kernels
 from cldfast.compat.cld_sgm.calls import (
     Samples,
     exact_prior,
@@ -20,7 +20,8 @@ from cldfast.compat.cld_sgm.calls import (
 from cldfast.compat.cld_sgm.interface import PublishedInterface
 from cldfast.compat.cld_sgm.plans import denoising_plan
 from cldfast.compat.cld_sgm.sde import as_served
-from cldfast.sampling import draw_seed, run
+from cldfast.network import draw_seed
+from cldfast.sampling.run import run
 
 Tensor = torch.Tensor
 HUTCHINSON = ("gaussian", "rademacher")
@@ -46,7 +47,7 @@ def _apply(u: Tensor, output: Tensor, weights: Tensor) -> Tensor:
     """The noise-free stage; off the CPU each row has the weights, which saves a synchronisation."""
     if u.device.type != "cpu":
         weights = weights.expand(u.shape[0], -1, -1).contiguous()
-    return ops.stage(u, (output,), (), weights)[0]
+    return kernels.stage(u, (output,), (), weights)[0]
 
 
 def get_ode_sampler(

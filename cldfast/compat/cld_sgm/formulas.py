@@ -5,7 +5,7 @@
 
     x' = e^-k ((1 + k) x + 4 g^2 b v)        v' = e^-k (-b x + (1 - k) v).
 
-The exact mode takes the same quantities from `cldfast.linalg2`, where nothing cancels.
+The exact mode takes the same quantities from `cldfast.process.linear_flow`, where nothing cancels.
 Source: Dockhorn, Vahdat, Kreis (2022), appendix B.1.
 """
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from cldfast.compat.published import check_mode
 from cldfast.compat.schedule import FunctionBeta, Rate
-from cldfast.sde import LinearPhaseSDE
+from cldfast.process.sde import LinearPhaseSDE
 
 Tensor = torch.Tensor
 ScoreFunction = Callable[[Tensor, Tensor], Tensor]

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from cldfast import ops
+from cldfast import kernels
 from cldfast.compat.cld_sgm.calls import network, state_shape
 from cldfast.compat.cld_sgm.interface import Kernel, PublishedInterface
 from cldfast.compat.cld_sgm.sde import as_served
-from cldfast.philox import STREAM_PERTURBATION
-from cldfast.sampling import draw_seed
+from cldfast.kernels.philox import STREAM_PERTURBATION
+from cldfast.network import draw_seed
 
 Tensor = torch.Tensor
 WEIGHTINGS = ("reweightedv1", "likelihood", "reweightedv2")
@@ -72,7 +72,7 @@ def get_loss_fn(
         output = network(served, model, shape)(u, t)
         assert isinstance(output, Tensor)
         weights = _residual_weights(served, t, kernel, config.weighting)
-        return ops.residual(
+        return kernels.residual(
             output, u, weights, seed=seed, stream=STREAM_PERTURBATION,
             noise=None if z is None else z.to(u.dtype),
         )  # fmt: skip
@@ -101,7 +101,7 @@ def _perturb(
         start, mean = (None, (x,)), mean[:, :, :1]
     else:
         start = (None, (x, v0))
-    state, _, rounded = ops.stage(
+    state, _, rounded = kernels.stage(
         *start, (), torch.cat([mean, kernel.factor], 2), seed=seed, stream=STREAM_PERTURBATION,
         noise=z, cast=torch.float32 if published else None,
     )  # fmt: skip

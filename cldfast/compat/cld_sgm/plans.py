@@ -11,10 +11,11 @@ from cldfast.compat.cld_sgm import formulas
 from cldfast.compat.cld_sgm.interface import PublishedInterface
 from cldfast.compat.cld_sgm.sde import CLD
 from cldfast.compat.published import OutputMap, fold, merge
-from cldfast.grids import make_grid
-from cldfast.plan import Plan, Stage
-from cldfast.solvers.em import em
-from cldfast.solvers.sscs import sscs
+from cldfast.planner.grids import make_grid
+from cldfast.planner.plan import Plan
+from cldfast.planner.solvers.em import em
+from cldfast.planner.solvers.sscs import sscs
+from cldfast.planner.stage import Stage
 
 STRIDINGS = ("linear", "quadratic")
 

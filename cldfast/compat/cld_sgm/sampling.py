@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cldfast import ops
+from cldfast import kernels
 from cldfast.compat.cld_sgm.calls import (
     Samples,
     exact_prior,
@@ -22,8 +22,9 @@ from cldfast.compat.cld_sgm.flow import get_ode_sampler
 from cldfast.compat.cld_sgm.interface import PublishedInterface
 from cldfast.compat.cld_sgm.plans import denoising_plan, sampler_plan
 from cldfast.compat.cld_sgm.sde import as_served
-from cldfast.plan import Plan
-from cldfast.sampling import Network, draw_seed, run
+from cldfast.network import Network, draw_seed
+from cldfast.planner.plan import Plan
+from cldfast.sampling.run import run
 
 Tensor = torch.Tensor
 Sampler = Callable[..., Samples]
@@ -113,7 +114,7 @@ class _FixedGrid:
         if isinstance(model, torch.nn.Module):
             model.eval()
         if sde.mode == "exact":
-            seed = draw_seed() if seed is None else ops.check_seed(seed)
+            seed = draw_seed() if seed is None else kernels.check_seed(seed)
             start = exact_prior(sde, self.shape, self.config.device, seed) if u is None else u
             state = sde.pack(start)
             net = network(sde, model, self.state_shape)

@@ -17,9 +17,9 @@ from torch import nn
 from cldfast.compat.cld_sgm import formulas
 from cldfast.compat.cld_sgm.interface import Kernel, PublishedInterface
 from cldfast.compat.schedule import FunctionBeta
-from cldfast.linalg2 import Covariance, Transition
-from cldfast.sde import CLD as CriticallyDamped
-from cldfast.sde import LinearPhaseSDE
+from cldfast.process.linear_flow import Covariance, Transition
+from cldfast.process.sde import CLD as CriticallyDamped
+from cldfast.process.sde import LinearPhaseSDE
 
 Tensor = torch.Tensor
 

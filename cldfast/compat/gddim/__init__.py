@@ -1,6 +1,6 @@
 """gDDIM (qsh-zh/gDDIM): its coefficients from its configuration, its layout, its samplers.
 
-The names are those of the codebase; `docs/backends.md` has them beside ours.
+The names are those of the codebase; `docs/codebases.md` has them beside ours.
 """
 
 from cldfast.compat.gddim.layout import as_network, as_tensor, from_state, to_state

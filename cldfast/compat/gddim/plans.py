@@ -11,7 +11,8 @@ import numpy as np
 
 from cldfast.compat.gddim.process import CLD
 from cldfast.compat.gddim.stochastic import LambdaCLD
-from cldfast.plan import Plan, Stage
+from cldfast.planner.plan import Plan
+from cldfast.planner.stage import Stage
 
 # The network's noise belongs to the process with numerical_eps, which no general
 # parameterisation knows; `gaussian_law` refuses the name.

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from cldfast.bridge import Bridge
 from cldfast.compat.gddim.published import (
     ORDER0_SUM_POINTS,
     SUM_POINTS,
@@ -15,10 +14,11 @@ from cldfast.compat.gddim.published import (
     interpolate,
 )
 from cldfast.compat.published import check_mode
-from cldfast.schedules import LinearBeta
-from cldfast.sde import CLD as Process
-from cldfast.sde import Marginal
-from cldfast.solvers.exponential import Exponential, lagrange
+from cldfast.planner.reverse import Bridge
+from cldfast.planner.solvers.exponential import Exponential, lagrange
+from cldfast.process.schedules import LinearBeta
+from cldfast.process.sde import CLD as Process
+from cldfast.process.sde import Marginal
 
 FORMS = ("R", "L")
 # What the codebase adds to both variances at t = 0, whatever the configuration says.

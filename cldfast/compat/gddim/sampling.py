@@ -11,8 +11,8 @@ import torch
 from cldfast.compat.gddim import plans
 from cldfast.compat.gddim.layout import Function, as_network, from_state, to_state
 from cldfast.compat.gddim.process import CLD
-from cldfast.plan import Plan
-from cldfast.sampling import initial_state, run
+from cldfast.planner.plan import Plan
+from cldfast.sampling.run import initial_state, run
 
 METHODS = ("deis", "order0", "sdeis", "ldeis", "hybdeis", "sscs", "em")
 _MODEL = ("m_inv", "beta_0", "beta_1", "vv_gamma", "mixed_score", "is_R_rk", "R_dt")

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 from cldfast.compat.gddim.process import CLD
-from cldfast.solvers.exponential import lagrange
+from cldfast.planner.solvers.exponential import lagrange
 
 # Of the Runge-Kutta method of order 8 for C and the integrals, all of order 1.
 _RTOL, _ATOL = 1e-11, 1e-13

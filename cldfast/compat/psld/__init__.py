@@ -57,7 +57,7 @@ _replaced: list[tuple[dict[str, Any], str, Any]] = []
 def install(mode: str = "exact") -> None:
     """Put our classes under their names in the codebase's registry (`util.register_module`).
 
-    mode: "exact" or "published", see docs/backends.md. Objects made earlier stay what they are.
+    mode: "exact" or "published", see docs/codebases.md. Objects made earlier stay what they are.
     Raises ImportError where its modules `util`, `samplers` and `losses` cannot be imported,
     RuntimeError when already installed.
     """

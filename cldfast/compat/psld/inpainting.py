@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from cldfast import ops
+from cldfast import kernels
 from cldfast.compat.draws import Draws, StageNoise
 from cldfast.compat.psld import published
 from cldfast.compat.psld.plans import published_plan
 from cldfast.compat.psld.process import forward_grid, process_of, training_mode
 from cldfast.compat.psld.samplers import Sampler
-from cldfast.inpainting import Inpainting
-from cldfast.sampling import draw_seed, initial_state, run
+from cldfast.network import draw_seed
+from cldfast.sampling.inpainting import Inpainting
+from cldfast.sampling.run import initial_state, run
 
 
 class ES3EulerMaruyamaInpainter(Sampler):
@@ -52,7 +53,7 @@ class ES3EulerMaruyamaInpainter(Sampler):
         plan, normals = self._plan(u, ts, denoise, eps, noise)
         steps = len(plan.stages)
         # The data themselves are put in only where a step leads to time 0.
-        backend = ops.resolve_backend("auto", u.device)
+        backend = kernels.resolve_backend("auto", u.device)
         process = plan.sde
 
         def replaced(u: torch.Tensor, t: float, index: int) -> torch.Tensor:
@@ -125,7 +126,7 @@ class ES3EulerMaruyamaInpainter(Sampler):
         mean = phi[:, :, : len(known)]
         right = torch.zeros_like(factor) if mean_only else factor
         planes = [p.to(torch.float64) for p in known]
-        state, _, _ = ops.stage(None, planes, (), torch.cat([mean, right], 2), noise=z)
+        state, _, _ = kernels.stage(None, planes, (), torch.cat([mean, right], 2), noise=z)
         return state
 
     def _momentum_spread(self) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cldfast import ops
+from cldfast import kernels
 from cldfast.compat.draws import Draws
 from cldfast.compat.psld import published
 from cldfast.compat.psld.process import (
@@ -19,8 +19,8 @@ from cldfast.compat.psld.process import (
 )
 from cldfast.compat.psld.samplers import Score
 from cldfast.compat.published import check_mode
-from cldfast.philox import STREAM_PERTURBATION, STREAM_VELOCITY
-from cldfast.sampling import draw_seed
+from cldfast.kernels.philox import STREAM_PERTURBATION, STREAM_VELOCITY
+from cldfast.network import draw_seed
 
 
 class PSLDScoreLoss(torch.nn.Module):
@@ -78,18 +78,18 @@ class PSLDScoreLoss(torch.nn.Module):
             scale = torch.tensor([1.0, mean_var**0.5], dtype=torch.float64, device=phi.device)
             phi = phi * scale
         weights = torch.cat([phi[:, :, : len(planes)], root], 2)
-        u, _, _ = ops.stage(
+        u, _, _ = kernels.stage(
             None, planes, (), weights, seed=seed, stream=STREAM_PERTURBATION, noise=eps
         )
         output = score_fn(u.to(torch.float32), t.to(torch.float32))
         rows = rows_of(self.sde)
-        planes_out = ops.check_planes("the network's output", output, u, x_0.shape[1])
+        planes_out = kernels.check_planes("the network's output", output, u, x_0.shape[1])
         if planes_out != len(rows):
             raise ValueError(
                 f"the network must predict {len(rows)} noise(s) per coordinate, "
                 f"{len(rows) * x_0.shape[1]} along dimension 1, got {output.shape[1]}"
             )
-        losses = ops.residual(
+        losses = kernels.residual(
             output, u, _difference(rows, weights), seed=seed, stream=STREAM_PERTURBATION, noise=eps
         )
         total = losses.sum()
@@ -115,7 +115,7 @@ class PSLDScoreLoss(torch.nn.Module):
             return momentum
         table = torch.zeros(1, 2, 3, dtype=torch.float64)
         table[0, 0, 1] = 1.0
-        state, _, _ = ops.stage(None, (x_0,), (), table, seed=seed, stream=STREAM_VELOCITY)
+        state, _, _ = kernels.stage(None, (x_0,), (), table, seed=seed, stream=STREAM_VELOCITY)
         return state[:, : x_0.shape[1]]
 
 

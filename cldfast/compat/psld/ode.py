@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cldfast import ops
+from cldfast import kernels
 from cldfast.compat.psld import published
 from cldfast.compat.psld.plans import score_columns
 from cldfast.compat.psld.process import process_of, training_mode
@@ -98,7 +98,7 @@ class BBODESampler(Sampler):
         at = torch.full((u.shape[0],), t, dtype=torch.float64, device=u.device)
         output = self._network(u, at)
         table = torch.from_numpy(np.concatenate([P, E, np.zeros((2, 2))], 1))[None]
-        return ops.stage(u, (output,), (), table)[0]
+        return kernels.stage(u, (output,), (), table)[0]
 
     def _flow(self, t: float) -> Blocks:
         """`du/ds = P u + E eps`, s the sampler's time."""

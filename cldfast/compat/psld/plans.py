@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from cldfast.compat.psld.process import decomposition_of, noise_to_score, process_of, rows_of
-from cldfast.plan import Plan, Stage
-from cldfast.sde import PSLD
-from cldfast.solvers import make_plan
+from cldfast.planner.plan import Plan
+from cldfast.planner.solvers import make_plan
+from cldfast.planner.stage import Stage
+from cldfast.process.sde import PSLD
 
 
 def score_columns(sde: Any, objective: str, t: np.ndarray) -> np.ndarray:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from array_api_compat import array_namespace
 
-from cldfast.linalg2 import Covariance, stack_matrix
-from cldfast.schedules import LinearBeta
-from cldfast.sde import PSLD
+from cldfast.process.linear_flow import Covariance, stack_matrix
+from cldfast.process.schedules import LinearBeta
+from cldfast.process.sde import PSLD
 
 Array = Any
 DECOMPOSITIONS = ("lower", "upper")

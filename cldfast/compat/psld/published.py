@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cldfast.compat.psld.process import rows_of
-from cldfast.plan import Stage
+from cldfast.planner.stage import Stage
 
 Entries = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Factor = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

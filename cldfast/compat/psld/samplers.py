@@ -13,9 +13,10 @@ from cldfast.compat.psld import published
 from cldfast.compat.psld.plans import exact_plan, published_plan
 from cldfast.compat.psld.process import forward_grid, process_of, training_mode
 from cldfast.compat.published import check_mode
-from cldfast.ops import stage as stage_op
-from cldfast.plan import Plan
-from cldfast.sampling import Callback, draw_seed, run
+from cldfast.kernels import stage as stage_op
+from cldfast.network import draw_seed
+from cldfast.planner.plan import Plan
+from cldfast.sampling.run import Callback, run
 
 Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Corrector = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -27,7 +28,7 @@ class Sampler:
     config: the codebase's configuration. sde: its PSLD object (or anything with gamma, nu, kappa,
     beta_0, beta_1, T, mm_0, eps and decomp_mode). score_fn: `score_fn(u, t)`, float32, predicts
     the noise. corrector_fn: `corrector_fn(u, t, dt) -> (u, mean)` after each step, in the
-    sampler's time. mode: "exact" or "published", see docs/backends.md; None is the class's own.
+    sampler's time. mode: "exact" or "published", see docs/codebases.md; None is the class's own.
 
     Source: Pandey and Mandt (2023), "A complete recipe for diffusion generative models", with the
         code of the same authors.

@@ -31,7 +31,7 @@ _swap = Swap()
 def install(mode: str = "exact") -> None:
     """Put `CriticallyDampedLangevin`, `loss_hsm` and `beta_parametric` in the codebase's modules.
 
-    mode: "exact" or "published", see docs/backends.md. Objects made earlier stay what they are.
+    mode: "exact" or "published", see docs/codebases.md. Objects made earlier stay what they are.
     Raises ImportError where its modules `CLD`, `loss` and `schedule` cannot be imported,
     RuntimeError when already installed.
     """

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from cldfast import ops
+from cldfast import kernels
 from cldfast.compat.draws import Draws
 from cldfast.compat.strasman import published
 from cldfast.compat.strasman.process import CriticallyDampedLangevin, Score, process_of
-from cldfast.losses import hsm_loss
+from cldfast.training.losses import hsm_loss
 
 
 class loss_hsm:
@@ -69,7 +69,7 @@ class loss_hsm:
         state, _, _ = sde.generate_forward(x0, t, hsm=True, noise=noise)
         entries = sde.cov_hsm(t)
         weights = _velocity(entries) if is_cld else _both(entries, sde.factor(t, hsm=True))
-        losses = ops.residual(self.score_theta(state, t), state, weights, noise=noise)
+        losses = kernels.residual(self.score_theta(state, t), state, weights, noise=noise)
         return losses.sum() / math.prod([x0.shape[0], *x0.shape[2:]])
 
 

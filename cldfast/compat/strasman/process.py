@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from cldfast import ops
+from cldfast import kernels
 from cldfast.compat.draws import Draws, StageNoise
 from cldfast.compat.published import check_mode
 from cldfast.compat.strasman import published
 from cldfast.compat.strasman.schedule import beta_parametric
-from cldfast.philox import STREAM_PERTURBATION, STREAM_SAMPLER
-from cldfast.plan import Plan, Stage
-from cldfast.sampling import draw_seed, initial_state, run
-from cldfast.sde import CLD
-from cldfast.solvers import make_plan
+from cldfast.kernels.philox import STREAM_PERTURBATION, STREAM_SAMPLER
+from cldfast.network import draw_seed
+from cldfast.planner.plan import Plan
+from cldfast.planner.solvers import make_plan
+from cldfast.planner.stage import Stage
+from cldfast.process.sde import CLD
+from cldfast.sampling.run import initial_state, run
 
 Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Entries = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -62,7 +64,7 @@ class CriticallyDampedLangevin:
     config: with a, epsilon (noise on the position), sigma, device, T, beta_min, beta_max, v0_var
         and numerical_eps.
     mode: "exact" (right times, no jitter, the fused kernels) or "published", which repeats the
-        codebase; None is the class's own. docs/backends.md lists the differences.
+        codebase; None is the class's own. docs/codebases.md lists the differences.
 
     States are (B, 2d) or (B, 2C, H, W), x half then v half. Without `noise`, exact draws are
     addressed by a seed from PyTorch's default generator; published ones come from that generator
@@ -153,7 +155,7 @@ class CriticallyDampedLangevin:
         if noise is None and self.mode == "published":
             channels = 2 * u.shape[1] if hsm else u.shape[1]
             noise = Draws().normal((u.shape[0], channels, *u.shape[2:]), u.dtype, u.device)
-        state, rows, _ = ops.stage(
+        state, rows, _ = kernels.stage(
             None if hsm else u, (u,) if hsm else (), (), weights,
             seed=draw_seed() if noise is None else 0, stream=STREAM_PERTURBATION, noise=noise,
         )  # fmt: skip
@@ -183,7 +185,7 @@ class CriticallyDampedLangevin:
         self, u: torch.Tensor | None, matrix: torch.Tensor, x: torch.Tensor | None
     ) -> torch.Tensor:
         quiet = matrix.new_zeros(matrix.shape[0], 2, 2)
-        state, _, _ = ops.stage(u, () if x is None else (x,), (), torch.cat([matrix, quiet], 2))
+        state, _, _ = kernels.stage(u, () if x is None else (x,), (), torch.cat([matrix, quiet], 2))
         return state
 
     def _entries(self, t: torch.Tensor, objective: str) -> Entries:
@@ -353,7 +355,7 @@ class CriticallyDampedLangevin:
     ) -> torch.Tensor:
         table = torch.from_numpy(stage.matrix())[None]
         seed = draw_seed() if noise is None and np.any(stage.L) else 0
-        state, _, _ = ops.stage(
+        state, _, _ = kernels.stage(
             u, (score,), (), table, seed=seed, stage_index=index, stream=STREAM_SAMPLER, noise=noise
         )
         return state

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from cldfast.plan import Stage
+from cldfast.planner.stage import Stage
 
 Entries = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cldfast.compat.published import check_mode
-from cldfast.schedules import CallableBeta, ExponentialBeta, LinearBeta, Schedule
+from cldfast.process.schedules import CallableBeta, ExponentialBeta, LinearBeta, Schedule
 
 # Below this |a| the codebase takes the rate for linear.
 LINEAR_BELOW = 1e-3

@@ -1,0 +1,279 @@
+"""The demo: train on real handwritten digits, sample them, and measure quality and speed.
+
+Writes into one folder: `run/` (a run folder), `samples.png`, `quality.png`, `report.json`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cldfast.app.run_folder import RunConfig, load_run
+from cldfast.app.runs import plot_losses, remove_run, require, sample_run, train_run
+from cldfast.files import PathLike, write_json
+from cldfast.info import info
+from cldfast.kernels import missing_core
+from cldfast.lab.data import Digits
+from cldfast.lab.metrics import class_fractions, sliced_w2
+from cldfast.lab.models import UNetScore
+from cldfast.lab.plots import image_grid, quality_curve
+from cldfast.process.sde import CLD, LinearPhaseSDE
+from cldfast.training.config import TrainConfig
+
+TRAIN_STEPS = 3_000
+SAMPLES = 1_024
+EVALUATIONS = 50
+# For the quality curve; the last evaluation of each is spent on the clean estimate.
+CURVE_EVALUATIONS = (5, 10, 20, 50, 100)
+# Pixels lie within [-1, 1]: uniform grey is nearer to digits than this. The curve leaves it out.
+DIVERGED = 1.0
+SOLVERS = ("em", "sscs")
+GRID = "quadratic"
+
+SAMPLES_PLOT = "samples.png"
+QUALITY_PLOT = "quality.png"
+REPORT = "report.json"
+
+# Times are the smaller of so many rounds, taken in turns: other work only ever adds to them.
+TIMING_ROUNDS = 2
+
+Network = Callable[[Tensor, Tensor], Tensor]
+Report = dict[str, Any]
+
+
+class TimedNetwork:
+    """Calls a network and adds up the seconds spent in it."""
+
+    def __init__(self, net: Network) -> None:
+        self.net = net
+        self.seconds = 0.0
+
+    def __call__(self, u: Tensor, t: Tensor) -> Tensor:
+        start = time.perf_counter()
+        output = self.net(u, t)
+        self.seconds += time.perf_counter() - start
+        return output
+
+
+def run_demo(
+    out: PathLike = "demo",
+    *,
+    train_steps: int = TRAIN_STEPS,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    progress: bool = False,
+) -> Report:
+    """Train, sample, measure, write and print; returns what `report.json` holds.
+
+    out: folder, made if needed; what an earlier demo left in it is replaced. samples: images to
+    draw. seed: of weights, data order, training and sampling noise.
+
+    Raises ValueError for bad numbers or a path that is no folder, ImportError for missing extras.
+    """
+    require("sklearn", "matplotlib", "ot", "safetensors")
+    if samples < 2:
+        raise ValueError(f"samples: expected at least 2, got {samples}")
+    started = time.perf_counter()
+    settings = TrainConfig(
+        steps=train_steps, batch_size=128, lr=2e-3, decay="cosine", ema_decay=0.998,
+        parameterization="noise", seed=seed,
+    )  # fmt: skip
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: expected a folder, found a file")
+    folder.mkdir(parents=True, exist_ok=True)
+    digits = Digits()
+    run = folder / "run"
+    # Nothing of an earlier demo may stand beside the results of this one.
+    remove_run(run)
+    for name in (SAMPLES_PLOT, QUALITY_PLOT, REPORT):
+        (folder / name).unlink(missing_ok=True)
+    config = RunConfig(
+        sde=CLD().config(),
+        model=UNetScore(channels=1, width=32).config(),
+        shape=digits.shape,
+        parameterization=settings.parameterization,
+        t_min=settings.t_min,
+        data={"name": "digits", "dim": digits.dim, "scale": 1.0},
+        train=asdict(settings),
+    )
+    _say(f"training a U-Net on {len(digits.train_x)} digits, {train_steps} steps")
+    training = train_run(run, config, progress=progress)
+    plot_losses(run)
+    # From here on the demo uses what any reader of the run folder gets.
+    net, sde, config = load_run(run)
+
+    _say(f"drawing {samples} digits with {EVALUATIONS} network evaluations")
+    floor = sliced_w2(digits.train_x, digits.test_x)
+    drawn, speed = _compare_backends(net, sde, config, samples, seed)
+    image_grid(drawn, folder / SAMPLES_PLOT)
+    _say("measuring quality against network evaluations")
+    curve = _quality(net, sde, config, digits.test_x, samples, seed)
+    _plot_quality(curve, floor, folder / QUALITY_PLOT, f"{samples} digits, {GRID} grid")
+    distance = sliced_w2(drawn, digits.test_x)
+    fractions = class_fractions(drawn, digits.train_x, digits.train_y)
+    report: Report = {
+        "training": training,
+        "sampling": {
+            "samples": samples, "solver": "sscs", "grid": GRID, "evaluations": EVALUATIONS,
+            "t_min": config.t_min, "seed": seed,
+        },
+        "quality": {
+            "sliced_w2_samples_to_test": distance,
+            "sliced_w2_train_to_test": floor,
+            "ratio": distance / floor,
+            "class_fractions": fractions.tolist(),
+            "nearest_train_over_test_median": _novelty(drawn, digits),
+            "evaluations": list(CURVE_EVALUATIONS),
+            "sliced_w2_by_solver": curve,
+        },
+        "speed": speed,
+        "seconds": round(time.perf_counter() - started, 3),
+        "machine": {"processor": _processor(), "cpus": os.cpu_count(), **info()},
+    }  # fmt: skip
+    write_json(folder / REPORT, report)
+    _say(_table(report))
+    return report
+
+
+def _draw(
+    net: Network,
+    sde: LinearPhaseSDE,
+    config: RunConfig,
+    samples: int,
+    evaluations: int,
+    **options: Any,
+) -> Tensor:
+    """Samples by the demo's recipe; the last of the evaluations makes the clean estimate."""
+    return sample_run(
+        net, sde, config, samples, steps=evaluations - 1, grid=GRID, denoise=True, **options
+    )
+
+
+def _compare_backends(
+    net: nn.Module, sde: LinearPhaseSDE, config: RunConfig, samples: int, seed: int
+) -> tuple[Tensor, Report]:
+    """Samples of the fused kernel, and its times beside those of plain PyTorch, noise alike."""
+    names = ["reference"] if missing_core() else ["cpu", "reference"]
+    drawn: dict[str, Tensor] = {}
+    speed: Report = {"rounds": TIMING_ROUNDS}
+    for name in names * TIMING_ROUNDS:
+        # Thread pools start and memory is mapped before the clock runs.
+        _draw(net, sde, config, samples, 2, seed=seed, backend=name)
+        timed = TimedNetwork(net)
+        start = time.perf_counter()
+        drawn[name] = _draw(timed, sde, config, samples, EVALUATIONS, seed=seed, backend=name)
+        seconds = {
+            "network_seconds": timed.seconds,
+            "integrator_seconds": time.perf_counter() - start - timed.seconds,
+        }
+        best = speed.setdefault("fused" if name == "cpu" else name, seconds)
+        for what, value in seconds.items():
+            best[what] = min(best[what], value)
+    if missing_core():
+        speed["fused"] = None
+        speed["core_missing"] = missing_core()
+    else:
+        reference = drawn["reference"]
+        gap = (drawn["cpu"] - reference).abs().max() / reference.abs().max()
+        speed["largest_relative_difference"] = float(gap)
+        speed["integrator_reference_over_fused"] = (
+            speed["reference"]["integrator_seconds"] / speed["fused"]["integrator_seconds"]
+        )
+    return drawn[names[0]], speed
+
+
+def _quality(
+    net: nn.Module, sde: LinearPhaseSDE, config: RunConfig, test: Tensor, samples: int, seed: int
+) -> dict[str, list[float | None]]:
+    """Sliced W2 to the test set by solver and number of evaluations; None where it diverged."""
+    curve: dict[str, list[float | None]] = {name: [] for name in SOLVERS}
+    for name, values in curve.items():
+        for evaluations in CURVE_EVALUATIONS:
+            try:
+                drawn = _draw(net, sde, config, samples, evaluations, seed=seed, solver=name)
+            except ValueError as error:
+                if "diverged" not in str(error):
+                    raise
+                values.append(None)
+            else:
+                values.append(sliced_w2(drawn, test))
+    return curve
+
+
+def _plot_quality(
+    curve: dict[str, list[float | None]], floor: float, path: Path, title: str
+) -> None:
+    series = {
+        name: (CURVE_EVALUATIONS, [np.nan if w is None or w > DIVERGED else w for w in values])
+        for name, values in curve.items()
+    }
+    quality_curve(series, floor, path, title=title)
+
+
+def _novelty(drawn: Tensor, digits: Digits) -> float:
+    """Median distance of samples to their nearest training image, over that of test images.
+
+    About 1 or more: new digits. Towards 0: copies of the training set.
+    """
+    train = digits.train_x.flatten(1)
+    nearest = [torch.cdist(x.flatten(1), train).amin(1).median() for x in (drawn, digits.test_x)]
+    return float(nearest[0] / nearest[1])
+
+
+def _table(report: Report) -> str:
+    quality, speed = report["quality"], report["speed"]
+    fractions = quality["class_fractions"]
+    lines = [
+        "",
+        f"sliced W2 to the test set   samples {quality['sliced_w2_samples_to_test']:.4f}, "
+        f"training set {quality['sliced_w2_train_to_test']:.4f}, ratio {quality['ratio']:.2f}",
+        f"classes                     {sum(f > 0 for f in fractions)} of 10 found, "
+        f"{100 * min(fractions):.1f} % to {100 * max(fractions):.1f} % each",
+        f"nearest training image      {quality['nearest_train_over_test_median']:.2f} of a test "
+        "image's distance",
+        "",
+        "sliced W2 by evaluations    " + "".join(f"{n:>9}" for n in quality["evaluations"]),
+    ]
+    for name, values in quality["sliced_w2_by_solver"].items():
+        cells = "".join(f"{'diverged' if w is None else format(w, '.4f'):>9}" for w in values)
+        lines.append(f"  {name:<26}{cells}")
+    lines += ["", f"seconds, {EVALUATIONS} evaluations      {'network':>9}{'integrator':>12}"]
+    for name in ("fused", "reference"):
+        row = speed[name]
+        if row is not None:
+            lines.append(
+                f"  {name:<26}{row['network_seconds']:>9.2f}{row['integrator_seconds']:>12.4f}"
+            )
+    if speed["fused"] is not None:
+        lines.append(
+            f"  integrator {speed['integrator_reference_over_fused']:.1f} times faster, same "
+            f"samples to {speed['largest_relative_difference']:.1e}"
+        )
+    seconds, training = report["seconds"], report["training"]["seconds"]
+    lines += ["", f"{seconds:.0f} s in all, {training:.0f} s of them training"]
+    return "\n".join(lines)
+
+
+def _processor() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

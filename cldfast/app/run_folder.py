@@ -1,0 +1,191 @@
+"""Run folders: a trained network with all that is needed to sample from it, as plain files.
+
+    config.json         process, network, parameterisation, data, training, versions
+    model.safetensors   the averaged weights
+    metrics.json        whatever was measured
+    checkpoint.safetensors, train.csv      of the training, see `cldfast.training`
+
+Files are written beside their target and renamed, so a reader finds a whole file or none.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cldfast.files import PathLike, located, read_json, read_tensors, write_json, write_tensors
+from cldfast.lab.models import build_model
+from cldfast.planner.parameterization import check_parameterization
+from cldfast.process.sde import LinearPhaseSDE, sde_from_config
+
+CONFIG = "config.json"
+MODEL = "model.safetensors"
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What `config.json` holds.
+
+    sde, model: `sde.config()` and `model.config()`.
+    shape: of one sample, (d,) or (C, H, W).
+    parameterization: what the network returns. t_min: smallest time it was trained at.
+    data: where the training data came from, as plain values; a "scale" in it is what the data was
+        multiplied by before training. None: unknown.
+    train: the training's settings, or None. versions: of the libraries that wrote the folder.
+
+    Raises ValueError for a value that does not fit.
+    """
+
+    sde: dict[str, Any]
+    model: dict[str, Any]
+    shape: tuple[int, ...]
+    parameterization: str = "score"
+    t_min: float = 1e-3
+    data: dict[str, Any] | None = None
+    train: dict[str, Any] | None = None
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+
+    def __post_init__(self) -> None:
+        for name in ("sde", "model", "data", "train", "versions"):
+            value = getattr(self, name)
+            if not isinstance(value, dict) and not (value is None and name in ("data", "train")):
+                raise ValueError(f"{name}: expected an object, got {type(value).__name__}")
+        shape = self.shape
+        if (
+            not isinstance(shape, list | tuple)
+            or len(shape) not in (1, 3)
+            or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape)
+        ):
+            raise ValueError(f"shape: expected [d] or [C, H, W] of whole numbers, got {shape!r}")
+        object.__setattr__(self, "shape", tuple(shape))
+        if not isinstance(self.parameterization, str):
+            raise ValueError(f"parameterization: expected a name, got {self.parameterization!r}")
+        check_parameterization(self.parameterization)
+        for name, value in (("t_min", self.t_min), ("scale of the data", self.scale)):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 < value < math.inf:
+                raise ValueError(f"{name}: expected a number > 0, got {value!r}")
+
+    @property
+    def scale(self) -> float:
+        """Samples of the network are divided by this to be in the units of the data."""
+        return 1.0 if self.data is None else self.data.get("scale", 1.0)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The inverse of `dataclasses.asdict`; ValueError for unknown or missing keys."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        missing = sorted(known - set(values))
+        if unknown or missing:
+            what = f"unknown {', '.join(unknown)}" if unknown else f"no {', '.join(missing)}"
+            raise ValueError(f"{what}; expected {', '.join(f.name for f in fields(cls))}")
+        return cls(**values)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries in use, for a record."""
+    from cldfast import __version__
+
+    return {
+        "cldfast": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def save_config(folder: PathLike, config: RunConfig) -> Path:
+    """Write `config.json`, making the folder where it does not exist; returns the folder."""
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise ValueError(f"{path}: expected a folder, found a file") from error
+    write_json(path / CONFIG, asdict(config))
+    return path
+
+
+def save_run(
+    folder: PathLike,
+    model: nn.Module,
+    config: RunConfig,
+    metrics: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a whole run folder; returns its path.
+
+    model: the network to sample from (averaged weights), of the layout that `config.model` says.
+    metrics: plain numbers and texts for `metrics.json`; None writes no such file.
+
+    Raises:
+        ValueError: weights or metrics that are not finite, a path that is a file.
+        ImportError: safetensors is missing.
+    """
+    # Whatever can be refused is refused before the first file.
+    weights = dict(model.state_dict())
+    _check_finite(weights, "model")
+    path = save_config(folder, config)
+    write_tensors(path / MODEL, weights)
+    if metrics is not None:
+        write_json(path / METRICS, metrics)
+    return path
+
+
+def load_config(folder: PathLike) -> RunConfig:
+    """Read `config.json` of a run folder; ValueError saying what is wrong with it."""
+    path = Path(folder)
+    if not path.is_dir():
+        found = "a file" if path.exists() else "nothing"
+        raise ValueError(f"{path}: expected a run folder, found {found}")
+    try:
+        return RunConfig.from_dict(read_json(path / CONFIG))
+    except ValueError as error:
+        raise located(path / CONFIG, error) from error
+
+
+def load_run(folder: PathLike) -> tuple[nn.Module, LinearPhaseSDE, RunConfig]:
+    """Read a run folder: the network in evaluation mode on the CPU, the process, the config.
+
+    Raises:
+        ValueError: a missing, unreadable or cut file, unknown keys or kinds, weights of the wrong
+            shape or not finite; one line that names the file.
+        ImportError: safetensors is missing.
+    """
+    path = Path(folder)
+    config = load_config(path)
+    try:
+        sde = sde_from_config(config.sde)
+        net = build_model(config.model)
+    except (ValueError, TypeError) as error:
+        raise located(path / CONFIG, error) from error
+    if not 0 < config.t_min < sde.T:
+        raise ValueError(f"{path / CONFIG}: expected t_min in (0, T = {sde.T}), got {config.t_min}")
+    weights, _ = read_tensors(path / MODEL)
+    expected = net.state_dict()
+    for name in sorted(expected.keys() ^ weights.keys()):
+        what = "lacks the tensor" if name in expected else "has a tensor that the network lacks:"
+        raise ValueError(f"{path / MODEL}: {what} {name!r}")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{path / MODEL}: expected {name!r} of shape {tuple(expected[name].shape)}, "
+                f"got {tuple(tensor.shape)}"
+            )
+    _check_finite(weights, str(path / MODEL))
+    net.load_state_dict(weights)
+    return net.eval(), sde, config
+
+
+def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{where}: the weights {name!r} are not finite")

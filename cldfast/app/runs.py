@@ -1,0 +1,158 @@
+"""A whole training run from its `config.json`, and samples from a run folder in data units."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cldfast.app.run_folder import CONFIG, METRICS, MODEL, RunConfig, save_config, save_run
+from cldfast.files import PathLike
+from cldfast.lab.data import Digits, make_data
+from cldfast.lab.models import build_model
+from cldfast.process.sde import LinearPhaseSDE, sde_from_config
+from cldfast.sampling.probability_flow import pflow
+from cldfast.sampling.run import sample
+from cldfast.training import CHECKPOINT, FAILED, LOG, TrainConfig, Trainer
+from cldfast.training.log import read_rows
+
+# Held out of data sets that are drawn; the digits bring their own test set.
+HELD_OUT_ROWS = 2_000
+LOSS_PLOT = "loss.png"
+
+
+def require(*modules: str) -> None:
+    """ImportError that names those of the demo extra's modules that are missing."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"this needs {', '.join(missing)}: pip install 'cldfast[demo]'")
+
+
+def training_data(data: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Rows to train on and rows held out, scaled.
+
+    data: "name" and "dim" (see `cldfast.lab.data.make_data`), and for data that is drawn "rows" and
+        "seed"; "scale" multiplies the rows.
+
+    Raises ValueError for an unknown name or bad values.
+    """
+    source = make_data(str(data.get("name")), data.get("dim"))
+    scale = data.get("scale", 1.0)
+    if isinstance(source, Digits):
+        return source.train_x * scale, source.test_x * scale
+    seed = data.get("seed", 0)
+    rows = source.sample(data.get("rows", 50_000), seed)
+    return rows * scale, source.sample(HELD_OUT_ROWS, seed + 1) * scale
+
+
+def train_run(
+    folder: PathLike, config: RunConfig, *, resume: bool = False, progress: bool = False
+) -> dict[str, Any]:
+    """Train what a config describes, and leave a run folder; returns its metrics.
+
+    folder: made here. Without `resume` a folder that has a run already is refused; with it, the run
+        is continued, and a finished one is extended if `config.train` asks for more steps.
+    progress: a tqdm bar.
+
+    Raises ValueError for a config that does not fit, ImportError without safetensors, and
+    NonFiniteLoss.
+    """
+    path = Path(folder)
+    if config.data is None or config.train is None:
+        raise ValueError("the config says nothing of data or training: there is nothing to train")
+    if not resume and any((path / name).exists() for name in (CONFIG, MODEL, CHECKPOINT)):
+        raise ValueError(f"{path} has a run already: resume it or choose another folder")
+    settings = TrainConfig.from_dict(config.train)
+    sde = sde_from_config(config.sde)
+    # Whatever can be refused is refused before the first file.
+    if not settings.t_min < sde.T:
+        raise ValueError(f"t_min: expected below T = {sde.T}, got {settings.t_min}")
+    rows, held_out = training_data(config.data)
+    # The initial weights are the seed's, also where a run was killed before its first checkpoint.
+    torch.manual_seed(settings.seed)
+    net = build_model(config.model)
+    if not resume:
+        save_config(path, config)
+    trainer = Trainer(net, sde, rows, settings, validation=held_out, folder=path, resume=resume)
+    if resume:
+        # Only now that the checkpoint has been found to fit.
+        save_config(path, config)
+    average = trainer.fit(progress=progress)
+    metrics = {
+        "steps": trainer.step,
+        "validation_loss": trainer.validate(),
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "seconds": round(trainer.seconds, 3),
+    }
+    save_run(path, average, config, metrics)
+    return metrics
+
+
+def plot_losses(folder: PathLike) -> Path:
+    """Draw a run's log as `loss.png`; ImportError without matplotlib."""
+    from cldfast.lab.plots import loss_curve
+
+    log = read_rows(Path(folder) / LOG)
+    path = Path(folder) / LOSS_PLOT
+    loss_curve([row["step"] for row in log], [row["loss"] for row in log], path)
+    return path
+
+
+def remove_run(folder: PathLike) -> None:
+    """Remove the files of a run from a folder, and nothing else."""
+    for name in (CHECKPOINT, LOG, FAILED, MODEL, METRICS, LOSS_PLOT, CONFIG):
+        (Path(folder) / name).unlink(missing_ok=True)
+
+
+def sample_run(
+    net: Callable[[Tensor, Tensor], Tensor],
+    sde: LinearPhaseSDE,
+    config: RunConfig,
+    n: int,
+    **options: Any,
+) -> Tensor:
+    """n samples (n, *shape) of a loaded run, in the units of its data.
+
+    options: of `cldfast.sample`; `t_min` is the run's own where it is not given.
+
+    Raises ValueError for bad options, and where samples come out non-finite.
+    """
+    options.setdefault("t_min", config.t_min)
+    options.setdefault("parameterization", config.parameterization)
+    drawn = sample(net, sde, (n, *config.shape), **options)
+    assert isinstance(drawn, Tensor)  # no velocity is asked for
+    return _in_units(drawn, config)
+
+
+def flow_run(
+    net: Callable[[Tensor, Tensor], Tensor],
+    sde: LinearPhaseSDE,
+    config: RunConfig,
+    n: int,
+    **options: Any,
+) -> tuple[Tensor, int]:
+    """n samples of a loaded run by the adaptive flow, and the number of evaluations.
+
+    options: of `cldfast.pflow`; `t_min` is the run's own where it is not given.
+
+    Raises ValueError for bad options, and where samples come out non-finite.
+    """
+    options.setdefault("t_min", config.t_min)
+    options.setdefault("parameterization", config.parameterization)
+    drawn, evaluations = pflow(net, sde, (n, *config.shape), **options)
+    return _in_units(drawn, config), evaluations
+
+
+def _in_units(drawn: Tensor, config: RunConfig) -> Tensor:
+    """The samples in the units of the run's data; ValueError where some are not finite."""
+    n = len(drawn)
+    lost = int((~drawn.flatten(1).isfinite()).any(1).sum())
+    if lost:
+        raise ValueError(
+            f"{lost} of {n} samples diverged to infinity: take more steps, another solver or grid"
+        )
+    return drawn / config.scale

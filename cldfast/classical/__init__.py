@@ -1,0 +1,1 @@
+"""The classical score-based models that phase-space diffusion is compared with."""

@@ -1,0 +1,1 @@
+"""The ways of running the fused operations, a folder each; `cldfast.kernels` chooses among them."""

@@ -1,0 +1,1 @@
+"""The kernels of the compiled core, for the CPU."""

@@ -1,0 +1,335 @@
+"""The stage operation on GPUs by Triton, for machines without the compiled CUDA kernels.
+
+Arguments are taken as valid; any memory layout is taken. Importing
+this raises ImportError where Triton is missing.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError(
+        f"Triton is not installed: pip install 'cldfast[triton]' ({error})"
+    ) from error
+
+from cldfast.kernels.backends.planes import ALL_COLUMNS, WORD, current, room, strided
+from cldfast.kernels.backends.triton.normals import normals, words
+
+# Pairs of a program: 16 bytes a lane of each plane for 4 warps, twice.
+BLOCK = 1024
+# No product is fused unless the source says so: the normals' error terms depend on it.
+OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
+# What changes from call to call: a kernel of its own for those that 16 divides would be compiled in
+# the middle of a run.
+ADDRESS = ["seed", "first_pair", "stage_index", "stream"]
+# Outputs of one launch.
+_OUTPUTS = 4
+
+Plane = tuple[torch.Tensor, tuple[int, int, int]]
+
+
+def require_device() -> None:
+    """ImportError where PyTorch has no GPU for Triton's kernels."""
+    if not torch.cuda.is_available():
+        raise ImportError("no CUDA device: torch.cuda.is_available() is False")
+
+
+@triton.jit
+def _place(pair, width, inner, strides, DENSE: tl.constexpr):
+    """Offsets of flat pairs in a plane."""
+    row = pair // width
+    column = pair % width
+    place = row.to(tl.int64) * strides[0]
+    if DENSE:
+        place += column
+    else:
+        place += (column // inner).to(tl.int64) * strides[1] + (column % inner) * strides[2]
+    return place
+
+
+@triton.jit
+def narrowed(y, dtype: tl.constexpr):
+    """A block in another dtype, rounded as PyTorch does: to 16 bits by way of float32."""
+    if dtype.primitive_bitwidth == 16:
+        y = y.to(tl.float32)
+    return y.to(dtype)
+
+
+@triton.jit
+def _entry(weights, matrix, k: tl.constexpr, m, ROWS: tl.constexpr, COLUMNS: tl.constexpr, zero):
+    """Entry (k, m) of a matrix, or of each pair's own, as a block like `zero`."""
+    return tl.load(weights + (matrix * ROWS + k) * COLUMNS + m).to(zero.dtype) + zero
+
+
+@triton.jit(do_not_specialize=ADDRESS)
+def stage_kernel(
+    inputs,
+    input_strides,
+    outputs,
+    output_strides,
+    copies,
+    copy_strides,
+    weights,
+    step,
+    pairs: tl.int64,
+    width: tl.int64,
+    inner: tl.int64,
+    seed: tl.uint64,
+    first_pair: tl.int64,
+    stage_index: tl.uint32,
+    stream: tl.uint32,
+    used: tl.constexpr,
+    first_row: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUTS: tl.constexpr,
+    INS: tl.constexpr,
+    ADDRESSED: tl.constexpr,
+    NOISY: tl.constexpr,
+    OWN: tl.constexpr,
+    TABLE: tl.constexpr,
+    ODD: tl.constexpr,
+    DENSE: tl.constexpr,
+    LONG: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Rows first_row ... first_row + OUTS - 1 of a stage's matrix of ROWS, at BLOCK flat pairs."""
+    COLUMNS: tl.constexpr = INS + 2 if ADDRESSED else INS
+    like: tl.constexpr = tl.float64 if WIDE else tl.float32
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    pair = start + tl.arange(0, BLOCK) - ODD
+    if not LONG:
+        pair = pair.to(tl.int32)
+        width = width.to(tl.int32)
+        inner = inner.to(tl.int32)
+    inside = (pair >= 0) & (pair < pairs)
+    matrix = tl.full([], 0, tl.int64)
+    if TABLE:
+        number = tl.load(step)
+        matrix = number
+        stage_index += number.to(tl.uint32)
+    if OWN:
+        matrix = tl.where(inside, pair // width, 0).to(tl.int64)
+
+    zero = tl.full([BLOCK], 0.0, like)
+    y0, y1, y2, y3 = zero, zero, zero, zero
+    for m in tl.static_range(INS):
+        if (used >> m) & 1:
+            w0 = _entry(weights, matrix, first_row, m, ROWS, COLUMNS, zero)
+            needed = w0 != 0.0
+            if OUTS > 1:
+                w1 = _entry(weights, matrix, first_row + 1, m, ROWS, COLUMNS, zero)
+                needed = needed | (w1 != 0.0)
+            if OUTS > 2:
+                w2 = _entry(weights, matrix, first_row + 2, m, ROWS, COLUMNS, zero)
+                needed = needed | (w2 != 0.0)
+            if OUTS > 3:
+                w3 = _entry(weights, matrix, first_row + 3, m, ROWS, COLUMNS, zero)
+                needed = needed | (w3 != 0.0)
+            place = _place(pair, width, inner, input_strides[m], (DENSE >> m) & 1)
+            x = tl.load(inputs[m] + place, mask=inside & needed, other=0.0).to(like)
+            y0 = tl.fma(x, w0, y0)
+            if OUTS > 1:
+                y1 = tl.fma(x, w1, y1)
+            if OUTS > 2:
+                y2 = tl.fma(x, w2, y2)
+            if OUTS > 3:
+                y3 = tl.fma(x, w3, y3)
+    if NOISY:
+        first_half = (first_pair >> 1) + start // 2
+        z_x, z_v = normals(seed, first_half, stage_index, stream, BLOCK, WIDE)
+        for c in tl.static_range(2):
+            z = z_v if c else z_x
+            w = _entry(weights, matrix, first_row, INS + c, ROWS, COLUMNS, zero)
+            y0 = tl.fma(z, w, y0)
+            if OUTS > 1:
+                w = _entry(weights, matrix, first_row + 1, INS + c, ROWS, COLUMNS, zero)
+                y1 = tl.fma(z, w, y1)
+            if OUTS > 2:
+                w = _entry(weights, matrix, first_row + 2, INS + c, ROWS, COLUMNS, zero)
+                y2 = tl.fma(z, w, y2)
+            if OUTS > 3:
+                w = _entry(weights, matrix, first_row + 3, INS + c, ROWS, COLUMNS, zero)
+                y3 = tl.fma(z, w, y3)
+    for k in tl.static_range(OUTS):
+        y = y0 if k == 0 else (y1 if k == 1 else (y2 if k == 2 else y3))
+        place = _place(pair, width, inner, output_strides[k], (DENSE >> (INS + k)) & 1)
+        tl.store(outputs[k] + place, narrowed(y, outputs[k].dtype.element_ty), mask=inside)
+        if k < len(copies):
+            place = _place(pair, width, inner, copy_strides[k], (DENSE >> (INS + OUTS + k)) & 1)
+            tl.store(copies[k] + place, narrowed(y, copies[k].dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _advance_kernel(step, times, time, count):
+    following = tl.load(step) + 1
+    tl.store(step, following)
+    tl.store(time, tl.load(times + following, mask=following < count), mask=following < count)
+
+
+@triton.jit(do_not_specialize=[*ADDRESS, "count"])
+def _words_kernel(
+    radius, angle, count: tl.int64, seed: tl.uint64, first_pair: tl.int64, stage_index: tl.uint32,
+    stream: tl.uint32, BLOCK: tl.constexpr,
+):  # fmt: skip
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    half = (first_pair >> 1) + start // 2 + tl.arange(0, BLOCK // 2)
+    w0, w1, w2, w3 = words(seed, half, stage_index, stream)
+    pair = start + tl.arange(0, BLOCK) - (first_pair & 1)
+    inside = (pair >= 0) & (pair < count)
+    tl.store(radius + pair, tl.interleave(w0, w2).to(tl.int32, bitcast=True), mask=inside)
+    tl.store(angle + pair, tl.interleave(w1, w3).to(tl.int32, bitcast=True), mask=inside)
+
+
+def planes_of(tensor: torch.Tensor, channels: int, keep: list[torch.Tensor]) -> list[Plane]:
+    """Each plane as a tensor that starts there, with the strides of batch, channel and position."""
+    described = strided(tensor, channels)
+    if described is None:
+        tensor = tensor.contiguous()
+        keep.append(tensor)
+        described = strided(tensor, channels)
+        assert described is not None
+    count, strides = described[1], (described[3], described[5], described[6])
+    return [(tensor[:, p * channels :], strides) for p in range(count)]
+
+
+def is_dense(plane: Plane, channels: int, inner: int) -> bool:
+    """Whether a row's coordinates lie side by side."""
+    _, (_, channel_stride, inner_stride) = plane
+    return (inner == 1 or inner_stride == 1) and (channels == 1 or channel_stride == inner)
+
+
+def float64_bits(value: float) -> int:
+    """Those of a float64, as an int64: Triton would pass a float on as a float32."""
+    return struct.unpack("<q", struct.pack("<d", value))[0]  # type: ignore[no-any-return]
+
+
+def signed(word: int) -> int:
+    """A 64-bit word as the int64 of its bits."""
+    word &= WORD
+    return word - 2**64 if word >= 2**63 else word
+
+
+def stage(
+    u: torch.Tensor | None,
+    outputs: Sequence[torch.Tensor],
+    history: Sequence[torch.Tensor],
+    weights: torch.Tensor,
+    *,
+    seed: int = 0,
+    first_index: int = 0,
+    stage_index: int = 0,
+    stream: int = 0,
+    noise: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    cast: torch.dtype | None = None,
+    step: torch.Tensor | None = None,
+    used: int = ALL_COLUMNS,
+    row_out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """The next state, the new history rows or None, and the state in the dtype `cast` or None.
+
+    As `cldfast.kernels.backends.cuda.stage.stage`, whose further arguments it takes.
+    """
+    like = outputs[0] if u is None else u
+    rows, planes_channels, *spatial = like.shape
+    channels = planes_channels if u is None else planes_channels // 2
+    inner = math.prod(spatial)
+    width = channels * inner
+    matrices, weight_rows, columns = weights.shape
+
+    keep: list[torch.Tensor] = []
+    inputs: list[Plane] = []
+    for tensor in [u, *outputs, *history, noise]:
+        if tensor is not None:
+            inputs += planes_of(tensor, channels, keep)
+    state = room(2, channels, like.dtype, like) if out is None else _writable(out, channels)
+    results = planes_of(state, channels, keep)
+    rows_made = copy = None
+    if weight_rows > 2:
+        if row_out is None:
+            row_out = room(weight_rows - 2, channels, like.dtype, like)
+        rows_made = _writable(row_out, channels)
+        results += planes_of(rows_made, channels, keep)
+    copies: list[Plane] = []
+    if cast is not None:
+        copy = room(2, channels, cast, like)
+        copies = planes_of(copy, channels, keep)
+    if step is None and matrices == 1 and weights.device.type == "cpu":
+        table = weights[0].tolist()
+        if not all(abs(entry) < float("inf") for row in table for entry in row):
+            raise ValueError("weights must be finite, got NaN or infinity")
+        used = sum(1 << m for m in range(columns) if any(row[m] != 0.0 for row in table))
+    used &= (1 << columns) - 1
+
+    # A matrix of the host's is on its way while the host goes on.
+    on_device = weights.to(like.device, non_blocking=True).contiguous()
+
+    pairs = rows * width
+    first_pair = first_index * width & WORD
+    odd = first_pair & 1
+    grid = ((pairs + odd + BLOCK - 1) // BLOCK,)
+    # The state's planes come first and may be inputs, so they are written last.
+    for first in range((weight_rows - 1) // _OUTPUTS * _OUTPUTS, -1, -_OUTPUTS):
+        part = results[first : first + _OUTPUTS]
+        copied = copies if first == 0 else []
+        dense = sum(
+            is_dense(plane, channels, inner) << i
+            for i, plane in enumerate([*inputs, *part, *copied])
+        )
+        noisy = noise is None and bool(used >> len(inputs) & 3)
+        with current(like.device):
+            stage_kernel[grid](
+                *_pointers(inputs), *_pointers(part), *_pointers(copied),
+                on_device, step, pairs, width, inner, seed & WORD, signed(first_pair),
+                stage_index, stream, used, first, weight_rows, len(part),
+                len(inputs), noise is None, noisy, step is None and matrices > 1,
+                step is not None, odd, dense, pairs >= 2**31 - BLOCK,
+                like.dtype == torch.float64, BLOCK, **OPTIONS,
+            )  # fmt: skip
+    if out is not None and state is not out:
+        state = out.copy_(state)
+    if row_out is not None and rows_made is not None and rows_made is not row_out:
+        rows_made = row_out.copy_(rows_made)
+    return state, rows_made, copy
+
+
+def _pointers(planes: Sequence[Plane]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    return tuple(tensor for tensor, _ in planes), tuple(strides for _, strides in planes)
+
+
+def _writable(out: torch.Tensor, channels: int) -> torch.Tensor:
+    """`out`, or room to be copied to it where its layout has no strides."""
+    if strided(out, channels) is not None:
+        return out
+    return torch.empty_like(out, memory_format=torch.contiguous_format)
+
+
+def advance(step: torch.Tensor, times: torch.Tensor, time: torch.Tensor) -> None:
+    """`step += 1`, then `time = times[step]` while there is one; int64 (), (N,) and ()."""
+    with current(step.device):
+        _advance_kernel[(1,)](step, times, time, len(times))
+
+
+def philox_words(
+    seed: int, first_pair: int, count: int, stage_index: int, stream: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two words of each pair of a run, int64 (count,), as `philox.pair_words`."""
+    made = torch.empty(2, count, dtype=torch.int32, device=device)
+    grid = ((count + (first_pair & 1) + BLOCK - 1) // BLOCK,)
+    with current(device):
+        _words_kernel[grid](
+            made[0], made[1], count, seed & WORD, signed(first_pair), stage_index, stream, BLOCK,
+            **OPTIONS,
+        )  # fmt: skip
+    unsigned = made.to(torch.int64) & 0xFFFFFFFF
+    return unsigned[0], unsigned[1]

@@ -1,0 +1,111 @@
+"""Perturbation, and matrices of rows by a table and their times."""
+
+from __future__ import annotations
+
+import torch
+
+from cldfast.kernels.checks import (
+    STATE_DTYPES,
+    check_address,
+    check_like,
+    check_seed,
+    check_tensor,
+    check_weights,
+    describe,
+)
+from cldfast.kernels.dispatch import (
+    backend_covers,
+    backend_matrices,
+    backend_stage,
+    resolve_backend,
+)
+from cldfast.kernels.stage import stage
+from cldfast.kernels.time_tables import AtTimes
+
+
+def covers(weights: AtTimes, backend: str = "auto") -> bool:
+    """Whether a table covers the times of all rows."""
+    return backend_covers(resolve_backend(backend, weights.device))(weights)
+
+
+def matrices(weights: AtTimes, backend: str = "auto") -> torch.Tensor:
+    """A table's matrices at rows' times, float64 (B, rows, columns).
+
+    weights: `table.at(t)`; a table's end may be exceeded by the rounding of a float32.
+
+    Raises OutsideTableError, a ValueError, for a time outside the table; not where it is traced.
+    """
+    if torch.compiler.is_compiling():  # a graph cannot look at times
+        return weights.table(weights.t)
+    made = backend_matrices(resolve_backend(backend, weights.device))(weights)
+    if made is None:
+        raise weights.table.outside()
+    return made
+
+
+def perturb(
+    data: tuple[torch.Tensor, ...],
+    weights: torch.Tensor | AtTimes,
+    *,
+    seed: int = 0,
+    first_index: int = 0,
+    stream: int = 0,
+    noise: torch.Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`u = m x0 + L z` at every coordinate, each row with its own matrix: u (B, 2C, ...).
+
+    data: (x0,) or (x0, v0), each (B, C, ...), float32 or float64.
+    weights: the matrices (m, L) of the rows, a column for each tensor of data and the 2 of noise:
+        `table.at(t)` at times t (B,), evaluated in float64 inside, or float64 (B, 2, n). A matrix
+        may have q more rows, each for one more plane of the same data and noise.
+    seed, first_index, stream, noise, backend: see `stage`.
+
+    Returns u and the further planes (B, qC, ...) or None. Differentiable in data.
+    Raises ValueError or TypeError before anything is written; OutsideTableError, a ValueError, for
+    a time outside the table.
+    """
+    like = _check_data(data)
+    rows, columns = like.shape[0], len(data) + 2
+    if not isinstance(weights, AtTimes):
+        check_weights(weights, rows, columns, like.device)
+    elif (
+        weights.shape[0] != rows
+        or weights.shape[1] < 2
+        or weights.shape[2] != columns
+        or weights.device != like.device
+    ):
+        raise ValueError(
+            f"the table at times must give ({rows}, 2 + q, {columns}) matrices on {like.device}, "
+            f"got {weights.shape} on {weights.device}"
+        )
+    if noise is not None:
+        check_like("noise", noise, (rows, 2 * like.shape[1], *like.shape[2:]), like)
+    check_seed(seed)
+    check_address(first_index, 0, stream)
+    name = resolve_backend(backend, like.device)
+    gradient = torch.is_grad_enabled() and (like.requires_grad or data[-1].requires_grad)
+    if name == "cpu" and not gradient and not torch.compiler.is_compiling():
+        return backend_stage(name)(
+            None, data, (), weights, seed=seed, first_index=first_index, stream=stream, noise=noise
+        )[:2]
+    if isinstance(weights, AtTimes):
+        weights = matrices(weights, name)
+    return stage(
+        None, data, (), weights, seed=seed, first_index=first_index, stream=stream, noise=noise,
+        backend=name,
+    )[:2]  # fmt: skip
+
+
+def _check_data(data: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """The first of the tensors to be perturbed, after a look at all of them."""
+    if len(data) not in (1, 2):
+        raise ValueError(f"data must be (x0,) or (x0, v0), got {len(data)} tensors")
+    like = check_tensor("data[0]", data[0])
+    if like.dtype not in STATE_DTYPES:
+        raise TypeError(f"data must be float32 or float64, got {describe(like)}")
+    if like.dim() < 2 or like.numel() == 0:
+        raise ValueError(f"data must be non-empty (B, C, ...), got {describe(like)}")
+    for other in data[1:]:
+        check_like("data[1]", other, tuple(like.shape), like)
+    return like

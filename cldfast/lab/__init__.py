@@ -1,0 +1,1 @@
+"""What experiments need: data sets, exact scores, small networks, distances and pictures."""

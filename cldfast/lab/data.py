@@ -1,0 +1,254 @@
+"""Data sets with known laws, Gaussian mixtures with their exact score, and real handwritten digits.
+
+Every data set has ``dim`` and ``sample(n, seed)``. The grid of 25 Gaussians, the diamonds and the
+two points are `GaussianMixture` objects, so their exact phase-space score is known at every time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cldfast.lab.mixture import GaussianMixture
+
+DATASETS = ("funnel", "gaussians25", "diamonds", "swiss_roll", "two_points", "digits")
+
+
+class Dataset(Protocol):
+    """What every data set offers: its dimension, and seeded samples `(n, ...)` in float32."""
+
+    @property
+    def dim(self) -> int: ...
+
+    def sample(self, n: int, seed: int = 0) -> Tensor: ...
+
+
+def make_data(name: str, dim: int | None = None) -> Dataset:
+    """Build a data set by name.
+
+    Args:
+        name: one of `DATASETS`.
+        dim: number of coordinates. Any from 2 on for "funnel" and "gaussians25", any from 1 on for
+            "two_points"; the others have one fixed dimension. None: 2, for "two_points" 1, for
+            "digits" 64.
+
+    Raises:
+        ValueError: unknown name, or a dimension the data set does not come in.
+        ImportError: "digits" without scikit-learn.
+    """
+    if name == "funnel":
+        return Funnel(2 if dim is None else dim)
+    if name == "gaussians25":
+        return gaussians25(2 if dim is None else dim)
+    if name == "two_points":
+        return two_points(1 if dim is None else dim)
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set {name!r}; expected one of {', '.join(DATASETS)}")
+    fixed = 64 if name == "digits" else 2
+    if dim not in (None, fixed):
+        raise ValueError(f"data set {name!r} has dimension {fixed}, got dim={dim}")
+    if name == "diamonds":
+        return diamonds()
+    return SwissRoll() if name == "swiss_roll" else Digits()
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """Neal's funnel: x_1 ~ N(0, 1), and given x_1 the rest are independent N(0, exp(x_1)).
+
+    exp(x_1) is the variance, so the standard deviation is exp(x_1 / 2).
+
+    Args:
+        dim: number of coordinates, at least 2.
+
+    Raises:
+        ValueError: dim below 2.
+
+    Source: Neal (2003), "Slice sampling", section 8, there with x_1 ~ N(0, 9); variance 1 as in
+    Strasman, Surendran et al. (2025).
+    """
+
+    dim: int = 2
+
+    def __post_init__(self) -> None:
+        _check_dim(self.dim, 2, "funnel")
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """Draw (n, dim) float32; same seed, same data."""
+        x = torch.randn(_check_n(n), self.dim, generator=_generator(seed), dtype=torch.float64)
+        x[:, 1:] *= torch.exp(x[:, :1] / 2)
+        return x.float()
+
+
+@dataclass(frozen=True)
+class SwissRoll:
+    """Five equally likely copies of a planar swiss roll: one at 0, four at (+-0.8, +-0.8).
+
+    A roll is 0.01 (r cos r, r sin r) with r uniform on [1.5 pi, 4.5 pi], plus N(0, 0.002^2).
+
+    Source: the toy data of Dockhorn, Vahdat and Kreis (2022), also in Strasman, Surendran et al.
+    (2025).
+    """
+
+    dim: int = 2
+
+    OFFSET = 0.8
+    SCALE = 0.01
+    NOISE = 0.002
+
+    def __post_init__(self) -> None:
+        if self.dim != 2:
+            raise ValueError(f"swiss_roll has dimension 2, got dim={self.dim}")
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """Draw (n, 2) float32; same seed, same data."""
+        generator = _generator(seed)
+        radius = torch.rand(_check_n(n), generator=generator, dtype=torch.float64)
+        radius = math.pi * (1.5 + 3.0 * radius)
+        roll = radius[:, None] * torch.stack([radius.cos(), radius.sin()], dim=1)
+        noise = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+        corners = torch.tensor([[0, 0], [1, 1], [1, -1], [-1, -1], [-1, 1]], dtype=torch.float64)
+        copy = torch.randint(len(corners), (n,), generator=generator)
+        return (self.SCALE * roll + self.NOISE * noise + self.OFFSET * corners[copy]).float()
+
+
+def gaussians25(dim: int = 2) -> GaussianMixture:
+    """25 equal Gaussians on the grid {-2, ..., 2}^2, covariance diag(0.01, 0.01, 0.1, ..., 0.1).
+
+    Args:
+        dim: number of coordinates, at least 2; the means are 0 from the third coordinate on.
+
+    Raises:
+        ValueError: dim below 2.
+
+    Source: Strasman, Surendran et al. (2025).
+    """
+    _check_dim(dim, 2, "gaussians25")
+    means = torch.zeros(25, dim, dtype=torch.float64)
+    axis = torch.arange(-2, 3, dtype=torch.float64)
+    means[:, :2] = torch.cartesian_prod(axis, axis)
+    variances = torch.full((25, dim), 0.1, dtype=torch.float64)
+    variances[:, :2] = 0.01
+    return GaussianMixture(torch.ones(25), means, variances)
+
+
+def diamonds() -> GaussianMixture:
+    """Nine equal Gaussians, deviation 0.04, on {-0.5, 0, 0.5}^2 turned by 45 degrees; d = 2.
+
+    Source: the toy data of Dockhorn, Vahdat and Kreis (2022).
+    """
+    axis = torch.tensor([-0.5, 0.0, 0.5], dtype=torch.float64)
+    turn = torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=torch.float64) / math.sqrt(2.0)
+    means = torch.cartesian_prod(axis, axis) @ turn
+    return GaussianMixture(torch.ones(9), means, torch.full((9, 2), 0.04**2))
+
+
+def two_points(dim: int = 1) -> GaussianMixture:
+    """The discrete law with half its mass on (1, ..., 1) and half on (-1, ..., -1).
+
+    Args:
+        dim: number of coordinates, at least 1.
+
+    Raises:
+        ValueError: dim below 1.
+    """
+    _check_dim(dim, 1, "two_points")
+    means = torch.ones(2, dim, dtype=torch.float64)
+    means[1] = -1.0
+    return GaussianMixture(torch.ones(2), means, torch.zeros(2, dim))
+
+
+class Digits:
+    """Scikit-learn's 1,797 handwritten digits of 8x8 pixels, split into train and test.
+
+    The pixels p = 0, ..., 16 are mapped to p / 8 - 1 in [-1, 1], exactly in float32; `to_pixels`
+    is the inverse. The split is stratified: of every digit the same fraction is held out.
+
+    Attributes:
+        train_x, test_x: images (n, 1, 8, 8), float32.
+        train_y, test_y: labels (n,), int64, 0 to 9.
+        shape: (1, 8, 8).  dim: 64.
+
+    Args:
+        test_fraction: part held out, in (0, 1).
+        seed: chooses the split.
+
+    Raises:
+        ValueError: test_fraction that leaves a class empty on one side.
+        ImportError: scikit-learn is missing.
+
+    Source: Alpaydin and Kaynak (1998), the UCI optical digits.
+    """
+
+    LEVELS = 16
+
+    def __init__(self, test_fraction: float = 0.2, seed: int = 0) -> None:
+        if not 0 < test_fraction < 1:
+            raise ValueError(f"test_fraction: expected in (0, 1), got {test_fraction}")
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise ImportError(
+                "the digits need scikit-learn: pip install 'cldfast[demo]'"
+            ) from error
+        bunch = load_digits()
+        images = torch.from_numpy(bunch.images).float()[:, None] * (2.0 / self.LEVELS) - 1.0
+        labels = torch.from_numpy(bunch.target).long()
+        generator = _generator(seed)
+        train, test = [], []
+        for digit in labels.unique():
+            rows = torch.nonzero(labels == digit)[:, 0]
+            rows = rows[torch.randperm(len(rows), generator=generator)]
+            held_out = round(test_fraction * len(rows))
+            if not 0 < held_out < len(rows):
+                raise ValueError(
+                    f"test_fraction: {test_fraction} leaves none of the {len(rows)} images of "
+                    f"digit {int(digit)} on one side; expected at least one on each"
+                )
+            test.append(rows[:held_out])
+            train.append(rows[held_out:])
+        # Sorted, so that neither side is in the order of its labels.
+        train_rows, test_rows = torch.cat(train).sort().values, torch.cat(test).sort().values
+        self.train_x, self.train_y = images[train_rows], labels[train_rows]
+        self.test_x, self.test_y = images[test_rows], labels[test_rows]
+        self.shape = (1, 8, 8)
+
+    @property
+    def dim(self) -> int:
+        """Number of coordinates, 64."""
+        return 64
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """Draw (n, 1, 8, 8) training images with replacement; same seed, same data."""
+        rows = torch.randint(len(self.train_x), (_check_n(n),), generator=_generator(seed))
+        return self.train_x[rows]
+
+    @classmethod
+    def to_pixels(cls, images: Tensor) -> Tensor:
+        """Images in [-1, 1], any shape, to the pixels 0, ..., 16 (uint8), rounded and clipped."""
+        pixels = (images.double() + 1.0) * (cls.LEVELS / 2.0)
+        return pixels.round().clamp(0, cls.LEVELS).to(torch.uint8)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1], any shape, to grey levels 0, ..., 255 (uint8), rounded and clipped."""
+    return ((images.double() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _check_dim(dim: int, least: int, name: str) -> None:
+    if dim < least:
+        raise ValueError(f"{name}: expected dim >= {least}, got {dim}")
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _check_n(n: int) -> int:
+    if n < 1:
+        raise ValueError(f"n: expected at least 1 sample, got {n}")
+    return n

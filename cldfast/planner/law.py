@@ -1,0 +1,151 @@
+"""The exact law that stages make on Gaussian data: a float64 recursion, no sampling.
+
+With data `N(mu, s^2)` per coordinate the score is linear in the state, so every stage is an affine
+map of (u, history) plus Gaussian noise, and its mean and covariance follow exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cldfast.planner.parameterization import score_map
+from cldfast.planner.stage import Stage
+from cldfast.process.sde import LinearPhaseSDE
+
+
+@dataclass(frozen=True)
+class GaussianLaw:
+    """A normal law of (x, v) per coordinate: `mean` (2,), `cov` (2, 2), float64."""
+
+    mean: np.ndarray
+    cov: np.ndarray
+
+
+def wasserstein2(a: GaussianLaw, b: GaussianLaw, over: str = "x") -> float:
+    """Wasserstein-2 distance per coordinate (not squared), between the laws of x or of (x, v).
+
+    over: "x" or "phase". Two dimensions: with T the optimal map from a to b the distance is
+    `E |T(U) - U|^2`; unlike the trace formula of Bures, that does not cancel for laws that are
+    close.
+
+    Raises ValueError for another `over`.
+    Sources: Dowson and Landau (1982); for T in two dimensions, a geometric mean, Bhatia (2007),
+    "Positive definite matrices", section 4.1.
+    """
+    shift = b.mean - a.mean
+    if over == "x":
+        return math.hypot(shift[0], math.sqrt(b.cov[0, 0]) - math.sqrt(a.cov[0, 0]))
+    if over != "phase":
+        raise ValueError(f"over must be 'x' or 'phase', got {over!r}")
+    first, second = sorted((a.cov, b.cov), key=np.linalg.det, reverse=True)
+    det_first, det_second = (max(float(np.linalg.det(c)), 0.0) for c in (first, second))
+    size = math.sqrt(np.sum(first * second) + 2.0 * math.sqrt(det_first * det_second))
+    if det_first == 0.0 or size == 0.0:
+        squared = max(float(np.trace(first) + np.trace(second)) - 2.0 * size, 0.0)
+    else:
+        adjugate = np.array([[first[1, 1], -first[0, 1]], [-first[1, 0], first[0, 0]]])
+        move = (second + math.sqrt(det_second / det_first) * adjugate) / size - np.eye(2)
+        squared = max(float(np.trace(move @ first @ move.T)), 0.0)
+    return math.sqrt(float(shift @ shift) + squared)
+
+
+def marginal_law(
+    sde: LinearPhaseSDE, t: float, data_mean: float = 0.0, data_var: float = 1.0
+) -> GaussianLaw:
+    """The exact law of U_t for data `N(data_mean, data_var)` per coordinate."""
+    kernel = sde.marginal(t)
+    return GaussianLaw(
+        kernel.mean * data_mean, kernel.cov + data_var * np.outer(kernel.mean, kernel.mean)
+    )
+
+
+def exact_network(
+    sde: LinearPhaseSDE,
+    t: Sequence[float] | np.ndarray,
+    parameterization: str,
+    data_mean: float,
+    data_var: float,
+    score_bias: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a perfect network returns at times t, `gain @ u + shift`: (n, r, 2) and (n, r).
+
+    score_bias: a constant added to its velocity score.
+    """
+    t = np.asarray(t, dtype=np.float64)
+    kernel = sde.marginal(t)
+    mean = kernel.mean
+    precision = kernel.covariance.plus_outer(data_var, mean[..., 0], mean[..., 1]).inverse
+    score_shift = (precision @ mean[..., None])[..., 0] * data_mean + np.array([0.0, score_bias])
+    to_score = score_map(sde, t, parameterization)
+    if to_score.planes == 1:
+        # The velocity row fixes a single output plane; the position row then follows by itself.
+        lead = to_score.from_output[..., 1, 0]
+        gain = (-precision - to_score.from_state)[..., 1:, :] / lead[..., None, None]
+        return gain, score_shift[..., 1:] / lead[..., None]
+    back = np.linalg.inv(to_score.from_output)
+    return back @ (-precision - to_score.from_state), (back @ score_shift[..., None])[..., 0]
+
+
+def gaussian_law(
+    stages: Sequence[Stage],
+    sde: LinearPhaseSDE,
+    parameterization: str,
+    mean0: np.ndarray | None = None,
+    var0: np.ndarray | None = None,
+    data_mean: float = 0.0,
+    data_var: float = 1.0,
+    score_bias: float = 0.0,
+) -> GaussianLaw:
+    """The law that stages make with a perfect network for data `N(data_mean, data_var)`.
+
+    mean0 (2,), var0 (2, 2): the law before the first stage; None is the stationary law.
+    score_bias: a constant added to the velocity score, a score error of that size.
+    """
+    mean = np.zeros(2) if mean0 is None else np.asarray(mean0, dtype=np.float64)
+    cov = sde.prior().cov if var0 is None else np.asarray(var0, dtype=np.float64)
+    if mean.shape != (2,) or cov.shape != (2, 2):
+        raise ValueError(f"mean0 must be (2,) and var0 (2, 2), got {mean.shape} and {cov.shape}")
+    if not data_var >= 0.0:
+        raise ValueError(f"data_var must be >= 0, got {data_var}")
+    times = [stage.t for stage in stages if stage.t is not None]
+    gains, shifts = exact_network(sde, times, parameterization, data_mean, data_var, score_bias)
+    kept = max(len(stage.H) for stage in stages)
+    evaluation = 0
+    for stage in stages:
+        # Extended state: u, then the history rows, newest first.
+        read = sum(h.shape[1] for h in stage.H)
+        from_state, offset = stage.P, np.zeros(2)
+        row, row_offset = stage.B, np.zeros(stage.history_planes)
+        if stage.t is not None:
+            gain, shift = gains[evaluation], shifts[evaluation]
+            evaluation += 1
+            for e in stage.E:
+                from_state = from_state + e @ gain
+                offset = offset + e @ shift
+            if row is not None and stage.A is not None:
+                for a in stage.A:
+                    row = row + a @ gain
+                    row_offset = row_offset + a @ shift
+        size = len(mean)
+        top = np.zeros((2, size))
+        top[:, :2] = from_state
+        if stage.H:
+            top[:, 2 : 2 + read] = np.concatenate(stage.H, axis=1)
+        rows, offsets = [top], [offset]
+        if row is not None:
+            new = np.zeros((row.shape[0], size))
+            new[:, :2] = row
+            rows.append(new)
+            offsets.append(row_offset)
+        keep = np.eye(size)[2:]
+        matrix = np.concatenate([*rows, keep], axis=0)
+        mean = matrix @ mean + np.concatenate([*offsets, np.zeros(size - 2)])
+        cov = matrix @ cov @ matrix.T
+        cov[:2, :2] += stage.L @ stage.L.T
+        limit = 2 + 2 * kept
+        mean, cov = mean[:limit], cov[:limit, :limit]
+    return GaussianLaw(mean[:2], cov[:2, :2])

@@ -1,0 +1,148 @@
+"""A sampler as data: a `Plan` is a list of affine `Stage` rows, made on the host in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cldfast.planner.error_budget import ErrorBudget, error_budget
+from cldfast.planner.law import GaussianLaw, gaussian_law
+from cldfast.planner.stage import Stage
+from cldfast.process.sde import LinearPhaseSDE
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A sampler on a fixed grid: stages in order, from the law at T to that at `grid[-1]`.
+
+    stages: the rows. sde, solver, parameterization: what they were made from. order: of weak (law)
+    convergence in the step. grid: (steps + 1,) descending times. guidance_term: whether the last
+    output is a term added to the score, not a network's.
+    """
+
+    stages: tuple[Stage, ...]
+    sde: LinearPhaseSDE
+    solver: str
+    order: int
+    parameterization: str
+    grid: np.ndarray
+    guidance_term: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("a plan needs at least one stage, got none")
+        kept: list[int] = []  # planes of the history rows so far, newest first
+        for index, stage in enumerate(self.stages):
+            _validate(index, stage, kept)
+            if stage.B is not None:
+                kept.insert(0, stage.B.shape[0])
+        matrices = [stage.matrix() for stage in self.stages]
+        flat = np.concatenate([m.ravel() for m in matrices])
+        if not np.all(np.isfinite(flat)):
+            bad = next(i for i, m in enumerate(matrices) if not np.all(np.isfinite(m)))
+            raise ValueError(
+                f"stage {bad} of {self.solver} has non-finite coefficients (NaN or infinity)"
+            )
+
+    @property
+    def evaluations(self) -> int:
+        """Network calls of one run."""
+        return sum(stage.evaluates for stage in self.stages)
+
+    @property
+    def steps(self) -> int:
+        """Grid intervals."""
+        return len(self.grid) - 1
+
+    @property
+    def output_planes(self) -> tuple[int, ...]:
+        """Planes per coordinate of each network output (x0 or a velocity score: 1; full: 2)."""
+        for stage in self.stages:
+            if stage.evaluates:
+                return tuple(e.shape[1] for e in stage.E)
+        return ()
+
+    @property
+    def history_length(self) -> int:
+        """History rows that a run must keep."""
+        return max(len(stage.H) for stage in self.stages)
+
+    def matrices(self) -> list[np.ndarray]:
+        """The executor's tables, one (2 + q, n) matrix a stage, float64."""
+        return [stage.matrix() for stage in self.stages]
+
+    def gaussian_law(
+        self,
+        mean0: np.ndarray | None = None,
+        var0: np.ndarray | None = None,
+        data_mean: float = 0.0,
+        data_var: float = 1.0,
+    ) -> GaussianLaw:
+        """Exact output mean (2,) and covariance (2, 2) for data `N(data_mean, data_var)`.
+
+        mean0, var0: initial law at T, (2,) and (2, 2); None is the stationary law. No sampling:
+        with Gaussian data the exact score is linear, and so is every stage.
+
+        Raises ValueError for a plan with a guidance term, which may be any function.
+        """
+        return gaussian_law(*self._linear, mean0, var0, data_mean, data_var)
+
+    def error_budget(
+        self,
+        data_mean: float = 0.0,
+        data_var: float = 1.0,
+        score_error: float = 0.0,
+        over: str = "x",
+    ) -> ErrorBudget:
+        """Wasserstein-2 errors on data `N(data_mean, data_var)` by their source, without sampling.
+
+        score_error: M >= 0, a constant added to the velocity score. over: "x", or "phase" for (x,
+        v). See `cldfast.planner.error_budget.error_budget`.
+        """
+        start = float(self.grid[0])
+        return error_budget(*self._linear, start, data_mean, data_var, score_error, over)
+
+    @property
+    def _linear(self) -> tuple[tuple[Stage, ...], LinearPhaseSDE, str]:
+        """What the exact law of the output needs; ValueError where that law is not linear."""
+        if self.guidance_term:
+            raise ValueError(
+                "the law of a plan with a guidance term depends on that term: "
+                "make the plan with guidance_term=False"
+            )
+        return self.stages, self.sde, self.parameterization
+
+
+def _validate(index: int, stage: Stage, kept: list[int]) -> None:
+    def expect(name: str, array: np.ndarray, rows: int | None, columns: int | None) -> None:
+        shape = np.shape(array)
+        if len(shape) != 2 or shape[0] != (rows or shape[0]) or shape[1] != (columns or shape[1]):
+            wanted = f"({rows or '*'}, {columns or '*'})"
+            raise ValueError(f"stage {index}: {name} must have shape {wanted}, got {shape}")
+
+    expect("P", stage.P, 2, 2)
+    expect("L", stage.L, 2, 2)
+    if stage.L[0, 1] != 0.0:
+        raise ValueError(f"stage {index}: L must be lower triangular, got {stage.L.tolist()}")
+    if bool(stage.E) != stage.evaluates:
+        raise ValueError(
+            f"stage {index}: a stage has network coefficients E exactly when it has a time t, "
+            f"got t = {stage.t} and {len(stage.E)} blocks"
+        )
+    for j, e in enumerate(stage.E):
+        expect(f"E[{j}]", e, 2, None)
+    if len(stage.H) > len(kept):
+        raise ValueError(f"stage {index} reads {len(stage.H)} history rows, {len(kept)} are kept")
+    for k, h in enumerate(stage.H):
+        expect(f"H[{k}]", h, 2, kept[k])
+    if (stage.A is None) != (stage.B is None):
+        raise ValueError(f"stage {index}: A and B come together")
+    if stage.A is not None and stage.B is not None:
+        expect("B", stage.B, None, 2)
+        if len(stage.A) != len(stage.E):
+            raise ValueError(
+                f"stage {index}: A needs a block per output, got {len(stage.A)} for {len(stage.E)}"
+            )
+        for j, (a, e) in enumerate(zip(stage.A, stage.E, strict=True)):
+            expect(f"A[{j}]", a, stage.B.shape[0], e.shape[1])

@@ -1,0 +1,36 @@
+"""Predictor and corrector with one evaluation per step."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cldfast.planner.solvers.multistep import multistep, multistep_order
+from cldfast.planner.stage import Stage
+from cldfast.process.sde import LinearPhaseSDE
+
+
+def unipc(
+    sde: LinearPhaseSDE,
+    grid: np.ndarray,
+    parameterization: str,
+    *,
+    order: int = 2,
+    form: str = "x0",
+    variable: str = "t",
+) -> tuple[Stage, ...]:
+    """`multistep` whose states are corrected by the evaluation made there, before it is used on.
+
+    order: 1 to 3. form, variable: see `multistep`; the corrector has one node more.
+
+    Order `order + 1` in law (3 by default), one evaluation per step: the correction of a step and
+    the next prediction are one row of coefficients.
+    Source: Zhao et al. (2023), UniPC, on a single noise level.
+    """
+    return multistep(
+        sde, grid, parameterization, order=order, form=form, correct=True, variable=variable
+    )
+
+
+def unipc_order(order: int = 2, **_: object) -> int:
+    """Order in law of `unipc` with these options."""
+    return multistep_order(order, correct=True)

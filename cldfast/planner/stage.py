@@ -1,0 +1,53 @@
+"""One step of a sampler as data: an affine update of every coordinate.
+
+    u' = P u + sum_j E_j o_j + sum_k H_k h_k + L z         u = (x, v) per coordinate, z ~ N(0, I_2)
+    h  = sum_j A_j o_j + B u                                history row kept for later stages
+
+o_j are network outputs at (u, t), h_k earlier history rows, newest first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stage:
+    """One affine update, per coordinate.
+
+    t: time at which the network is evaluated, None for a stage without evaluation.
+    t_next: time of the state that the stage makes.
+    P: (2, 2). E: one (2, r) per network output. H: one (2, q) per history entry that is read.
+    L: (2, 2) lower noise factor.
+    A: one (q, r) per network output, and B: (q, 2): the history row to keep; None for none.
+    """
+
+    t: float | None
+    t_next: float
+    P: np.ndarray
+    E: tuple[np.ndarray, ...] = ()
+    H: tuple[np.ndarray, ...] = ()
+    L: np.ndarray = field(default_factory=lambda: np.zeros((2, 2)))
+    A: tuple[np.ndarray, ...] | None = None
+    B: np.ndarray | None = None
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the stage calls the network."""
+        return self.t is not None
+
+    @property
+    def history_planes(self) -> int:
+        """Planes of the history row that the stage makes, 0 for none."""
+        return 0 if self.B is None else int(self.B.shape[0])
+
+    def matrix(self) -> np.ndarray:
+        """All blocks as one (2 + q, n) matrix on the planes (u, outputs, history, z)."""
+        top = [self.P, *self.E, *self.H, self.L]
+        if self.B is None or self.A is None:
+            return np.concatenate(top, axis=1)
+        q = self.B.shape[0]
+        bottom = [self.B, *self.A, *(np.zeros((q, h.shape[1])) for h in self.H), np.zeros((q, 2))]
+        return np.concatenate([np.concatenate(top, axis=1), np.concatenate(bottom, axis=1)], axis=0)

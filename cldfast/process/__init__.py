@@ -1,0 +1,1 @@
+"""Forward processes: what is known exactly about a linear diffusion."""

@@ -1,0 +1,389 @@
+"""Phase-space diffusions: what is known exactly about `dU = beta A U dt + sqrt(beta) D^(1/2) dB`.
+
+`U = (x, v)` per coordinate, `X_0 ~ data`, `V_0 ~ N(0, v0_var)`, time forward from 0 to T.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from cldfast.process.linear_flow import Covariance, LinearFlow, Transition
+from cldfast.process.schedules import (
+    Schedule,
+    as_float64,
+    as_schedule,
+    schedule_config,
+    schedule_from_config,
+)
+
+Array = Any
+OBJECTIVES = ("hsm", "dsm")
+# A tuple, for `torch.compile` does not follow a union of types.
+_ON_HOST = (np.ndarray, np.generic)
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """Perturbation kernel at time t, per coordinate; float64 arrays of the shape of t before (2,).
+
+    Hybrid score matching (`hsm`): `U_t | x0 ~ N(mean x0, cov)`, `mean` (..., 2), the initial
+    velocity integrated out. Denoising score matching (`dsm`): `U_t | u0 ~ N(mean @ u0, cov)`,
+    `mean` (..., 2, 2). `covariance` holds the entries and the determinant. `tau`, of a kernel at a
+    time, is the integral of beta up to it.
+    """
+
+    mean: Array
+    covariance: Covariance
+    tau: Array | None = None
+
+    @property
+    def cov(self) -> Array:
+        """Covariance, (..., 2, 2)."""
+        return self.covariance.matrix
+
+    @property
+    def det(self) -> Array:
+        """Determinant of `cov`, (...)."""
+        return self.covariance.det
+
+    @property
+    def factor(self) -> Array:
+        """Lower triangular factor L of `cov`, (..., 2, 2); singular at t = 0."""
+        return self.covariance.factor
+
+    @property
+    def precision(self) -> Array:
+        """Inverse of `cov`, (..., 2, 2); infinite at t = 0."""
+        return self.covariance.inverse
+
+    @property
+    def ell(self) -> Array:
+        """`ell = sqrt(cov_xx / det) = 1 / L_vv`: the velocity score is `-ell` times unit noise.
+
+        Source: Dockhorn, Vahdat, Kreis (2022), eq. 7.
+        """
+        xp = array_namespace(self.det)
+        return xp.sqrt(self.covariance.xx / self.det)
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """How fast the renormalised backward process forgets: `A~^T M + M A~ <= -2 eta M`.
+
+    drift: A~ (2, 2). metric: M (2, 2), symmetric positive definite, trace 1. rate: eta > 0, per
+    unit of integrated beta.
+    """
+
+    drift: np.ndarray
+    metric: np.ndarray
+    rate: float
+
+
+class LinearPhaseSDE:
+    """Any stable linear phase-space process under a time change.
+
+    A: (2, 2) drift matrix per coordinate, both eigenvalues with negative real part.
+    D: the squared noise amplitudes (x, v), each >= 0, at least one > 0 and the process
+        controllable.
+    v0_var: variance of the initial velocity, >= 0.
+    beta: rate; a number, a schedule of `cldfast.process.schedules`, or a callable.
+    T: end time.
+
+    Raises ValueError for a drift without a stationary law, negative noise, or non-finite numbers.
+    """
+
+    def __init__(
+        self,
+        A: Sequence[Sequence[float]] | np.ndarray,
+        D: Sequence[float] | np.ndarray,
+        v0_var: float = 0.0,
+        beta: object = 4.0,
+        T: float = 1.0,
+    ) -> None:
+        self.A = _checked("A", A, (2, 2))
+        self.D = _checked("D", D, (2,))
+        self.v0_var = _number("v0_var", v0_var, minimum=0.0)
+        self.T = _number("T", T, minimum=0.0, open_end=True)
+        self.schedule: Schedule = as_schedule(beta, self.T)
+        # D, and below the stationary precision row by row: plain numbers, for traced graphs.
+        self.noise = (float(self.D[0]), float(self.D[1]))
+        if np.any(self.D < 0.0) or not np.any(self.D > 0.0):
+            raise ValueError(f"D must hold squared noise amplitudes >= 0, one > 0, got {self.D}")
+        try:
+            self._flow = LinearFlow(self.A, self.D)
+            self._reversed_flow = self._flow.reversed()
+        except (OverflowError, ZeroDivisionError) as error:
+            raise ValueError(f"A = {self.A.tolist()}, D = {self.D.tolist()}: {error}") from error
+        inverse = self._flow.stationary.inverse
+        self.prior_precision = tuple(float(entry) for entry in inverse.ravel())
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(A={self.A.tolist()}, D={self.D.tolist()}, "
+            f"v0_var={self.v0_var}, beta={self.schedule}, T={self.T})"
+        )
+
+    def beta(self, t: Array) -> Array:
+        """Rate at time t."""
+        return self.schedule.beta(t)
+
+    def tau(self, t: Array) -> Array:
+        """Integral of beta over [0, t]."""
+        return self.schedule.integral(t)
+
+    def time(self, tau: Array) -> Array:
+        """The time at which the integral of beta reaches `tau`."""
+        return self.schedule.inverse(tau)
+
+    def transition(self, tau: Array) -> Transition:
+        """Exact forward transition over an integrated rate `tau >= 0` (any shape), float64."""
+        return self._flow.transition(_not_negative("tau", tau))
+
+    def reversed_transition(self, tau: Array) -> Transition:
+        """Exact transition of the time-reversed stationary process over `tau >= 0`.
+
+        This is the backward process whose score is that of the stationary law; SSCS alternates it
+        with kicks by the difference of the two scores.
+        """
+        return self._reversed_flow.transition(_not_negative("tau", tau))
+
+    def marginal(self, t: Array, objective: str = "hsm") -> Marginal:
+        """Perturbation kernel at time(s) t, computed in float64 in the array library of t.
+
+        objective: "hsm" (velocity integrated out) or "dsm" (conditional on x0 and v0).
+        """
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
+        tau = self.tau(_not_negative("t", t))
+        step = self._flow.transition(tau)
+        if objective == "dsm":
+            return Marginal(step.phi, step.covariance, tau)
+        m_x, p_x, m_v, p_v = step.entries
+        xp = array_namespace(m_x)
+        return Marginal(
+            xp.stack([m_x, m_v], axis=-1), step.covariance.plus_outer(self.v0_var, p_x, p_v), tau
+        )
+
+    def prior(self) -> Marginal:
+        """The stationary law, from which sampling starts: mean 0; x and v correlated if D_x > 0."""
+        return Marginal(np.zeros(2), self._flow.stationary)
+
+    @property
+    def reversed_drift(self) -> np.ndarray:
+        """`A~ = -A - D S^-1 = S A^T S^-1`, S the stationary covariance: time reversed."""
+        return self._reversed_flow.drift
+
+    def contraction(self, slack: float = 0.05) -> Contraction:
+        """Metric M and rate eta in which the renormalised backward process contracts.
+
+        Written with the score of `p_t/p_inf` the backward drift is `beta (A~ u + D grad log
+        p_t/p_inf)`, A~ = `reversed_drift`; A~ is similar to A^T, so no rate exceeds that of the
+        slowest eigenvalue of A. It is attained where the eigenvalues are apart. At critical damping
+        it is a supremum (Jordan block), and near it the metric degenerates: there the rate stays
+        below by up to `2 slack` relative, with a condition of M of order `1/slack^2`.
+
+        slack: in [0, 0.5); 0 asks for the spectral rate itself.
+
+        Raises ValueError for a slack outside, or 0 at critical damping.
+        Sources: Arnold and Erb (2014), lemma 4.3; used by Strasman, Surendran et al. (2025).
+        """
+        if not 0.0 <= _number("slack", slack, minimum=0.0) < 0.5:
+            raise ValueError(f"slack must lie in [0, 0.5), got {slack}")
+        metric, rate = self._reversed_flow.contraction(slack)
+        return Contraction(self.reversed_drift, metric, rate)
+
+    def config(self) -> dict[str, Any]:
+        """The process as plain data; `sde_from_config` is the inverse."""
+        return {
+            "kind": "linear",
+            "A": self.A.tolist(),
+            "D": self.D.tolist(),
+            "v0_var": self.v0_var,
+            "beta": schedule_config(self.schedule),
+            "T": self.T,
+        }
+
+
+class CLD(LinearPhaseSDE):
+    """Critically-damped Langevin diffusion, with optional noise on the position.
+
+    `dX = beta a^2 V dt + sqrt(beta) x_noise dB`, `dV = -beta (X + 2 a damping V) dt +
+    sqrt(beta) sigma dB'`.
+
+    a: inverse time scale > 0, `a^2 = 1/M`; None for sigma and v0_var means `2/sqrt(a)` (unit
+    stationary variance of x) and `0.04/a^2` (`gamma M` with the published gamma = 0.04).
+    x_noise: noise on the position, >= 0 (epsilon of Strasman, Surendran et al. 2025).
+    beta, T: rate (number, schedule or callable) and end time.
+    damping: friction over its critical value: 1 critical, < 1 underdamped, > 1 overdamped.
+
+    Sources: Dockhorn, Vahdat, Kreis (2022), eq. 5; Strasman, Surendran et al. (2025) for x_noise.
+    """
+
+    def __init__(
+        self,
+        a: float = 2.0,
+        sigma: float | None = None,
+        x_noise: float = 0.0,
+        v0_var: float | None = None,
+        beta: object = 4.0,
+        T: float = 1.0,
+        *,
+        damping: float = 1.0,
+    ) -> None:
+        self.a = _number("a", a, minimum=0.0, open_end=True)
+        self.damping = _number("damping", damping, minimum=0.0, open_end=True)
+        if sigma is None:
+            # Fluctuation-dissipation: D_vv = 2 friction gives a unit variance of x.
+            sigma = 2.0 * math.sqrt(self.damping / self.a)
+        self.sigma = _number("sigma", sigma, minimum=0.0, open_end=True)
+        self.x_noise = _number("x_noise", x_noise, minimum=0.0)
+        super().__init__(
+            A=[[0.0, self.a * self.a], [-1.0, -2.0 * self.a * self.damping]],
+            D=[self.x_noise * self.x_noise, self.sigma * self.sigma],
+            v0_var=0.04 / self.a / self.a if v0_var is None else v0_var,
+            beta=beta,
+            T=T,
+        )
+
+    @classmethod
+    def from_mass(
+        cls,
+        mass_inv: float = 4.0,
+        gamma: float = 0.04,
+        beta: object = 4.0,
+        T: float = 1.0,
+        *,
+        friction: float | None = None,
+        x_noise: float = 0.0,
+    ) -> CLD:
+        """The parameters of Dockhorn, Vahdat, Kreis (2022): `a^2 = 1/M`, `v0_var = gamma M`.
+
+        mass_inv: 1/M > 0. gamma: initial velocity variance over M, >= 0.
+        friction: their Gamma, `sigma^2 = 2 Gamma`; None is critical, `Gamma^2 = 4 M`.
+        """
+        mass_inv = _number("mass_inv", mass_inv, minimum=0.0, open_end=True)
+        gamma = _number("gamma", gamma, minimum=0.0)
+        a = math.sqrt(mass_inv)
+        critical = 2.0 / a
+        if friction is None:
+            friction = critical
+        friction = _number("friction", friction, minimum=0.0, open_end=True)
+        return cls(
+            a=a,
+            sigma=math.sqrt(2.0 * friction),
+            x_noise=x_noise,
+            v0_var=gamma / mass_inv,
+            beta=beta,
+            T=T,
+            damping=friction / critical,
+        )
+
+    def config(self) -> dict[str, Any]:
+        """The process as plain data; `sde_from_config` is the inverse."""
+        return {
+            "kind": "cld",
+            "a": self.a,
+            "sigma": self.sigma,
+            "x_noise": self.x_noise,
+            "v0_var": self.v0_var,
+            "beta": schedule_config(self.schedule),
+            "T": self.T,
+            "damping": self.damping,
+        }
+
+
+class PSLD(LinearPhaseSDE):
+    """Phase-space Langevin diffusion: `A = 1/2 [[-Gamma, 1/M], [-1, -nu]]`, `D = (Gamma, M nu)`.
+
+    position_friction: Gamma >= 0. velocity_friction: nu > Gamma. mass_inv: 1/M; None is critical,
+    `1/M = (Gamma - nu)^2 / 4`. kappa: initial velocity variance over M.
+
+    Source: Pandey and Mandt (2023), eqs. 10 and 11.
+    """
+
+    def __init__(
+        self,
+        position_friction: float = 0.01,
+        velocity_friction: float = 4.01,
+        mass_inv: float | None = None,
+        kappa: float = 0.04,
+        beta: object = 8.0,
+        T: float = 1.0,
+    ) -> None:
+        self.position_friction = _number("position_friction", position_friction, minimum=0.0)
+        self.velocity_friction = _number("velocity_friction", velocity_friction, minimum=0.0)
+        if mass_inv is None:
+            mass_inv = (self.position_friction - self.velocity_friction) ** 2 / 4.0
+        self.mass_inv = _number("mass_inv", mass_inv, minimum=0.0, open_end=True)
+        self.kappa = _number("kappa", kappa, minimum=0.0)
+        super().__init__(
+            A=[
+                [-0.5 * self.position_friction, 0.5 * self.mass_inv],
+                [-0.5, -0.5 * self.velocity_friction],
+            ],
+            D=[self.position_friction, self.velocity_friction / self.mass_inv],
+            v0_var=self.kappa / self.mass_inv,
+            beta=beta,
+            T=T,
+        )
+
+    def config(self) -> dict[str, Any]:
+        """The process as plain data; `sde_from_config` is the inverse."""
+        return {
+            "kind": "psld",
+            "position_friction": self.position_friction,
+            "velocity_friction": self.velocity_friction,
+            "mass_inv": self.mass_inv,
+            "kappa": self.kappa,
+            "beta": schedule_config(self.schedule),
+            "T": self.T,
+        }
+
+
+_KINDS: dict[str, type[LinearPhaseSDE]] = {"linear": LinearPhaseSDE, "cld": CLD, "psld": PSLD}
+
+
+def sde_from_config(config: dict[str, Any]) -> LinearPhaseSDE:
+    """Inverse of `sde.config()`; ValueError for an unknown kind or field."""
+    fields = dict(config)
+    kind = fields.pop("kind", None)
+    if kind not in _KINDS:
+        raise ValueError(f"unknown SDE kind {kind!r}; expected one of {', '.join(_KINDS)}")
+    if isinstance(fields.get("beta"), dict):
+        fields["beta"] = schedule_from_config(fields["beta"])
+    try:
+        return _KINDS[kind](**fields)
+    except TypeError as error:
+        raise ValueError(f"bad fields for the SDE kind {kind}: {error}") from error
+
+
+def _checked(name: str, value: object, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.array(value, dtype=np.float64)
+    if array.shape != shape or not np.all(np.isfinite(array)):
+        raise ValueError(f"{name} must be finite with shape {shape}, got {value!r}")
+    array.flags.writeable = False
+    return array
+
+
+def _number(name: str, value: object, *, minimum: float, open_end: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    number = float(value)
+    if not math.isfinite(number) or number < minimum or (open_end and number == minimum):
+        relation = ">" if open_end else ">="
+        raise ValueError(f"{name} must be finite and {relation} {minimum:g}, got {value!r}")
+    return number
+
+
+def _not_negative(name: str, value: Array) -> Array:
+    """The value in float64; numbers on the host are checked, device arrays are not synchronised."""
+    array = as_float64(value)
+    if isinstance(array, _ON_HOST) and not np.all(np.asarray(array) >= 0.0):
+        raise ValueError(f"{name} must be >= 0, got {np.min(array)}")
+    return array

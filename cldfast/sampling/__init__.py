@@ -1,0 +1,1 @@
+"""Sampling: runs plans with a network, follows the probability flow, bounds likelihoods."""

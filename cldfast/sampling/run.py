@@ -1,0 +1,358 @@
+"""Running a plan: the loop that calls the network and one stage operation per evaluation."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from cldfast import kernels
+from cldfast.kernels.philox import STREAM_INITIAL_STATE, STREAM_SAMPLER
+from cldfast.network import Network, device_of, draw_seed
+from cldfast.planner.grids import Grid
+from cldfast.planner.plan import Plan
+from cldfast.planner.solvers import make_plan
+from cldfast.planner.stage import Stage
+from cldfast.process.sde import LinearPhaseSDE
+from cldfast.sampling import graphs
+from cldfast.sampling.graphs import shares_memory
+from cldfast.sampling.inpainting import Inpainting
+
+Guidance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Callback = Callable[[int, float, torch.Tensor], torch.Tensor | None]
+
+
+class StopSampling(Exception):
+    """Raised by a callback to end a run early; the state it saw is returned."""
+
+
+def run(
+    plan: Plan,
+    net: Network,
+    u: torch.Tensor,
+    *,
+    seed: int | None = 0,
+    first_index: int = 0,
+    backend: str = "auto",
+    noise: Sequence[torch.Tensor | None] | torch.Tensor | None = None,
+    guidance: Guidance | None = None,
+    inpaint: Inpainting | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    differentiable: bool = False,
+    graph: bool = False,
+) -> torch.Tensor:
+    """Take states at `plan.grid[0]` through the plan; returns the final states, shaped like u.
+
+    net: `net(u, t)` with t (B,), a broadcast view of one time; returns what the plan's
+        parameterisation says, (B, C, ...) or (B, 2C, ...). It may use another float dtype.
+    u: (B, 2d) or (B, 2C, H, W), float32 or float64; not changed.
+    seed, first_index: noise key, and the global sample index of row 0; seed None draws one from
+        PyTorch's default generator.
+    noise: normals to use instead, one (B, 2C, ...) tensor per stage (None where a stage needs
+        none).
+    guidance: `guidance(u, t)`, a term added to the velocity score (both rows for full
+        parameterisations); the plan must be made with `guidance_term=True`.
+    inpaint: known data, see `cldfast.Inpainting`.
+    callback: `callback(step, t, u)` after stage number `step`, at time t; a returned tensor
+        replaces the state, `cldfast.StopSampling` ends the run.
+    progress: a tqdm bar over the stages. differentiable: keep the autograd graph through the run.
+    graph: capture steps (network and stage) as CUDA graphs and replay them; the network must do the
+        same at every step, without looking at values. Where that cannot be, a
+        `cldfast.GraphWarning` says why and the run goes step by step.
+
+    Raises ValueError or TypeError for states, networks or noise of the wrong shape, dtype or
+    device.
+    """
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a cldfast.Plan from make_plan, got {type(plan).__name__}")
+    if not callable(net):
+        raise TypeError(f"net must be callable as net(u, t), got {type(net).__name__}")
+    kernels.check_state("u", u)
+    seed = draw_seed() if seed is None else kernels.check_seed(seed)
+    if first_index < 0:
+        raise ValueError(f"first_index must be >= 0, got {first_index}")
+    if noise is not None and len(noise) != len(plan.stages):
+        raise ValueError(
+            f"noise must hold one entry per stage, {len(plan.stages)}, got {len(noise)}"
+        )
+    if guidance is not None:
+        if not plan.guidance_term:
+            raise ValueError("guidance needs a plan made with guidance_term=True")
+        net = _with_term(net, guidance)
+    if inpaint is not None:
+        inpaint.check(u)
+    stages: Any = plan.stages
+    if progress:
+        stages = _progress(stages, len(plan.stages), plan.solver)
+    loop = _Loop(plan, net, u, seed, first_index, backend, differentiable)
+    if graph:
+        host = {"callbacks": callback, "given noise": noise, "inpainting": inpaint}
+        refused = {name: value is not None for name, value in host.items()}
+        reason = graphs.obstacle(
+            plan, u, loop.backend, {**refused, "differentiable runs": differentiable}
+        )
+        if not reason:
+            with torch.no_grad():
+                return loop.recorded(graphs.CudaGraphs(u.device)).run(stages)
+        graphs.warn(reason)
+    with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+        for index, stage in enumerate(stages):
+            state = loop.step(index, stage, None if noise is None else noise[index])
+            if inpaint is not None:
+                last = index == len(plan.stages) - 1
+                state = loop.u = inpaint.apply(
+                    plan.sde, state, stage.t_next, last, seed=seed, first_index=first_index,
+                    stage_index=index, backend=loop.backend,
+                )  # fmt: skip
+            if callback is not None:
+                # The callback may keep what it is shown, so the state is not overwritten after it.
+                loop.owned = False
+                try:
+                    replacement = callback(index, stage.t_next, state)
+                except StopSampling:
+                    break
+                if replacement is not None:
+                    loop.replace(replacement)
+    return loop.u
+
+
+def _with_term(net: Network, guidance: Guidance) -> Network:
+    """The network with the guidance term as one more output, the last."""
+
+    def both(u: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        result = net(u, t)
+        outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
+        return (*outputs, guidance(u, t))
+
+    return both
+
+
+class _Loop:
+    """The state of one run: current u, history rows, coefficient tables, times."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        net: Network,
+        u: torch.Tensor,
+        seed: int,
+        first_index: int,
+        backend: str,
+        differentiable: bool,
+    ) -> None:
+        self.plan, self.net, self.u = plan, net, u
+        self.seed, self.first_index = seed, first_index
+        self.backend = kernels.resolve_backend(backend, u.device)
+        self.stage_function = kernels.backend_stage(self.backend)
+        self.differentiable = differentiable
+        self.channels = u.shape[1] // 2
+        # Whether u is memory of this run that nobody else holds, and so may be written in place.
+        self.owned = False
+        self.history: deque[torch.Tensor] = deque(maxlen=max(plan.history_length, 1))
+        self.tables = [torch.from_numpy(matrix)[None] for matrix in plan.matrices()]
+        times = [0.0 if stage.t is None else stage.t for stage in plan.stages]
+        self.times = torch.tensor(times, dtype=u.dtype, device=u.device)
+
+    def evaluate(self, stage: Stage, u: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        result = self.net(u, t)
+        outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
+        if len(outputs) != len(stage.E):
+            raise ValueError(
+                f"the network must return {len(stage.E)} tensor(s) here, got {len(outputs)}"
+            )
+        for output, block in zip(outputs, stage.E, strict=True):
+            planes = kernels.check_planes("the network's output", output, u, self.channels)
+            if planes != block.shape[1]:
+                raise ValueError(
+                    f"parameterization {self.plan.parameterization!r} needs a network output of "
+                    f"{block.shape[1] * self.channels} along dimension 1, got {output.shape[1]}"
+                )
+        return outputs
+
+    def recorded(self, record: graphs.Recorder) -> graphs.Recording:
+        """This run with its steps recorded."""
+        advance = kernels.backend_advance(self.backend)
+        assert advance is not None  # see graphs.obstacle
+        return graphs.Recording(
+            self.plan, self.evaluate, self.u, self.seed, self.first_index, self.stage_function,
+            advance, record,
+        )  # fmt: skip
+
+    def step(self, index: int, stage: Stage, noise: torch.Tensor | None) -> torch.Tensor:
+        outputs: tuple[torch.Tensor, ...] = ()
+        if stage.evaluates:
+            outputs = self.evaluate(stage, self.u, self.times[index].expand(self.u.shape[0]))
+        history = [self.history[k] for k in range(len(stage.H))]
+        if self.differentiable or noise is not None:
+            self.u, row, _ = kernels.stage(
+                self.u, outputs, history, self.tables[index], seed=self.seed,
+                first_index=self.first_index, stage_index=index, stream=STREAM_SAMPLER,
+                noise=noise, backend=self.backend,
+            )  # fmt: skip
+        else:
+            reuse = self.owned and not any(shares_memory(o, self.u) for o in outputs)
+            self.u, row, _ = self.stage_function(
+                self.u, outputs, history, self.tables[index], seed=self.seed,
+                first_index=self.first_index, stage_index=index, stream=STREAM_SAMPLER,
+                out=self.u if reuse else None,
+            )  # fmt: skip
+            self.owned = True
+        if row is not None:
+            self.history.appendleft(row)
+        return self.u
+
+    def replace(self, u: torch.Tensor) -> None:
+        kernels.check_state("the callback's state", u)
+        if u.shape != self.u.shape or u.dtype != self.u.dtype or u.device != self.u.device:
+            raise ValueError(
+                f"the callback must return a state like {tuple(self.u.shape)} {self.u.dtype} on "
+                f"{self.u.device}, got {tuple(u.shape)} {u.dtype} on {u.device}"
+            )
+        self.u = u
+
+
+def _progress(stages: Any, total: int, name: str) -> Any:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError(
+            "progress=True needs tqdm: pip install tqdm, or pip install 'cldfast[demo]'"
+        ) from error
+    return tqdm(stages, total=total, desc=name, leave=False)
+
+
+def initial_state(
+    sde: LinearPhaseSDE,
+    shape: Sequence[int],
+    *,
+    seed: int = 0,
+    first_index: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """States from the stationary law, (n, 2d) or (n, 2C, H, W) for data (n, d) or (n, C, H, W).
+
+    Addressed noise of a stream of its own: row i depends on (seed, first_index + i) alone.
+    """
+    n, channels, *rest = shape
+    u = torch.empty((n, 2 * channels, *rest), dtype=dtype, device=device)
+    weights = np.concatenate([np.zeros((2, 2)), sde.prior().factor], axis=1)
+    # The state's columns are zero, so the empty tensor is not read: it only gives the shape.
+    state, _, _ = kernels.stage(
+        u, (), (), torch.from_numpy(weights)[None], seed=seed, first_index=first_index,
+        stream=STREAM_INITIAL_STATE, out=u, backend=backend,
+    )  # fmt: skip
+    return state
+
+
+def sample(
+    net: Network,
+    sde: LinearPhaseSDE,
+    shape: Sequence[int],
+    solver: str = "sscs",
+    steps: int | None = None,
+    grid: Grid = "quadratic",
+    t_min: float = 1e-3,
+    parameterization: str = "score",
+    denoise: bool = False,
+    seed: int | None = 0,
+    first_index: int = 0,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
+    noise: Sequence[torch.Tensor | None] | torch.Tensor | None = None,
+    init: torch.Tensor | None = None,
+    guidance: Guidance | None = None,
+    inpaint: Inpainting | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    return_velocity: bool = False,
+    graph: bool = False,
+    **options: Any,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Draw samples: `x` of the given shape, or `(x, v)` with `return_velocity`.
+
+    net, sde: the network `net(u, t)` (see `run`) and the forward process it was trained on.
+    shape: of the samples, (n, d) or (n, C, H, W).
+    solver, steps, grid, t_min, parameterization, denoise, options: see `make_plan`; steps None is
+        50.
+    seed, first_index: sample i of a run is sample `first_index + i` of that seed, whatever the
+        batch size, thread count or device; seed None draws one from PyTorch's default generator.
+    batch_size: rows per network call; None is all at once.
+    device: of the samples; None is that of the network's parameters, or PyTorch's default.
+    dtype: of the state, float32 or float64. backend: see `cldfast.kernels.stage`.
+    noise: normals per stage for all n rows, see `run`. init: states at T, (n, 2d) or (n, 2C, H, W).
+    guidance, inpaint: see `run`; `guidance_scale` is an option of `make_plan`.
+    callback, progress, graph: see `run`; the callback is called per batch.
+
+    Raises ValueError or TypeError naming what was expected.
+    """
+    shape = _check_shape(shape)
+    plan = make_plan(
+        sde, solver, steps, grid, t_min, parameterization, denoise,
+        guidance_term=guidance is not None, **options,
+    )  # fmt: skip
+    seed = draw_seed() if seed is None else kernels.check_seed(seed)
+    if dtype not in kernels.STATE_DTYPES:
+        raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+    n = shape[0]
+    if batch_size is None:
+        batch_size = n
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be an integer >= 1 or None, got {batch_size!r}")
+    target = device_of(net) if device is None else torch.device(device)
+    if init is not None:
+        kernels.check_state("init", init)
+        expected = (n, 2 * shape[1], *shape[2:])
+        if tuple(init.shape) != expected or init.device.type != target.type:
+            raise ValueError(
+                f"init must be {expected} on {target}, got {tuple(init.shape)} on {init.device}"
+            )
+    if inpaint is not None and inpaint.known.shape[0] != n:
+        raise ValueError(
+            f"known data must have one row per sample, {n}, got {inpaint.known.shape[0]}"
+        )
+    parts = []
+    for start in range(0, n, batch_size):
+        stop = min(start + batch_size, n)
+        where = first_index + start
+        if init is None:
+            u = initial_state(
+                sde, (stop - start, *shape[1:]), seed=seed, first_index=where, device=target,
+                dtype=dtype, backend=backend,
+            )  # fmt: skip
+        else:
+            u = init[start:stop].to(dtype)
+        rows = None if noise is None else [None if z is None else z[start:stop] for z in noise]
+        parts.append(
+            run(
+                plan,
+                net,
+                u,
+                seed=seed,
+                first_index=where,
+                backend=backend,
+                noise=rows,
+                guidance=guidance,
+                inpaint=None if inpaint is None else inpaint.rows(start, stop),
+                callback=callback,
+                progress=progress,
+                graph=graph,
+            )  # fmt: skip
+        )
+    u = torch.cat(parts) if len(parts) > 1 else parts[0]
+    x, v = u.chunk(2, dim=1)
+    return (x.contiguous(), v.contiguous()) if return_velocity else x.contiguous()
+
+
+def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    sizes = tuple(shape)
+    if len(sizes) < 2 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sizes):
+        raise ValueError(f"shape must be (n, d) or (n, C, H, W) of integers >= 1, got {sizes}")
+    return sizes

@@ -1,7 +1,0 @@
-"""Training of a score network: the trainer, its settings, its log, and what one step is made of."""
-
-from cldfast.train.config import TrainConfig
-from cldfast.train.ema import EMA
-from cldfast.train.trainer import CHECKPOINT, FAILED, LOG, NonFiniteLoss, Trainer
-
-__all__ = ["CHECKPOINT", "EMA", "FAILED", "LOG", "NonFiniteLoss", "TrainConfig", "Trainer"]

@@ -1,0 +1,50 @@
+"""The coefficients of a training run's losses, made for many steps at once.
+
+They depend on times alone and times on their addresses, so they can be made before their step; for
+small batches the cost is in the number of calls, not in the rows.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from cldfast.process.sde import LinearPhaseSDE
+from cldfast.training.config import TrainConfig
+from cldfast.training.losses import RowCoefficients, row_coefficients
+from cldfast.training.times import sample_times
+
+# Rows made at once; of a batch with more, one batch.
+_ROWS = 4096
+
+
+class CoefficientsAhead:
+    """Gives the `RowCoefficients` of each step of a run.
+
+    Blocks of steps begin at multiples of their length, so a resumed run makes the same blocks.
+    """
+
+    def __init__(self, sde: LinearPhaseSDE, config: TrainConfig, device: torch.device) -> None:
+        self.sde, self.config, self.device = sde, config, device
+        self._steps = max(1, _ROWS // config.batch_size)
+        self._block: tuple[int, RowCoefficients] | None = None
+
+    def at(self, step: int) -> RowCoefficients:
+        """The coefficients of the `batch_size` rows of step number `step`, from 0."""
+        index, offset = divmod(step, self._steps)
+        if self._block is None or self._block[0] != index:
+            self._block = index, self._make(index)
+        start = offset * self.config.batch_size
+        return self._block[1][start : start + self.config.batch_size]
+
+    def _make(self, index: int) -> RowCoefficients:
+        config = self.config
+        rows = self._steps * config.batch_size
+        t, factors = sample_times(
+            rows, self.sde, t_min=config.t_min, method=config.times, batch=config.batch_size,
+            seed=config.seed, first_index=index * rows, device=self.device,
+        )  # fmt: skip
+        return row_coefficients(
+            self.sde, t, config.weighting, config.parameterization,
+            factors=factors if config.times == "importance" else None,
+            bounds=(config.t_min, self.sde.T),
+        )  # fmt: skip

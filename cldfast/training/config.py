@@ -1,0 +1,109 @@
+"""Settings of a training run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from cldfast import kernels
+from cldfast.planner.parameterization import check_parameterization
+from cldfast.training.losses import WEIGHTINGS
+from cldfast.training.times import TIME_SAMPLING
+
+DECAYS = ("constant", "cosine")
+AUTOCAST = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run.
+
+    steps: optimiser steps. batch_size: rows a step, in `accumulate` equal parts, one after another.
+    lr: Adam's step size after a linear warm-up over `warmup` steps; `decay` "constant" keeps it,
+        "cosine" takes it to 0 at the last step. clip: largest gradient norm, None for no limit.
+    ema_decay: see `cldfast.training.ema.EMA`.
+    parameterization, weighting, t_min, times: see `cldfast.hsm_loss`.
+    autocast: "bfloat16" or "float16", in which the network then computes (`torch.autocast`), its
+        weights, the state and the loss staying in theirs; None computes in theirs too.
+    seed: of times, noise and the order of the data.
+    log_every, validate_every, checkpoint_every: in steps.
+
+    Raises TypeError or ValueError for a value that does not fit.
+    """
+
+    steps: int = 10_000
+    batch_size: int = 128
+    accumulate: int = 1
+    lr: float = 1e-3
+    warmup: int = 200
+    decay: str = "constant"
+    clip: float | None = 1.0
+    ema_decay: float = 0.999
+    parameterization: str = "mixed"
+    weighting: str = "reweighted"
+    t_min: float = 1e-3
+    times: str = "uniform"
+    autocast: str | None = None
+    seed: int = 0
+    log_every: int = 50
+    validate_every: int = 500
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        counts = ("steps", "batch_size", "accumulate")
+        for name in (*counts, "log_every", "validate_every", "checkpoint_every"):
+            _check_whole(name, getattr(self, name), 1)
+        _check_whole("warmup", self.warmup, 0)
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size: expected a multiple of accumulate = {self.accumulate}, "
+                f"got {self.batch_size}"
+            )
+        _check_positive("lr", self.lr)
+        _check_positive("t_min", self.t_min)
+        if self.clip is not None:
+            _check_positive("clip", self.clip)
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay: expected in [0, 1), got {self.ema_decay}")
+        choices = (("decay", DECAYS), ("weighting", WEIGHTINGS), ("times", TIME_SAMPLING))
+        for name, known in choices:
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
+        if self.autocast is not None and self.autocast not in AUTOCAST:
+            raise ValueError(
+                f"autocast: expected None or one of {', '.join(AUTOCAST)}, got {self.autocast!r}"
+            )
+        check_parameterization(self.parameterization)
+        kernels.check_seed(self.seed)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The inverse of `dataclasses.asdict`; ValueError for an unknown key."""
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ValueError(f"training settings: unknown {', '.join(unknown)}")
+        return cls(**values)
+
+    def learning_rate(self, step: int) -> float:
+        """Adam's step size in step number `step`, counted from 0."""
+        rate = self.lr * min(1.0, (step + 1) / max(self.warmup, 1))
+        if self.decay == "cosine":
+            rate *= 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
+        return rate
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def _check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"{name}: expected a finite number > 0, got {value}")

@@ -1,0 +1,308 @@
+"""Score matching in phase space: perturbed data, and the loss between a network and their score.
+
+Every loss here is `sum |R_o o + R_u u + R_z z|^2` with 2x2 blocks per row: the network's score
+`s = C_o o + C_u u` against the kernel's `-L^-T z`, both under a weighting matrix M,
+
+    residual = M (s + L^-T z),      M = L^T for "reweighted".
+
+A network that returns the velocity score alone is held to the velocity row, `-ell z_v`, with the
+scalar M = 1/ell. What of it data and noise decide, `R_u u + R_z z`, is made where u is, as one more
+plane or two beside it; the pass after the network reads these and the output, and leaves the
+gradient in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from cldfast import kernels
+from cldfast.kernels.philox import STREAM_PERTURBATION, STREAM_VELOCITY
+from cldfast.kernels.residual import REDUCTIONS, check_gradients
+from cldfast.network import Network, draw_seed
+from cldfast.planner.parameterization import FULL_MAPS, check_parameterization
+from cldfast.process.sde import LinearPhaseSDE, Marginal
+from cldfast.training.row_weights import WEIGHTINGS, RowKernels, row_loss, row_perturbation
+from cldfast.training.times import sample_times
+
+Weighting = str | Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class RowCoefficients:
+    """All that a loss needs to know of its rows beside data and noise; it depends on times alone.
+
+    t: (B,) float64. perturbation: (B, 2 + q, 3 or 4) float64, columns of data (and velocity) and of
+    noise, rows of the state and of the residual's part that they decide, its offset. residual: (B,
+    q, r + q + 2) float64, see `training.row_weights.split_weights`. Both may be a table's at t.
+    scale: (B,) float64, a further factor of each row's loss, or None. Indexed by rows, as tensors
+    are.
+    """
+
+    t: torch.Tensor
+    perturbation: torch.Tensor | kernels.AtTimes
+    residual: torch.Tensor | kernels.AtTimes
+    scale: torch.Tensor | None
+
+    def __getitem__(self, rows: slice) -> RowCoefficients:
+        return RowCoefficients(
+            self.t[rows], self.perturbation[rows], self.residual[rows],
+            None if self.scale is None else self.scale[rows],
+        )  # fmt: skip
+
+
+def row_coefficients(
+    sde: LinearPhaseSDE,
+    t: torch.Tensor,
+    weighting: Weighting,
+    parameterization: str,
+    *,
+    factors: torch.Tensor | None = None,
+    objective: str = "hsm",
+    bounds: tuple[float, float] | None = None,
+) -> RowCoefficients:
+    """Coefficients at times t (B,), computed in float64; arguments taken as valid.
+
+    factors: (B,) of `cldfast.sample_times`; None where they are 1. objective: "hsm" or "dsm".
+    bounds: the least and the largest time that there may be, if that is known.
+    """
+    t = t.to(torch.float64)
+    name = weighting if isinstance(weighting, str) else "reweighted"
+    scale = factors
+    if callable(weighting):
+        own = _own_weighting(weighting, t)
+        scale = own if scale is None else scale * own
+    halves = row_loss(sde, t, objective, name, parameterization, bounds)
+    return RowCoefficients(t, *halves, scale)
+
+
+def _own_weighting(
+    weighting: Callable[[torch.Tensor], torch.Tensor], t: torch.Tensor
+) -> torch.Tensor:
+    """w(t), float64 (B,)."""
+    values = weighting(t)
+    if not isinstance(values, torch.Tensor):
+        raise TypeError(f"weighting(t) must be a tensor, got {type(values).__name__}")
+    if values.shape not in ((), (1,), t.shape) or values.device != t.device:
+        raise ValueError(
+            f"weighting(t) must be ({len(t)},) on {t.device}, "
+            f"got {tuple(values.shape)} on {values.device}"
+        )
+    return values.to(torch.float64).expand(t.shape)
+
+
+def perturb(
+    sde: LinearPhaseSDE,
+    x0: torch.Tensor,
+    t: torch.Tensor,
+    *,
+    v0: torch.Tensor | None = None,
+    seed: int = 0,
+    first_index: int = 0,
+    noise: torch.Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, Marginal]:
+    """Noise data: `u = mean + L z` with a time for each row, one stage with per-row coefficients.
+
+    x0: (B, d) or (B, C, H, W), float32 or float64. t: (B,) times > 0 on the same device.
+    v0: initial velocities like x0; the mean is then `Phi (x0, v0)` (denoising score matching), else
+        `m x0` with the velocity integrated out (hybrid score matching).
+    noise: (B, 2d) or (B, 2C, H, W) normals z; None takes those addressed by (seed, first_index).
+    Returns u, in the layout of noise, and the float64 kernels of the rows, which are computed when
+    they are first looked at.
+    """
+    t, objective = t.to(torch.float64), "hsm" if v0 is None else "dsm"
+    u, _ = kernels.perturb(
+        (x0,) if v0 is None else (x0, v0), row_perturbation(sde, t, objective), seed=seed,
+        first_index=first_index, stream=STREAM_PERTURBATION, noise=noise, backend=backend,
+    )  # fmt: skip
+    return u, RowKernels(lambda: sde.marginal(t, objective))
+
+
+def hsm_loss(
+    net: Network,
+    sde: LinearPhaseSDE,
+    x0: torch.Tensor,
+    weighting: Weighting = "reweighted",
+    parameterization: str = "score",
+    seed: int | None = None,
+    t: torch.Tensor | None = None,
+    *,
+    t_min: float = 1e-3,
+    times: str = "uniform",
+    first_index: int = 0,
+    noise: torch.Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Hybrid score matching loss, summed over the coordinates of a row and averaged over rows.
+
+    net: `net(u, t)` returns what `parameterization` says, see `cldfast.make_plan`.
+    x0: data (B, d) or (B, C, H, W), float32 or float64.
+    weighting: of `|s - s*|^2`, s* the kernel's score. "reweighted": in units of its noise,
+        `|s_v - s_v*|^2 / ell^2` or `|L^T (s - s*)|^2`. "reweighted_g2": that times `beta D_vv / 2`.
+        "likelihood": `beta |D^1/2 (s - s*)|^2 / 2` (the path-measure bound). "det": `det(Sigma)
+        |s - s*|^2`. A function of t (B,) that returns w (B,): w times "reweighted".
+    seed: of times and noise; None draws one from PyTorch's default generator.
+    t: (B,) times; None draws them on [t_min, T] as `times` says, see `cldfast.sample_times`.
+    first_index: global index of row 0. noise: (B, 2d) or (B, 2C, H, W) normals to use instead.
+    reduction: "mean" or "sum" over rows, or "none", (B,). backend: see `cldfast.kernels.stage`.
+
+    Raises ValueError or TypeError naming what was expected.
+    Source: Dockhorn, Vahdat, Kreis (2022), eqs. 6 to 9; "det": Strasman, Surendran et al. (2025).
+    """
+    return _score_matching(
+        net, sde, x0, weighting, parameterization, seed, t, t_min, times, first_index, noise,
+        reduction, backend, with_velocity=False,
+    )  # fmt: skip
+
+
+def dsm_loss(
+    net: Network,
+    sde: LinearPhaseSDE,
+    x0: torch.Tensor,
+    weighting: Weighting = "reweighted",
+    parameterization: str = "score",
+    seed: int | None = None,
+    t: torch.Tensor | None = None,
+    *,
+    t_min: float = 1e-3,
+    times: str = "uniform",
+    first_index: int = 0,
+    noise: torch.Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Denoising score matching loss in phase space, with the initial velocity as data.
+
+    Same minimiser as `hsm_loss`, larger variance; kept as a baseline. Arguments as in `hsm_loss`;
+    the kernel in weightings is that given (x0, v0), with `v0 ~ N(0, v0_var)` addressed noise too.
+    Source: Dockhorn, Vahdat, Kreis (2022), appendix B.3.
+    """
+    return _score_matching(
+        net, sde, x0, weighting, parameterization, seed, t, t_min, times, first_index, noise,
+        reduction, backend, with_velocity=True,
+    )  # fmt: skip
+
+
+def _score_matching(
+    net: Network,
+    sde: LinearPhaseSDE,
+    x0: torch.Tensor,
+    weighting: Weighting,
+    parameterization: str,
+    seed: int | None,
+    t: torch.Tensor | None,
+    t_min: float,
+    times: str,
+    first_index: int,
+    noise: torch.Tensor | None,
+    reduction: str,
+    backend: str,
+    with_velocity: bool,
+) -> torch.Tensor:
+    _check_data(x0)
+    check_parameterization(parameterization)
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    if isinstance(weighting, str) and weighting not in WEIGHTINGS:
+        raise ValueError(
+            f"unknown weighting {weighting!r}; "
+            f"expected a function or one of {', '.join(WEIGHTINGS)}"
+        )
+    if not 0.0 < t_min < sde.T:
+        raise ValueError(f"t_min must lie in (0, T) with T = {sde.T}, got {t_min}")
+    if kernels.resolve_backend(backend, x0.device) != "reference":
+        check_gradients()  # before the perturbation meets a transform's tensors
+    seed = draw_seed() if seed is None else kernels.check_seed(seed)
+    factors = bounds = None
+    if t is None:
+        bounds = (t_min, sde.T)
+        t, factors = sample_times(
+            x0.shape[0], sde, t_min=t_min, method=times, seed=seed, first_index=first_index,
+            device=x0.device,
+        )  # fmt: skip
+    elif t.shape != (x0.shape[0],) or t.device != x0.device:
+        raise ValueError(
+            f"t must be ({x0.shape[0]},) on {x0.device}, got {tuple(t.shape)} on {t.device}"
+        )
+    rows = row_coefficients(
+        sde, t, weighting, parameterization,
+        factors=factors if times == "importance" else None,
+        objective="dsm" if with_velocity else "hsm", bounds=bounds,
+    )  # fmt: skip
+    v0 = _velocity(sde, x0, seed, first_index, backend) if with_velocity else None
+    return prepared_loss(
+        net, x0, rows, parameterization, seed=seed, first_index=first_index, v0=v0, noise=noise,
+        reduction=reduction, backend=backend,
+    )  # fmt: skip
+
+
+def prepared_loss(
+    net: Network,
+    x0: torch.Tensor,
+    rows: RowCoefficients,
+    parameterization: str,
+    *,
+    seed: int,
+    first_index: int = 0,
+    v0: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> torch.Tensor:
+    """The loss where the rows' coefficients are already known.
+
+    Arguments as in `hsm_loss`, which prepares `rows` itself: a training loop can do so for many
+    steps at once. v0: initial velocities for coefficients of the objective "dsm".
+
+    Raises TypeError or ValueError for an output of the network that does not fit.
+    """
+    planes = 2 if parameterization in FULL_MAPS else 1
+    backend = kernels.resolve_backend(backend, x0.device)
+    u, offset = kernels.perturb(
+        (x0,) if v0 is None else (x0, v0), rows.perturbation, seed=seed, first_index=first_index,
+        stream=STREAM_PERTURBATION, noise=noise, backend=backend,
+    )  # fmt: skip
+    if offset is None:
+        raise ValueError("rows.perturbation must have rows for the residual's offset, got none")
+    output = net(u, rows.t.to(u.dtype))
+    if not isinstance(output, torch.Tensor):
+        raise TypeError(f"the network's output must be a tensor, got {type(output).__name__}")
+    channels = x0.shape[1]
+    got = kernels.check_planes("the network's output", output, u, channels)
+    if got != planes:
+        raise ValueError(
+            f"parameterization {parameterization!r} needs a network output of "
+            f"{planes * channels} along dimension 1, got {got * channels}"
+        )
+    # The offset has its noise; the reference, which looks at no column, need not make any.
+    none = u.new_zeros(()).expand_as(u) if backend == "reference" else None
+    return kernels.residual(
+        output, offset, rows.residual, planes=planes, scale=rows.scale, reduction=reduction,
+        noise=none, overwrite=True, backend=backend,
+    )  # fmt: skip
+
+
+def _velocity(
+    sde: LinearPhaseSDE, x0: torch.Tensor, seed: int, first_index: int, backend: str
+) -> torch.Tensor:
+    """Addressed initial velocities `N(0, v0_var)`, shaped like x0."""
+    weights = torch.zeros(1, 2, 3, dtype=torch.float64)
+    weights[0, 0, 1] = sde.v0_var**0.5
+    state, _, _ = kernels.stage(
+        None, (x0,), (), weights, seed=seed, first_index=first_index, stream=STREAM_VELOCITY,
+        backend=backend,
+    )  # fmt: skip
+    return state[:, : x0.shape[1]]
+
+
+def _check_data(x0: object) -> None:
+    if not isinstance(x0, torch.Tensor):
+        raise TypeError(f"x0 must be a tensor, got {type(x0).__name__}")
+    if x0.dtype not in kernels.STATE_DTYPES:
+        raise TypeError(f"x0 must be float32 or float64, got {x0.dtype}")
+    if x0.dim() < 2 or x0.numel() == 0:
+        raise ValueError(f"x0 must be a non-empty (B, d) or (B, C, H, W), got {tuple(x0.shape)}")

@@ -1,0 +1,125 @@
+"""The CUDA backend over its own sources, compiled for the host and run there thread by thread."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import cldfast.kernels.backends  # noqa: F401
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = (
+    "bind/cuda.cpp",
+    "cuda/calls.cpp",
+    "cuda/residual.cu",
+    "cuda/stage.cu",
+    "cuda/table.cu",
+)
+
+
+def cuda_home() -> Path | None:
+    """The toolkit's folder, or None where there is no nvcc."""
+    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if not Path(nvcc).exists():
+        return None
+    told = subprocess.run(
+        [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True
+    )
+    for line in told.stderr.splitlines():
+        if line.startswith("#$ TOP="):
+            return Path(line.removeprefix("#$ TOP=")).resolve()
+    return Path(nvcc).resolve().parents[2]
+
+
+def needs_cuda_toolkit() -> Path:
+    """The toolkit's folder; skips the test, with a reason that a machine can read, without one."""
+    home = cuda_home()
+    if home is None:
+        pytest.skip("NO_NVCC: the CUDA toolkit is not installed")
+    return home
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def compile_all(sources: list[Path], module: Path, home: Path, include: list[str]) -> None:
+    """Compiles CUDA sources, with the host in the GPU's place, to a shared library."""
+    flags = [
+        os.environ.get("CXX", "c++"), "-O1", "-std=c++17", "-fPIC", "-w", "-ffp-contract=off",
+        '-DCLDFAST_ARCHITECTURES="host"', *(f"-I{path}" for path in include),
+        f"-I{ROOT / 'csrc'}", f"-I{home / 'include'}",
+    ]  # fmt: skip
+    sanitize = os.environ.get("CLDFAST_SANITIZE")
+    sanitizers = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"] if sanitize else []
+    host = Path(__file__).with_suffix(".cpp")
+
+    def compiled(source: Path) -> str:
+        made = module.with_name(f"{source.parent.name}_{source.name}.o")
+        header = ["-include", str(host.with_suffix(".h")), "-x", "c++", "-c"]
+        run([*flags, *sanitizers, *header, str(source), "-o", str(made)])
+        return str(made)
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compiled, [host, *sources]))
+    # A PyTorch with CUDA has the functions of the runtime as well; the library means its own.
+    run([flags[0], *sanitizers, "-shared", "-Wl,-Bsymbolic", *objects, "-o", str(module)])
+
+
+def build(folder: Path) -> ModuleType:
+    """Compiles and loads the module."""
+    home = needs_cuda_toolkit()
+    pybind11 = pytest.importorskip("pybind11", reason="NO_PYBIND11: pybind11 is not installed")
+    module = folder / "_cuda.so"
+    include = [pybind11.get_include(), sysconfig.get_paths()["include"]]
+    compile_all([ROOT / "csrc" / name for name in SOURCES], module, home, include)
+    spec = importlib.util.spec_from_file_location("_cuda", module)
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def backend(folder: Path) -> ModuleType:
+    """`cldfast.kernels.backends.cuda.stage` over that module, for tensors on the CPU."""
+    module = _loaded("cldfast.kernels.backends.cuda.stage", {"cldfast._cuda": build(folder)})
+    module.queue = lambda device: (0, 0)  # type: ignore[attr-defined]
+    return module
+
+
+def launches(cuda: ModuleType) -> Callable[[], int]:
+    """Counts the kernels launched by such a backend."""
+    return ctypes.CDLL(cuda.kernels.__file__).emulated_launches  # type: ignore[no-any-return]
+
+
+def beside(cuda: ModuleType, name: str) -> ModuleType:
+    """`cldfast.kernels.backends.<name>` over such a backend."""
+    return _loaded(
+        f"cldfast.kernels.backends.{name}", {"cldfast.kernels.backends.cuda.stage": cuda}
+    )
+
+
+def _loaded(name: str, instead: dict[str, ModuleType]) -> ModuleType:
+    """A fresh copy of a module that imports others in the place of some."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        for other, stand_in in instead.items():
+            parent, _, last = other.rpartition(".")
+            patch.setitem(sys.modules, other, stand_in)
+            patch.setattr(sys.modules[parent], last, stand_in, raising=False)
+        spec.loader.exec_module(module)
+    return module

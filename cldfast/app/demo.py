@@ -21,7 +21,7 @@ from cldfast.app.run_folder import RunConfig, load_run
 from cldfast.app.runs import plot_losses, remove_run, require, sample_run, train_run
 from cldfast.files import PathLike, write_json
 from cldfast.info import info
-from cldfast.kernels import missing_core
+from cldfast.kernels import missing_backend
 from cldfast.lab.data import Digits
 from cldfast.lab.metrics import class_fractions, sliced_w2
 from cldfast.lab.models import UNetScore
@@ -163,7 +163,7 @@ def _compare_backends(
     net: nn.Module, sde: LinearPhaseSDE, config: RunConfig, samples: int, seed: int
 ) -> tuple[Tensor, Report]:
     """Samples of the fused kernel, and its times beside those of plain PyTorch, noise alike."""
-    names = ["reference"] if missing_core() else ["cpu", "reference"]
+    names = ["reference"] if missing_backend("cpu") else ["cpu", "reference"]
     drawn: dict[str, Tensor] = {}
     speed: Report = {"rounds": TIMING_ROUNDS}
     for name in names * TIMING_ROUNDS:
@@ -179,9 +179,9 @@ def _compare_backends(
         best = speed.setdefault("fused" if name == "cpu" else name, seconds)
         for what, value in seconds.items():
             best[what] = min(best[what], value)
-    if missing_core():
+    if missing_backend("cpu"):
         speed["fused"] = None
-        speed["core_missing"] = missing_core()
+        speed["core_missing"] = missing_backend("cpu")
     else:
         reference = drawn["reference"]
         gap = (drawn["cpu"] - reference).abs().max() / reference.abs().max()

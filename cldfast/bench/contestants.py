@@ -21,13 +21,16 @@ from cldfast.bench.cases import (
     stage_time,
     stage_weights,
 )
+from cldfast.kernels import NoiseAddress
 from cldfast.kernels.backends import reference
+from cldfast.kernels.backends.cpu import CpuBackend
 from cldfast.process.sde import CLD
 
 # Names in the results; "cldfast <level>" is the compiled kernel, in place as a sampler runs it.
 FUSED, FUSED_OUT = "cldfast", "cldfast to other memory"
 PUBLIC_OP, PUBLIC_OP_INPLACE = "cldfast.stage", "cldfast.stage in place"
 REFERENCE, PUBLISHED, COMPILED = "reference", "published", "published, torch.compile"
+ADDRESS = NoiseAddress()
 MERGED, RANDN_LIKE, COPY_CALL = "merged eager", "torch.randn_like", "copy_"
 
 
@@ -41,22 +44,25 @@ class Contestant:
     level: str = ""
 
 
+def cpu_backend() -> CpuBackend | None:
+    """The backend of the compiled core, None where it is missing."""
+    if kernels.missing_backend("cpu"):
+        return None
+    found = kernels.get_backend("cpu", "cpu")
+    assert isinstance(found, CpuBackend)
+    return found
+
+
 def levels() -> tuple[str, ...]:
     """SIMD levels of the compiled core on this machine, lowest first; () where it is missing."""
-    if kernels.missing_core():
-        return ()
-    from cldfast import _core
-
-    return tuple(_core.levels())
+    found = cpu_backend()
+    return () if found is None else found.levels()
 
 
 def best_level() -> str:
     """The SIMD level that the core takes by itself, or "" where it is missing."""
-    if kernels.missing_core():
-        return ""
-    from cldfast import _core
-
-    return str(_core.info()["level"])
+    found = cpu_backend()
+    return "" if found is None else str(found.core.info()["level"])
 
 
 def contestants(inputs: Inputs, compiled: bool = True) -> list[Contestant]:
@@ -73,17 +79,17 @@ def contestants(inputs: Inputs, compiled: bool = True) -> list[Contestant]:
 def _fused(inputs: Inputs) -> list[Contestant]:
     found: list[Contestant] = []
     u, output, out = inputs.u, inputs.output, inputs.out
-    if not kernels.missing_core():
-        from cldfast.kernels.backends.cpu import stage as cpu
-
+    cpu = cpu_backend()
+    if cpu is not None:
         for level in levels():
+            at_level = CpuBackend(cpu.core, level)
             for operation in OPERATIONS:
                 call = partial(
-                    cpu.stage, u, (output,), (), stage_weights(operation), out=u, level=level
+                    at_level.stage, u, (output,), (), stage_weights(operation), ADDRESS, out=u
                 )
                 found.append(Contestant(FUSED, operation, call, level))
         for operation in (SSCS, NOISE_FREE):
-            call = partial(cpu.stage, u, (output,), (), stage_weights(operation), out=out)
+            call = partial(cpu.stage, u, (output,), (), stage_weights(operation), ADDRESS, out=out)
             found.append(Contestant(FUSED_OUT, operation, call, best_level()))
     weights = stage_weights(SSCS)
     found.append(
@@ -104,7 +110,7 @@ def _eager(inputs: Inputs) -> list[Contestant]:
     found = []
     for operation in OPERATIONS:
         weights = stage_weights(operation)
-        call = partial(reference.stage, inputs.u, (inputs.output,), (), weights)
+        call = partial(reference.stage, inputs.u, (inputs.output,), (), weights, ADDRESS)
         found.append(Contestant(REFERENCE, operation, call))
         merged = MergedEager(weights, inputs.u)
         found.append(Contestant(MERGED, operation, partial(merged, inputs.u, inputs.output)))

@@ -103,7 +103,7 @@ def loops(shape: tuple[int, ...], steps: int) -> dict[str, Callable[[Network], t
 
         return run
 
-    found = {} if kernels.missing_core() else {FUSED: ours("cpu")}
+    found = {} if kernels.missing_backend("cpu") else {FUSED: ours("cpu")}
     found[REFERENCE] = ours("reference")
     found[PUBLISHED] = lambda net: published_sample(published, net, shape, grid)
     return found
@@ -206,7 +206,7 @@ def measure_steady(shape: tuple[int, ...], steps: int, *, quick: bool = False) -
         pairs=pairs(shape),
         quick=quick,
         operation=SSCS,
-        contestant=REFERENCE if kernels.missing_core() else FUSED,
+        contestant=REFERENCE if kernels.missing_backend("cpu") else FUSED,
         level=best_level(),
         threads=torch.get_num_threads(),
         rounds=1,

@@ -27,8 +27,8 @@ T* pointer(const py::tuple& tuple, Py_ssize_t i) {
 
 inline void check_size(const py::tuple& tuple, Py_ssize_t size, const char* what) {
   if (PyTuple_GET_SIZE(tuple.ptr()) != size) {
-    throw std::invalid_argument(what + (" in " + std::to_string(size)) + " integers were expected, got " +
-                                std::to_string(PyTuple_GET_SIZE(tuple.ptr())));
+    throw std::invalid_argument(std::string(what) + " takes " + std::to_string(size) +
+                                " integers, got " + std::to_string(PyTuple_GET_SIZE(tuple.ptr())));
   }
 }
 
@@ -86,7 +86,7 @@ struct MatrixShape {
   int64_t count, rows, columns;
 
   explicit MatrixShape(const py::tuple& weights) {
-    check_size(weights, 4, "weights");
+    check_size(weights, 4, "an array of weights");
     entries = pointer<const double>(weights, 0);
     count = integer(weights, 1);
     rows = integer(weights, 2);

@@ -11,8 +11,8 @@ import torch
 
 from cldfast import kernels
 from cldfast.kernels.philox import STREAM_INITIAL_STATE, STREAM_SAMPLER
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
-from cldfast.planner.solvers import make_plan
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import CLD, LinearPhaseSDE, sde_from_config
 from cldfast.training.losses import perturb

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cldfast.planner.law import GaussianLaw, marginal_law, wasserstein2
-from cldfast.planner.solvers import make_plan
+from cldfast.planner.make_plan import make_plan
 from cldfast.process.noise_level import NoiseLevel
 from cldfast.process.sde import LinearPhaseSDE
 

@@ -37,10 +37,9 @@ def added_score(
     """
 
     def with_term(stage: Stage, block: np.ndarray) -> tuple[np.ndarray, ...]:
-        to_score = score_map(sde, np.array([stage.t]), parameterization).from_output[0]
-        if to_score.shape[1] == 1:
-            return (block, block / to_score[1, 0])
-        return (block, block @ np.linalg.inv(to_score))
+        back = score_map(sde, np.array([stage.t]), parameterization).left_inverse()[0]
+        # The term has as many planes as the output: the last, of v, where that is one.
+        return (block, block @ back[:, -len(back) :])
 
     return _map_blocks(stages, with_term)
 

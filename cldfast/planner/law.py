@@ -57,9 +57,9 @@ def marginal_law(
     sde: LinearPhaseSDE, t: float, data_mean: float = 0.0, data_var: float = 1.0
 ) -> GaussianLaw:
     """The exact law of U_t for data `N(data_mean, data_var)` per coordinate."""
-    kernel = sde.marginal(t)
+    marginal = sde.marginal(t)
     return GaussianLaw(
-        kernel.mean * data_mean, kernel.cov + data_var * np.outer(kernel.mean, kernel.mean)
+        marginal.mean * data_mean, marginal.cov + data_var * np.outer(marginal.mean, marginal.mean)
     )
 
 
@@ -76,18 +76,14 @@ def exact_network(
     score_bias: a constant added to its velocity score.
     """
     t = np.asarray(t, dtype=np.float64)
-    kernel = sde.marginal(t)
-    mean = kernel.mean
-    precision = kernel.covariance.plus_outer(data_var, mean[..., 0], mean[..., 1]).inverse
+    marginal = sde.marginal(t)
+    mean = marginal.mean
+    precision = marginal.covariance.plus_outer(data_var, mean[..., 0], mean[..., 1]).inverse
     score_shift = (precision @ mean[..., None])[..., 0] * data_mean + np.array([0.0, score_bias])
     to_score = score_map(sde, t, parameterization)
-    if to_score.planes == 1:
-        # The velocity row fixes a single output plane; the position row then follows by itself.
-        lead = to_score.from_output[..., 1, 0]
-        gain = (-precision - to_score.from_state)[..., 1:, :] / lead[..., None, None]
-        return gain, score_shift[..., 1:] / lead[..., None]
-    back = np.linalg.inv(to_score.from_output)
-    return back @ (-precision - to_score.from_state), (back @ score_shift[..., None])[..., 0]
+    back = to_score.left_inverse()
+    gain = back @ (-precision - to_score.from_state)
+    return gain, (back @ score_shift[..., None])[..., 0]
 
 
 def gaussian_law(

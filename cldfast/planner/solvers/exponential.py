@@ -23,8 +23,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from cldfast.planner.denoiser import OutputMap, noise_map, x0_map
+from cldfast.planner.parameterization import LinearMap, noise_map, x0_map
 from cldfast.planner.reverse import Bridge
+from cldfast.planner.stage import Stage
+from cldfast.process.linear_flow import stack_matrix
 from cldfast.process.sde import LinearPhaseSDE
 
 FORMS = ("x0", "R", "L")
@@ -71,12 +73,12 @@ class Exponential:
         """Planes per coordinate of the quantity q."""
         return 1 if self.form == "x0" else 2
 
-    def quantity(self, t: np.ndarray) -> OutputMap:
+    def quantity(self, t: np.ndarray) -> LinearMap:
         """q as a map of network output and state at times t (n,)."""
         if self.form == "x0":
             return x0_map(self.sde, t, self.parameterization)
         tau = self.sde.tau(t)
-        factor = self.bridge.factor(tau) if self.form == "R" else self.bridge.kernel(tau).factor
+        factor = self.bridge.factor(tau) if self.form == "R" else self.bridge.marginal(tau).factor
         return noise_map(self.sde, t, self.parameterization, factor)
 
     def move(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -108,7 +110,7 @@ class Exponential:
     def _constant(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
         if self.form == "L":
             return self._integral_l(s, t, t[:, None])[:, 0]
-        return self._end(s) - self._kernel_integral(s, t)
+        return self._end(s) - self._carried(s, t)
 
     def _polynomial(self, s: np.ndarray, t: np.ndarray, nodes: np.ndarray) -> np.ndarray:
         if self.form == "L":
@@ -119,10 +121,10 @@ class Exponential:
         at_s, _ = lagrange(at_nodes, self._coordinate(s)[:, None])
         at_t, _ = lagrange(at_nodes, self._coordinate(t)[:, None])
         result = at_s[..., 0, None, None] * self._end(s)[:, None]
-        result = result - at_t[..., 0, None, None] * self._kernel_integral(s, t)[:, None]
+        result = result - at_t[..., 0, None, None] * self._carried(s, t)[:, None]
         r, weight = _gauss_legendre(s, t, _NODES)
         _, slope = lagrange(at_nodes, self._coordinate(r))
-        inner = self._kernel_integral(np.broadcast_to(s[:, None], r.shape), r)
+        inner = self._carried(np.broadcast_to(s[:, None], r.shape), r)
         slope = slope * (weight * self._coordinate_rate(r))[:, None, :]
         return result + np.einsum("njp,npab->njab", slope, inner)
 
@@ -130,10 +132,10 @@ class Exponential:
         """G(s, s), (n, 2, planes)."""
         tau = self.sde.tau(s)
         if self.form == "x0":
-            return self.bridge.kernel(tau).mean[..., None]
+            return self.bridge.marginal(tau).mean[..., None]
         return self.bridge.factor(tau)
 
-    def _kernel_integral(self, s: np.ndarray, r: np.ndarray) -> np.ndarray:
+    def _carried(self, s: np.ndarray, r: np.ndarray) -> np.ndarray:
         """G(s, r), (..., 2, planes)."""
         tau_s, tau_r = self.sde.tau(s), self.sde.tau(r)
         if self.form == "x0":
@@ -149,7 +151,7 @@ class Exponential:
         else:
             basis, _ = lagrange(self._coordinate(nodes), self._coordinate(r))
         tau_s, tau_r = self.sde.tau(s)[:, None], self.sde.tau(r)
-        lower = self.bridge.kernel(tau_r).factor
+        lower = self.bridge.marginal(tau_r).factor
         back = np.swapaxes(np.linalg.inv(lower), -1, -2)
         pull = -0.5 * self.sde.D[:, None] * back
         inner = self._backward(np.broadcast_to(tau_s, tau_r.shape), tau_r) @ pull
@@ -160,8 +162,7 @@ class Exponential:
         way = tau_t - tau_s
         (a, b, c, d) = self.sde.transition(way).entries
         grow = np.exp(-way * float(np.trace(self.sde.A)))
-        flat = np.stack([d * grow, -b * grow, -c * grow, a * grow], axis=-1)
-        return flat.reshape((*flat.shape[:-1], 2, 2))
+        return stack_matrix(d * grow, -b * grow, -c * grow, a * grow)
 
     def _coordinate(self, t: np.ndarray) -> np.ndarray:
         if self.variable == "t":
@@ -169,7 +170,7 @@ class Exponential:
         tau = self.sde.tau(t)
         if self.variable == "tau":
             return tau
-        snr = np.sum(self.bridge.whitened_mean(tau) ** 2, axis=-1)
+        snr = self.bridge.marginal(tau).snr
         result: np.ndarray = np.log(snr) if self.variable == "log_snr" else snr**-0.5
         return result
 
@@ -181,12 +182,38 @@ class Exponential:
         if self.variable == "tau":
             return beta
         # d/dtau (m^T Sigma^-1 m) = -p^T D p with p = Sigma^-1 m.
-        kernel = self.bridge.kernel(self.sde.tau(t))
-        pull = (kernel.precision @ kernel.mean[..., None])[..., 0]
-        snr = np.sum(self.bridge.whitened_mean(self.sde.tau(t)) ** 2, axis=-1)
+        marginal = self.bridge.marginal(self.sde.tau(t))
+        pull = (marginal.precision @ marginal.mean[..., None])[..., 0]
+        snr = marginal.snr
         log_rate = -np.sum(self.sde.D * pull**2, axis=-1) / snr
         result: np.ndarray = beta * log_rate
         return result if self.variable == "log_snr" else -0.5 * result * snr**-0.5
+
+
+def interpolation(
+    q: LinearMap,
+    i: int,
+    span: tuple[float, float],
+    F: np.ndarray,
+    weights: np.ndarray,
+    L: np.ndarray,
+    keep: bool,
+) -> Stage:
+    """The stage `u' = F u + sum_j weights_j q_j + L z`: q_0 is q at its time i, the rest history.
+
+    span: times of the evaluation and of u'. weights: (k, 2, planes), newest first. keep: whether
+    q_0 becomes a history row.
+    """
+    return Stage(
+        t=float(span[0]),
+        t_next=float(span[1]),
+        P=F + weights[0] @ q.from_state[i],
+        E=(weights[0] @ q.from_output[i],),
+        H=tuple(weights[1:]),
+        L=L,
+        A=(q.from_output[i],) if keep else None,
+        B=q.from_state[i] if keep else None,
+    )
 
 
 def add_weights(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from cldfast.planner.solvers.exponential import Exponential, add_weights
+from cldfast.planner.solvers.exponential import Exponential, add_weights, interpolation
+from cldfast.planner.solvers.registry import solver
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 
-ORDER = 2
 
-
+@solver("sscs2", order=2, quadratic_from=25)
 def sscs2(
     sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str, *, extrapolate: bool = True
 ) -> tuple[Stage, ...]:
@@ -53,20 +53,10 @@ def sscs2(
         weights, F = whole[i : i + 1], out[i]
         if i > 0:
             weights = np.concatenate([weights, -F @ behind[i - 1]])
-        if i + 1 < n:
+        keep = i + 1 < n
+        if keep:
             weights = add_weights(into[i] @ weights, behind[i])
             F = into[i] @ F
-        keep = i + 1 < n
-        stages.append(
-            Stage(
-                t=float(asked[i]),
-                t_next=float(asked[i + 1] if keep else grid[-1]),
-                P=F + weights[0] @ q.from_state[i],
-                E=(weights[0] @ q.from_output[i],),
-                H=tuple(weights[1:]),
-                L=L[i],
-                A=(q.from_output[i],) if keep else None,
-                B=q.from_state[i] if keep else None,
-            )
-        )
+        reached = asked[i + 1] if keep else grid[-1]
+        stages.append(interpolation(q, i, (asked[i], reached), F, weights, L[i], keep))
     return tuple(stages)

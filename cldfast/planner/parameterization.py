@@ -20,6 +20,7 @@ The rows are functions on numpy (planning) and torch (training times) alike, the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -171,7 +172,7 @@ def score_map(sde: LinearPhaseSDE, t: np.ndarray, parameterization: str = "score
         elif parameterization in FULL_MAPS:
             result = FULL_MAPS[parameterization](sde, marginal)
         else:
-            _check_coupled(sde)
+            _sign_of_velocity_row(sde)
             m_x, m_v = marginal.mean[..., 0], marginal.mean[..., 1]
             along_x, along_v = marginal.covariance.adjugate_times(m_x, m_v)
             zero = np.zeros_like(m_x)
@@ -186,10 +187,10 @@ def x0_map(sde: LinearPhaseSDE, t: np.ndarray, parameterization: str = "score") 
     """`E[x0 | u_t]` (one plane) from the network output at times t (n,), all > 0.
 
     Any row k gives `x0 = k (s + Sigma^-1 u) / (k Sigma^-1 m)`. The velocity row, multiplied through
-    by det(Sigma), divides by `Sigma_xx m_v - Sigma_xv m_x`: a sum of two negative terms, so nothing
+    by det(Sigma), divides by `Sigma_xx m_v - Sigma_xv m_x`: a sum of two terms of one sign, nothing
     cancels or overflows as t goes to 0. For an underdamped process that has swung back the sum can
-    be 0 or positive. A full score has two rows for one unknown; `k = m^T` is least squares in the
-    unit noise `-L^T s` that such networks are trained on.
+    be 0. A full score has two rows for one unknown; `k = m^T` is least squares in the unit noise
+    `-L^T s` that such networks are trained on.
 
     Raises ValueError for an unknown parameterisation, t <= 0, or a velocity row that does not fix
     x0.
@@ -199,18 +200,17 @@ def x0_map(sde: LinearPhaseSDE, t: np.ndarray, parameterization: str = "score") 
         shape = (*marginal.det.shape, 1)
         return LinearMap(np.ones((*shape, 1)), np.zeros((*shape, 2)))
     rows = ROWS[parameterization](sde, marginal)
-    if full := parameterization in FULL_MAPS:
-        pick = marginal.mean[..., None, :]
+    if parameterization in FULL_MAPS:
+        pick, sign = marginal.mean[..., None, :], 1.0
     else:
-        _check_coupled(sde)
-        pick = np.ones((*marginal.det.shape, 1, 1))
+        pick, sign = np.ones((*marginal.det.shape, 1, 1)), _sign_of_velocity_row(sde)
     along = pick @ marginal.covariance.adjugate[..., -pick.shape[-1] :, :]
     size = along @ marginal.mean[..., None]
-    if not full and not np.all(size < 0.0):
+    back = sign * size[..., 0, 0] < 0.0
+    if np.any(back):
         raise ValueError(
-            "an underdamped process has swung back at "
-            f"t = {np.max(np.asarray(t)[size[..., 0, 0] >= 0.0])}: its velocity score does not fix "
-            "x0; use a parameterization 'x0' or 'full_...'"
+            f"an underdamped process has swung back at t = {np.max(np.asarray(t)[back])}: its "
+            "velocity score does not fix x0; use a parameterization 'x0' or 'full_...'"
         )
     known = rows.then(marginal.det[..., None, None] * pick)
     result = LinearMap(known.from_output / size, (known.from_state + along) / size)
@@ -252,13 +252,15 @@ def _marginal(sde: LinearPhaseSDE, t: np.ndarray, parameterization: str) -> Marg
     return sde.marginal(t)
 
 
-def _check_coupled(sde: LinearPhaseSDE) -> None:
-    """ValueError for a process whose velocity says nothing of the position."""
-    if sde.A[0, 1] == 0.0 and sde.A[1, 0] == 0.0:
+def _sign_of_velocity_row(sde: LinearPhaseSDE) -> float:
+    """That of `Sigma_xx m_v - Sigma_xv m_x` as t goes to 0; ValueError where the row is 0."""
+    (_, to_x), (to_v, _) = sde.A.tolist()
+    if to_x == 0.0 and to_v == 0.0:
         raise ValueError(
             f"x and v do not interact under A = {sde.A.tolist()}, so a velocity score says nothing "
             "of x; use a parameterization 'x0' or 'full_...'"
         )
+    return math.copysign(1.0, -to_x if to_x != 0.0 else to_v)
 
 
 def _finite(name: str, result: LinearMap, t: np.ndarray) -> LinearMap:

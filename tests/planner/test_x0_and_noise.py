@@ -109,3 +109,18 @@ def test_a_decoupled_process_needs_more_than_its_velocity_score(solver: str) -> 
         assert np.allclose(law.cov, laws[0].cov, rtol=1e-8, atol=1e-9)
     exact = marginal_law(sde, 1e-3, 0.0, 0.3)
     assert wasserstein2(laws[0], exact) < 0.2
+
+
+def test_the_velocity_may_point_either_way() -> None:
+    """The process of (x, -v) has the plan of (x, v), mirrored."""
+    mirror = np.diag([1.0, -1.0])
+    plain = CLD(x_noise=0.3)
+    turned = LinearPhaseSDE(mirror @ plain.A @ mirror, plain.D, plain.v0_var, plain.schedule)
+    for solver in ("em", "multistep"):
+        plans = [
+            make_plan(sde, solver, 5, "auto", parameterization="x0") for sde in (plain, turned)
+        ]
+        pairs = zip(*(plan.stages for plan in plans), strict=True)
+        assert all(np.allclose(mirror @ a.P @ mirror, b.P, rtol=1e-12) for a, b in pairs)
+        laws = [make_plan(sde, solver, 5, "auto").gaussian_law() for sde in (plain, turned)]
+        assert np.allclose(laws[0].cov, mirror @ laws[1].cov @ mirror, rtol=1e-10)

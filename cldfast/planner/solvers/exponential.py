@@ -117,15 +117,16 @@ class Exponential:
             return self._integral_l(s, t, nodes)
         if nodes.shape[1] == 1:
             return self._constant(s, t)[:, None]
-        at_nodes = self._coordinate(nodes)
-        at_s, _ = lagrange(at_nodes, self._coordinate(s)[:, None])
-        at_t, _ = lagrange(at_nodes, self._coordinate(t)[:, None])
+        at_nodes, _ = self._coordinate(nodes)
+        at_s, _ = lagrange(at_nodes, self._coordinate(s)[0][:, None])
+        at_t, _ = lagrange(at_nodes, self._coordinate(t)[0][:, None])
         result = at_s[..., 0, None, None] * self._end(s)[:, None]
         result = result - at_t[..., 0, None, None] * self._carried(s, t)[:, None]
         r, weight = _gauss_legendre(s, t, _NODES)
-        _, slope = lagrange(at_nodes, self._coordinate(r))
+        at_r, rate = self._coordinate(r)
+        _, slope = lagrange(at_nodes, at_r)
         inner = self._carried(np.broadcast_to(s[:, None], r.shape), r)
-        slope = slope * (weight * self._coordinate_rate(r))[:, None, :]
+        slope = slope * (weight * rate)[:, None, :]
         return result + np.einsum("njp,npab->njab", slope, inner)
 
     def _end(self, s: np.ndarray) -> np.ndarray:
@@ -149,7 +150,7 @@ class Exponential:
         if nodes.shape[1] == 1:
             basis = np.ones((len(r), 1, r.shape[1]))
         else:
-            basis, _ = lagrange(self._coordinate(nodes), self._coordinate(r))
+            basis, _ = lagrange(self._coordinate(nodes)[0], self._coordinate(r)[0])
         tau_s, tau_r = self.sde.tau(s)[:, None], self.sde.tau(r)
         lower = self.bridge.marginal(tau_r).factor
         back = np.swapaxes(np.linalg.inv(lower), -1, -2)
@@ -164,30 +165,21 @@ class Exponential:
         grow = np.exp(-way * float(np.trace(self.sde.A)))
         return stack_matrix(d * grow, -b * grow, -c * grow, a * grow)
 
-    def _coordinate(self, t: np.ndarray) -> np.ndarray:
+    def _coordinate(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The interpolation variable at times t, and its derivative with respect to t."""
         if self.variable == "t":
-            return t
-        tau = self.sde.tau(t)
+            return t, np.ones_like(t)
+        tau, beta = self.sde.tau(t), self.sde.beta(t)
         if self.variable == "tau":
-            return tau
-        snr = self.bridge.marginal(tau).snr
-        result: np.ndarray = np.log(snr) if self.variable == "log_snr" else snr**-0.5
-        return result
-
-    def _coordinate_rate(self, t: np.ndarray) -> np.ndarray:
-        """Its derivative with respect to t."""
-        if self.variable == "t":
-            return np.ones_like(t)
-        beta = self.sde.beta(t)
-        if self.variable == "tau":
-            return beta
+            return tau, beta
+        marginal = self.bridge.marginal(tau)
         # d/dtau (m^T Sigma^-1 m) = -p^T D p with p = Sigma^-1 m.
-        marginal = self.bridge.marginal(self.sde.tau(t))
         pull = (marginal.precision @ marginal.mean[..., None])[..., 0]
-        snr = marginal.snr
-        log_rate = -np.sum(self.sde.D * pull**2, axis=-1) / snr
-        result: np.ndarray = beta * log_rate
-        return result if self.variable == "log_snr" else -0.5 * result * snr**-0.5
+        log_rate = -beta * np.sum(self.sde.D * pull**2, axis=-1) / marginal.snr
+        if self.variable == "log_snr":
+            return np.log(marginal.snr), log_rate
+        sigma = marginal.snr**-0.5
+        return sigma, -0.5 * sigma * log_rate
 
 
 def interpolation(

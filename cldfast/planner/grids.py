@@ -10,7 +10,7 @@ import numpy as np
 from cldfast.process.noise_level import NoiseLevel
 
 GRIDS = ("linear", "quadratic", "power")
-# Those that follow the noise level of a process.
+# Grids that follow the noise level of a process.
 NOISE_GRIDS = ("log_snr", "logistic")
 DEFAULT_STEPS = 50
 # Karras et al. (2022), appendix D.1 find exponents around 7 best for their grids.

@@ -50,21 +50,19 @@ _FLOOR = 1e-12
 class Bridge:
     """Propagators and noise of one SDE for a frozen data prediction.
 
-    churn: 0 for the probability flow, 1 for the reverse SDE. Times are integrated rates tau >= 0,
-    float64 arrays of any shape (n denotes it below).
+    churn: 0 for the probability flow, 1 for the reverse SDE. smallest: the smallest tau > 0 that will
+    be asked for, where it is extremely small. Times are integrated rates tau >= 0, float64 arrays of
+    any shape (n denotes it below).
 
     Raises ValueError for a churn outside [0, 1].
     """
 
     def __init__(self, sde: LinearPhaseSDE, churn: float = 0.0, smallest: float = 0.0) -> None:
-        """smallest: the smallest tau > 0 that will be asked for, if it is extremely small."""
         if not (math.isfinite(churn) and 0.0 <= churn <= 1.0):
             raise ValueError(f"churn must lie in [0, 1], got {churn!r}")
         self.sde, self.churn = sde, float(churn)
         largest = float(sde.tau(sde.T))
-        floor = _FLOOR * largest
-        if smallest > 0.0:
-            floor = min(floor, smallest)
+        floor = min(_FLOOR * largest, smallest or math.inf)
         reach = _PANEL_TIMES / float(np.linalg.norm(sde.A))
         edges = [largest]
         while edges[-1] > floor:
@@ -214,7 +212,7 @@ def _rotate(angle: Array) -> Array:
 
 
 def _log1p_inverse_square(gain: np.ndarray) -> np.ndarray:
-    """`log(1 + 1/g^2)`: minus the log of the squared singular value; 0 where g = 0 (not used)."""
+    """`log(1 + 1/g^2)`, minus the log of the squared singular value; any number where g = 0."""
     positive = np.where(gain > 0.0, gain, 1.0)
     result: np.ndarray = np.log1p(1.0 / positive**2)
     return result

@@ -58,8 +58,8 @@ SERIES_TERMS = 18
 class Covariance:
     """Symmetric 2x2 matrices by their entries, with determinants that are not differences.
 
-    xx, xv, vv, det: float64, all of one shape. `xx vv - xv^2` would lose every digit of the
-    determinant where one direction dominates; whoever makes a covariance knows better.
+    xx, xv, vv, det: float64, all of one shape. `xx vv - xv^2` loses every digit of the determinant
+    where one direction dominates, so the code that makes a covariance gives the determinant too.
     """
 
     xx: Array
@@ -204,7 +204,7 @@ class LinearFlow:
             )
         scale = 4 * damping * det
         self.drift, self.diffusion = _floats(drift), _floats(diffusion)
-        # As plain numbers, which a traced graph can hold.
+        # Plain numbers, which a traced graph can hold.
         self._drift = ((float(a), float(b)), (float(c), float(d)))
         self._diffusion = (float(p), float(q))
         self.damping, self.determinant = float(damping), float(det)
@@ -265,7 +265,7 @@ class LinearFlow:
         parts = self._real if self.discriminant >= 0.0 else self._complex
         phi, f1, f2, closed = parts(xp, tau)
         near = self._largest * tau <= SERIES_REACH
-        # Clipped, for the powers of a large tau overflow in the branch that is not taken.
+        # Both branches are evaluated. The powers of a large tau would overflow in the series.
         small = xp.where(near, tau, 0.0)
         series = small * self._series[-1]
         for coefficient in self._series[-2::-1]:
@@ -283,8 +283,8 @@ class LinearFlow:
         lost = xp.expm1((-2.0 * w) * tau)  # exp(-2 w tau) - 1
         ramp = lost * (-0.5 / w) if w > 0.0 else tau
         sine = decay * ramp
-        # cosine +- gap sine by the two modes, `lag = |gap| - w`: neither entry is the difference of
-        # two halves of the slow mode.
+        # The diagonal is cosine +- gap sine. In terms of the two modes, with `lag = |gap| - w`,
+        # neither entry is the difference of two halves of the slow mode.
         lag = -b * c / (abs(self._gap) + w) if b * c != 0.0 else 0.0
         high = decay + lag * sine
         low = xp.exp(-fast * tau) - lag * sine
@@ -300,7 +300,7 @@ class LinearFlow:
         )
 
     def _complex(self, xp: Any, tau: Array) -> tuple[Any, Array, Array, Array]:
-        """The same for complex eigenvalues."""
+        """Entries of phi, F1, F2 and the closed J for complex eigenvalues."""
         (_, b), (c, _) = self._drift
         decay = xp.exp(-self.damping * tau)
         sine = decay * xp.sin(self._rate * tau) * (1.0 / self._rate)

@@ -30,7 +30,7 @@ _ON_HOST = (np.ndarray, np.generic)
 
 @dataclass(frozen=True)
 class Marginal(WithCovariance):
-    """Perturbation kernel at time t, per coordinate; float64 arrays of the shape of t before (2,).
+    """Perturbation kernel at time t, per coordinate; float64 arrays that begin with the shape of t.
 
     Hybrid score matching (`hsm`): `U_t | x0 ~ N(mean x0, cov)`, `mean` (..., 2), the initial
     velocity integrated out. Denoising score matching (`dsm`): `U_t | u0 ~ N(mean @ u0, cov)`,
@@ -81,8 +81,7 @@ class LinearPhaseSDE:
     """Any stable linear phase-space process under a time change.
 
     A: (2, 2) drift matrix per coordinate, both eigenvalues with negative real part.
-    D: the squared noise amplitudes (x, v), each >= 0, at least one > 0 and the process
-        controllable.
+    D: squared noise amplitudes (x, v), each >= 0 and one > 0; noise must reach both x and v.
     v0_var: variance of the initial velocity, >= 0.
     beta: rate; a number, a schedule of `cldfast.process.schedules`, or a callable.
     T: end time.

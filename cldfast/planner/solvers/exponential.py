@@ -98,25 +98,18 @@ class Exponential:
         At s = 0 the polynomial is the constant of the first node: there K is singular in the row of
         v, and x is the data prediction itself.
         """
-        n, k = nodes.shape
-        result = np.zeros((n, k, 2, self.planes))
-        inside = s > 0.0
-        if not np.all(inside):
-            result[~inside, 0] = self._constant(s[~inside], t[~inside])
-        if np.any(inside):
-            result[inside] = self._polynomial(s[inside], t[inside], nodes[inside])
+        result = np.zeros((*nodes.shape, 2, self.planes))
+        for which, count in ((s > 0.0, nodes.shape[1]), (s == 0.0, 1)):
+            if np.any(which):
+                integrals = self._integrals(s[which], t[which], nodes[which, :count])
+                result[which, :count] = integrals
         return result
 
-    def _constant(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
+    def _integrals(self, s: np.ndarray, t: np.ndarray, nodes: np.ndarray) -> np.ndarray:
         if self.form == "L":
-            return self._integral_l(s, t, t[:, None])[:, 0]
-        return self._end(s) - self._carried(s, t)
-
-    def _polynomial(self, s: np.ndarray, t: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-        if self.form == "L":
-            return self._integral_l(s, t, nodes)
+            return self._integrals_l(s, t, nodes)
         if nodes.shape[1] == 1:
-            return self._constant(s, t)[:, None]
+            return (self._end(s) - self._carried(s, t))[:, None]
         at_nodes, _ = self._coordinate(nodes)
         at_s, _ = lagrange(at_nodes, self._coordinate(s)[0][:, None])
         at_t, _ = lagrange(at_nodes, self._coordinate(t)[0][:, None])
@@ -143,17 +136,13 @@ class Exponential:
             return self.bridge.mean_moved(tau_s, tau_r)[..., None]
         return self._backward(tau_s, tau_r) @ self.bridge.factor(tau_r)
 
-    def _integral_l(self, s: np.ndarray, t: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    def _integrals_l(self, s: np.ndarray, t: np.ndarray, nodes: np.ndarray) -> np.ndarray:
         """`int_s^t Phi(s, r) (-D/2) L_r^-T l_j dr` with the sign of the backward integral."""
         to_zero = bool(np.any(s == 0.0))
         r, weight = _gauss_legendre(s, t, _NODES_TO_ZERO if to_zero else _NODES)
-        if nodes.shape[1] == 1:
-            basis = np.ones((len(r), 1, r.shape[1]))
-        else:
-            basis, _ = lagrange(self._coordinate(nodes)[0], self._coordinate(r)[0])
+        basis, _ = lagrange(self._coordinate(nodes)[0], self._coordinate(r)[0])
         tau_s, tau_r = self.sde.tau(s)[:, None], self.sde.tau(r)
-        lower = self.bridge.marginal(tau_r).factor
-        back = np.swapaxes(np.linalg.inv(lower), -1, -2)
+        back = np.swapaxes(self.bridge.marginal(tau_r).covariance.inverse_factor, -1, -2)
         pull = -0.5 * self.sde.D[:, None] * back
         inner = self._backward(np.broadcast_to(tau_s, tau_r.shape), tau_r) @ pull
         return np.einsum("njp,npab->njab", basis * (weight * self.sde.beta(r))[:, None, :], inner)

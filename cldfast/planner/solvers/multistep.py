@@ -40,7 +40,7 @@ def multistep(
     form: what is interpolated through the last `order` evaluations: "x0" (exact for data that are a
         point), "R" or "L" noise; see `cldfast.planner.solvers.exponential`.
     correct: correct each state with the evaluation made there before it is used (a corrector in
-        PEC mode as in UniPC): one order more at no evaluation more.
+        PEC mode as in UniPC): one order more for the same evaluations.
     variable: of the polynomials, "t", "tau", "log_snr" or "sigma" (`snr^-1/2`).
 
     Order `order`, plus 1 with `correct` (up to 4 together); one evaluation per step. The first
@@ -49,7 +49,8 @@ def multistep(
     order is left: its factor, how far the prediction follows the state at T, is next to nothing.
     The noise forms see the state in every evaluation, as any explicit method for a linear system
     does: with few steps "L" diverges (hundreds serve), and "R" amplifies roundings from order 4 or
-    with `correct`. What x0 is hardly depends on the state where steps are long.
+    with `correct`. The x0 form has neither trouble: where steps are long, the prediction of x0
+    hardly depends on the state.
     Sources: Zhang, Chen (2022), DEIS; Zhang, Tao, Chen (2022), gDDIM, for phase space; the x0 form
         on a single noise level is Lu et al. (2022), DPM-Solver++; Zhao et al. (2023), UniPC.
     """
@@ -81,15 +82,15 @@ def adams(rule: Exponential, grid: np.ndarray, order: int, correct: bool) -> tup
     q = rule.quantity(t)
     F, L = rule.move(s, t), rule.noise(s, t)
     predicted = _weights(rule, s, t, grid, order, ahead=0)
-    # Entry i corrects the step into grid[i + 1], with the node grid[i + 1] in front.
-    # Without `correct` only the first steps are: their low order would cap that of the method.
+    # Entry i corrects the step into grid[i + 1], with the node grid[i + 1] in front. Without
+    # `correct` only the first steps are corrected: their low order would limit the whole method.
     until = n if correct else min(order, n)
     corrected = _weights(rule, t[1:until], t[: until - 1], grid, order + 1, ahead=1)
     stages = []
     for i in range(n):
         weights = predicted[i]
         if 0 < i < until:
-            # Of the last step: the new weights less those used, where the newest node had none.
+            # Corrected less predicted weights of the last step; its newest node had no weight.
             change = np.array(corrected[i - 1])
             change[1:] -= predicted[i - 1][: len(change) - 1]
             weights = add_weights(F[i] @ change, weights)

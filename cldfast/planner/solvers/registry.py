@@ -1,4 +1,4 @@
-"""How a solver makes itself known: the decorator `solver`, and the table that `make_plan` reads."""
+"""How a solver makes itself known to `make_plan`: the decorator `solver`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Solver:
 
     def order_in_law(self, settings: Mapping[str, Any]) -> int:
         """The order with these `settings`."""
-        return self.order(**settings) if callable(self.order) else self.order
+        return int(_value(self.order, settings))
 
     def auto_grid(self, steps: int, settings: Mapping[str, Any]) -> str:
         """The grid that `grid="auto"` stands for, with these `settings`.
@@ -63,12 +63,7 @@ class Solver:
         The last step of a logistic grid is a leap. With many steps the leap costs more than the
         first steps gain.
         """
-        start = self.quadratic_from
-        return (
-            "quadratic"
-            if steps >= (start(**settings) if callable(start) else start)
-            else "logistic"
-        )
+        return "quadratic" if steps >= _value(self.quadratic_from, settings) else "logistic"
 
 
 SOLVERS: dict[str, Solver] = {}
@@ -117,6 +112,10 @@ def solver(
     return register
 
 
+def _value(rule: float | Callable[..., float], settings: Mapping[str, Any]) -> float:
+    return rule(**settings) if callable(rule) else rule
+
+
 def _origin(build: Callable[..., Any]) -> str:
     """Where a function is from; a file that is imported again has the same."""
     return f"{build.__module__}.{build.__qualname__}"
@@ -129,8 +128,8 @@ def _options(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:
             continue
         hint = parameter.annotation
         if isinstance(hint, str):
-            # A name that stands under TYPE_CHECKING only leaves the annotation a string.
-            with suppress(NameError):
+            # An annotation stays a string where its names stand under TYPE_CHECKING only.
+            with suppress(NameError, AttributeError):
                 hint = eval(hint, getattr(build, "__globals__", {}))
         result[name] = parameter.replace(annotation=hint)
     return result

@@ -7,10 +7,10 @@ time running down,
     A:  dx = (A~_xv v + D_x (s + P u)_x) dtau
     B:  dv = (A~_vx x + D_v (s + P u)_v) dtau
 
-All three solvers ask the network once per step and use what it says in A and B alike, the
-"reduced" form of Pandey, Rudolph, Mandt (2023); for PSLD these are their parts. The score depends
-on v and on the noise of the step, unlike the force in molecular dynamics, so that symmetric
-sequences gain no order here: each solver has order 1 in law.
+All three solvers ask the network once per step and use its output in A and in B: the "reduced"
+form of Pandey, Rudolph, Mandt (2023), whose parts for PSLD these are. Unlike the force in molecular
+dynamics the score depends on v and on the noise of the step, so symmetric sequences gain no order:
+each solver has order 1 in law.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def aboba(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple
 def obab(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
     """O for a step, B for half of it, A, and B again, the score of a step's end used twice.
 
-    The score after A closes its own step and opens the next; the last step is closed by nothing
-    and opened with a whole B instead. Order 1 in law, one evaluation per step.
+    The score after A closes its own step and opens the next. No evaluation closes the last step, so
+    a whole B opens that step. Order 1 in law, one evaluation per step.
     Source: Bussi and Parrinello (2007), with O on one side; Pandey, Rudolph, Mandt (2023).
     """
     parts = _Parts(sde, parameterization, grid[:-1])
@@ -71,8 +71,8 @@ def obab(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[
 def roba(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
     """O, B, A in this order with one score, asked after O at the end of the step (reduced OBA).
 
-    A step that ends at t = 0 asks at its start; one that ends just above it may not be long, since
-    the score there kicks for all of it. O of the next step joins the stage; the noise
+    A step that ends at t = 0 asks at its start. A step that ends just above 0 must be short, since
+    the score at its end kicks for the whole step. O of the next step joins the stage. The noise
     control of the paper is left at 1, the exact law. Order 1 in law, one evaluation per step.
     Source: Pandey, Rudolph, Mandt (2023), "Efficient integrators for diffusion generative models",
         section 4.
@@ -109,7 +109,7 @@ class _Parts:
         self.kick_output = score.from_output
 
     def ends(self, grid: np.ndarray) -> np.ndarray:
-        """The times that stages lead to which begin at the evaluations."""
+        """The times of the states that stages make which begin with an evaluation."""
         return np.append(self.times[1:], grid[-1])
 
     def friction(self, way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

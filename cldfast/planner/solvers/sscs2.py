@@ -24,9 +24,9 @@ def sscs2(
 
         u_s = F(s, r) (u_r - (m_r - F(r, t) m_t) x0_old) + (m_s - F(s, t) m_t) x0(u_r) + noise.
 
-    The middle of the first step has no older prediction; that step is asked at its start instead.
-    (A second evaluation, at the start of every step, would serve too. On 25 Gaussians with 12
-    evaluations in all that comes to a sliced W2 of 0.094, the line to 0.021, chance to 0.022.)
+    The middle of the first step has no older prediction, so the network is asked at the start of
+    that step. (A second evaluation at the start of every step would serve too. On 25 Gaussians,
+    with 12 evaluations in all, sliced W2 is then 0.094, with the line 0.021, by chance 0.022.)
 
     Order 2 in law: the midpoint carries half of the step's noise, so the covariance of prediction
     and noise is right to second order. One evaluation per step.

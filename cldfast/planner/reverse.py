@@ -50,9 +50,9 @@ _FLOOR = 1e-12
 class Bridge:
     """Propagators and noise of one SDE for a frozen data prediction.
 
-    churn: 0 for the probability flow, 1 for the reverse SDE. smallest: the smallest tau > 0 that will
-    be asked for, where it is extremely small. Times are integrated rates tau >= 0, float64 arrays of
-    any shape (n denotes it below).
+    churn: 0 for the probability flow, 1 for the reverse SDE. smallest: the smallest tau > 0 that
+    will be asked for, where it is extremely small. Times are integrated rates tau >= 0, float64
+    arrays of any shape (n denotes it below).
 
     Raises ValueError for a churn outside [0, 1].
     """
@@ -88,7 +88,7 @@ class Bridge:
         """`R^-1 m`, (n, 2), tau > 0: its square is the signal-to-noise ratio of the data."""
         marginal = self.marginal(tau)
         cov, m_x, m_v = marginal.covariance, marginal.mean[..., 0], marginal.mean[..., 1]
-        # L^-1 m by forward substitution; its second entry is a sum of two negative terms.
+        # L^-1 m by forward substitution; its second entry is a sum of two terms of one sign.
         root = np.sqrt(cov.xx)
         second = cov.adjugate_times(m_x, m_v)[1] / (root * np.sqrt(cov.det))
         lower = np.stack([m_x / root, second], axis=-1)[..., None]
@@ -115,17 +115,12 @@ class Bridge:
     def propagator(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
         """`R_s C R_t^-1`, (n, 2, 2), for s < t; where s = t > 0 it is I."""
         s, t = np.broadcast_arrays(np.asarray(s, np.float64), np.asarray(t, np.float64))
-        middle = self.inverse_factor(t)
-        if self.churn > 0.0:
-            middle = self.contraction(s, t) @ middle
-        result: np.ndarray = self.factor(s) @ middle
+        result: np.ndarray = self.factor(s) @ (self.contraction(s, t) @ self.inverse_factor(t))
         return result
 
     def mean_moved(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
         """The propagator applied to m_t, (n, 2)."""
-        moved = self.whitened_mean(t)[..., None]
-        if self.churn > 0.0:
-            moved = self.contraction(s, t) @ moved
+        moved = self.contraction(s, t) @ self.whitened_mean(t)[..., None]
         result: np.ndarray = (self.factor(s) @ moved)[..., 0]
         return result
 

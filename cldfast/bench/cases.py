@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cldfast.planner.solvers import make_plan
+from cldfast.planner.make_plan import make_plan
 from cldfast.process.sde import CLD
 
 

@@ -17,7 +17,7 @@ from cldfast.bench.contestants import FUSED, PUBLISHED, REFERENCE, best_level
 from cldfast.bench.memory import AllocationRecord, ResidentRecord
 from cldfast.bench.results import SAMPLING, STEADY, Row, shape_text
 from cldfast.lab.models import MLPScore, UNetScore
-from cldfast.planner.solvers import make_plan
+from cldfast.planner.make_plan import make_plan
 from cldfast.process.sde import CLD
 from cldfast.sampling import run as sampling
 

@@ -11,8 +11,8 @@ from cldfast import kernels
 from cldfast.kernels import Backend, NoiseAddress, Stream
 from cldfast.network import Network, device_of, draw_seed
 from cldfast.planner.grids import Grid
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
-from cldfast.planner.solvers import make_plan
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.sampling import graphs

@@ -40,7 +40,7 @@ from cldfast.bench.runs import RUN_CASES, RunCase, _constant, measure_run, measu
 from cldfast.bench.stages import measure_case
 from cldfast.bench.tables import BEGIN, END, between_markers, markdown, with_table
 from cldfast.bench.timing import Effort, interleaved, takes_part
-from cldfast.planner.solvers import make_plan
+from cldfast.planner.make_plan import make_plan
 from cldfast.process.sde import CLD
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -94,7 +94,7 @@ class RunConfig:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries in use, for a record."""
-    from cldfast import __version__
+    from cldfast.version import __version__
 
     return {
         "cldfast": __version__,

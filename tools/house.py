@@ -15,20 +15,21 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "cldfast"
 
 # What each room may import of the others. The README draws the same.
-GROUND = "network files version process planner kernels"
+GROUND = "network files extras version process planner kernels"
 MIDDLE = f"{GROUND} sampling training classical"
 RULES = {
     "network": "",
     "files": "",
+    "extras": "",
     "version": "",
     "process": "",
     "planner": "process",
     "kernels": "",
-    "training": "network files process planner kernels",
-    "sampling": "network process planner kernels training",
+    "training": "network files extras process planner kernels",
+    "sampling": "network extras process planner kernels training",
     "classical": "network process planner kernels",
     "lab": MIDDLE,
-    "compat": "network files process planner kernels sampling training",
+    "compat": "network files extras process planner kernels sampling training",
     "info": "kernels version",
     "bench": f"{MIDDLE} lab compat info",
     "app": f"{MIDDLE} lab compat info bench",

@@ -185,7 +185,7 @@ class GaussianMixture:
 
     def _at_time(self, u: Tensor, t: float, sde: Any, what: str) -> Tensor:
         """Rows of `what` for float64 rows u (B, 2d) that share one time."""
-        a, q, kappa, s2 = _sufficient_statistic(sde.marginal(t, objective="hsm"), t)
+        a, q, kappa, s2 = sufficient_statistic(sde.marginal(t, objective="hsm"), t)
         self._check_density(s2, f"score at t={t:g}")
         x, v = u.chunk(2, dim=1)
         y = a[0] * x + a[1] * v
@@ -244,10 +244,10 @@ class GaussianMixture:
             )
 
 
-def _sufficient_statistic(
+def sufficient_statistic(
     marginal: Any, t: float
 ) -> tuple[tuple[float, float], tuple[float, float], float, float]:
-    """The numbers a, q, kappa and s2 of `GaussianMixture`."""
+    """The numbers a, q, kappa and s2 of `GaussianMixture` for a marginal with `mean` and `cov`."""
     m_x, m_v = (float(entry) for entry in marginal.mean)
     (xx, xv), (_, vv) = np.asarray(marginal.cov, dtype=np.float64).tolist()
     # An SDE that knows its determinant knows it better than the difference of products does.

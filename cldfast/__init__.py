@@ -1,7 +1,7 @@
 """Accelerated samplers and losses for critically-damped Langevin diffusion (CLD)."""
 
 from cldfast.info import info
-from cldfast.kernels import BackendWarning, stage
+from cldfast.kernels import BackendWarning, NoiseAddress, stage
 from cldfast.planner.error_budget import ErrorBudget
 from cldfast.planner.grid_search import optimise_grid
 from cldfast.planner.grids import make_grid
@@ -40,6 +40,7 @@ __all__ = [
     "Likelihood",
     "LinearBeta",
     "LinearPhaseSDE",
+    "NoiseAddress",
     "Plan",
     "Stage",
     "StopSampling",

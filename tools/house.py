@@ -15,25 +15,22 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "cldfast"
 
 # What each room may import of the others. The README draws the same.
-GROUND = "network files extras version process planner kernels"
-MIDDLE = f"{GROUND} sampling training classical"
-RULES = {
-    "network": "",
-    "files": "",
-    "extras": "",
-    "version": "",
-    "process": "",
-    "planner": "process",
-    "kernels": "",
-    "training": "network files extras process planner kernels",
-    "sampling": "network extras process planner kernels training",
-    "classical": "network process planner kernels",
+BASE = "network files extras version caller"  # files that import nothing of ours
+CORE = f"{BASE} process planner kernels"
+MIDDLE = f"{CORE} sampling training classical"
+RULES = dict.fromkeys(BASE.split(), "") | {
+    "process": "caller",
+    "planner": "caller process",
+    "kernels": BASE,
+    "training": CORE,
+    "sampling": f"{CORE} training",
+    "classical": CORE,
     "lab": MIDDLE,
-    "compat": "network files extras process planner kernels sampling training",
-    "info": "kernels version",
+    "compat": MIDDLE,
+    "info": f"{BASE} kernels",
     "bench": f"{MIDDLE} lab compat info",
     "app": f"{MIDDLE} lab compat info bench",
-    "__init__": "kernels process planner sampling training info version",
+    "__init__": f"{MIDDLE} info",
     "__main__": "app",
 }
 # Floors of rooms in the house, and of files in one room.
@@ -185,7 +182,8 @@ def main() -> int:
     levels = floors(house)
     for level in range(height.pop(""), 0, -1):
         names = sorted(name for name in levels if levels[name] == level)
-        print(f"floor {level}: " + "; ".join(f"{n} <- {' '.join(sorted(house[n]))}" for n in names))
+        lines = (" <- ".join(filter(None, (n, " ".join(sorted(house[n]))))) for n in names)
+        print(f"floor {level}: " + "; ".join(lines))
     deepest = max(height, key=lambda name: height[name])
     print(
         f"{max(levels.values())} floors of rooms; the deepest room is {deepest}, with "

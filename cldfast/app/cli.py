@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from cldfast.app import commands
-from cldfast.kernels import BACKENDS
+from cldfast.kernels import backend_names
 from cldfast.lab.data import DATASETS
 from cldfast.planner.grids import GRIDS, NOISE_GRIDS
 from cldfast.planner.parameterization import PARAMETERIZATIONS
@@ -141,7 +141,7 @@ def _add_sample(parsers: Any) -> None:
     sample.add_argument("--first-index", type=int, metavar="I", help=first)
     at_once = "samples in one network call (all)"
     sample.add_argument("--batch-size", type=int, metavar="N", help=at_once)
-    sample.add_argument("--backend", help=f"{', '.join(BACKENDS)} (auto)")
+    sample.add_argument("--backend", help=f"{', '.join(backend_names())} (auto)")
     sample.add_argument("--out", metavar="FILE", help=".npz to write (samples.npz in the folder)")
     sample.add_argument("--no-picture", action="store_true", help="write the .npz only")
     _add_common(sample)

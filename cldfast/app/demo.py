@@ -22,7 +22,7 @@ from cldfast.bench.runs import Network, TimedNetwork
 from cldfast.extras import require
 from cldfast.files import PathLike, write_json
 from cldfast.info import info
-from cldfast.kernels import missing_core
+from cldfast.kernels import missing_backend
 from cldfast.lab.data import Digits
 from cldfast.lab.metrics import class_fractions, sliced_w2
 from cldfast.lab.plots import image_grid, quality_curve
@@ -139,7 +139,7 @@ def _recipe(sde: LinearPhaseSDE, config: RunConfig, samples: int, seed: int) -> 
 
 def _compare_backends(net: Network, draw: Draw) -> tuple[Tensor, Report]:
     """Samples of the fused kernel, and its times beside those of plain PyTorch, noise alike."""
-    names = ["reference"] if missing_core() else ["cpu", "reference"]
+    names = ["reference"] if missing_backend("cpu") else ["cpu", "reference"]
     drawn: dict[str, Tensor] = {}
     speed: Report = {"rounds": TIMING_ROUNDS}
     for name in names * TIMING_ROUNDS:
@@ -155,9 +155,9 @@ def _compare_backends(net: Network, draw: Draw) -> tuple[Tensor, Report]:
         best = speed.setdefault("fused" if name == "cpu" else name, seconds)
         for what, value in seconds.items():
             best[what] = min(best[what], value)
-    if missing_core():
+    if missing_backend("cpu"):
         speed["fused"] = None
-        speed["core_missing"] = missing_core()
+        speed["core_missing"] = missing_backend("cpu")
     else:
         reference = drawn["reference"]
         gap = (drawn["cpu"] - reference).abs().max() / reference.abs().max()

@@ -98,7 +98,7 @@ def loops(shape: tuple[int, ...], steps: int) -> dict[str, Callable[[Network], o
         sampling.sample, sde=sde, shape=shape, solver=SSCS, steps=steps, device="cpu"
     )  # fmt: skip
     found: dict[str, Callable[[Network], object]] = {}
-    if not kernels.missing_core():
+    if not kernels.missing_backend("cpu"):
         found[FUSED] = partial(ours, backend="cpu")
     found[REFERENCE] = partial(ours, backend="reference")
     found[PUBLISHED] = partial(published_sample, PublishedSteps(sde), shape=shape, grid=grid)
@@ -185,7 +185,7 @@ def measure_steady(shape: tuple[int, ...], steps: int, *, quick: bool = False) -
     timing = Timing(torch.get_num_threads(), steps - 1, 1, [seconds])
     return measured_row(
         STEADY, STEADY_CASE, shape, timing, quick=quick, operation=SSCS,
-        contestant=REFERENCE if kernels.missing_core() else FUSED, level=best_level(),
+        contestant=REFERENCE if kernels.missing_backend("cpu") else FUSED, level=best_level(),
         allocated_bytes=allocations.total, resident_bytes=resident.growth(), evaluations=steps,
     )  # fmt: skip
 

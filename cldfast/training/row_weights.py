@@ -90,7 +90,7 @@ def split_weights(
     (0, R_z)) (x0, z)` has the residual's planes and costs a perturbation as many more rows.
 
     perturbation: P, (B, 2, n). residual: (B, q, r + 4). Returns the weights of the first half,
-    (B, 2 + q, n), rows u and e, and of the second, (B, q, r + q + 2), columns o, e and z.
+    (B, 2 + q, n), rows u and e, and of the second, (B, q, r + q), columns o and e.
     """
     planes = residual.shape[2] - 4
     of_output, of_state, of_noise = residual.split([planes, 2, 2], 2)
@@ -98,9 +98,7 @@ def split_weights(
     data = perturbation.shape[2] - 2
     offset = torch.cat([offset[:, :, :data], offset[:, :, data:] + of_noise], 2)
     identity = torch.eye(residual.shape[1], dtype=residual.dtype, device=residual.device)
-    second = torch.cat(
-        [of_output, identity.expand(len(residual), -1, -1), torch.zeros_like(of_noise)], 2
-    )
+    second = torch.cat([of_output, identity.expand(len(residual), -1, -1)], 2)
     return torch.cat([perturbation, offset], 1), second
 
 
@@ -169,7 +167,7 @@ def _looked_up(
     on_host = t.device.type == "cpu"
     if torch._C._are_functorch_transforms_active():
         return None
-    if kernels.missing_core() if on_host else bounds is None:
+    if kernels.missing_backend("cpu") if on_host else bounds is None:
         return None
     found = []
     for table in tables():

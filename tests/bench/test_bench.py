@@ -46,7 +46,9 @@ from cldfast.process.sde import CLD
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.csv"
 TINY = Effort(rounds=3, sample=1e-6, budget=1e-6)
-needs_core = pytest.mark.skipif(bool(kernels.missing_core()), reason="the compiled core is missing")
+needs_core = pytest.mark.skipif(
+    bool(kernels.missing_backend("cpu")), reason="the compiled core is missing"
+)
 
 
 # --- what is compared does what it says ----------------------------------------------------------

@@ -12,8 +12,9 @@ from cldfast import kernels
 from cldfast.compat.cld_sgm.calls import network, state_shape
 from cldfast.compat.cld_sgm.interface import Kernel, PublishedInterface
 from cldfast.compat.cld_sgm.sde import as_served
-from cldfast.kernels.philox import STREAM_PERTURBATION
+from cldfast.kernels import NoiseAddress, Stream
 from cldfast.network import draw_seed
+from cldfast.training.row_weights import split_weights
 
 Tensor = torch.Tensor
 WEIGHTINGS = ("reweightedv1", "likelihood", "reweightedv2")
@@ -68,14 +69,11 @@ def get_loss_fn(
         seed = draw_seed() if noise is None else 0
         z = None if noise is None else served.pack(noise)
         kernel = served.kernel(t)
-        u = _perturb(served, x, v0, kernel, seed, z)
+        weights = _residual_weights(served, t, kernel, config.weighting)
+        u, offset, second = _perturb(served, x, v0, kernel, weights, seed, z)
         output = network(served, model, shape)(u, t)
         assert isinstance(output, Tensor)
-        weights = _residual_weights(served, t, kernel, config.weighting)
-        return kernels.residual(
-            output, u, weights, seed=seed, stream=STREAM_PERTURBATION,
-            noise=None if z is None else z.to(u.dtype),
-        )  # fmt: skip
+        return kernels.residual(output, offset, second, overwrite=True)
 
     return loss_fn
 
@@ -85,10 +83,14 @@ def _perturb(
     x: Tensor,
     v0: Tensor | None,
     kernel: Kernel,
+    residual: Tensor,
     seed: int,
     z: Tensor | None,
-) -> Tensor:
-    """States at the rows' times; the published are made in float64 and rounded to float32."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """States at the rows' times, the residual's offsets, and its weights on output and offset.
+
+    The published are made in float64 and rounded to float32.
+    """
     published, mean = sde.mode == "published", kernel.mean
     if published:
         x = x.to(torch.float64)
@@ -101,11 +103,13 @@ def _perturb(
         start, mean = (None, (x,)), mean[:, :, :1]
     else:
         start = (None, (x, v0))
-    state, _, rounded = kernels.stage(
-        *start, (), torch.cat([mean, kernel.factor], 2), seed=seed, stream=STREAM_PERTURBATION,
-        noise=z, cast=torch.float32 if published else None,
-    )  # fmt: skip
-    return state if rounded is None else rounded
+    first, second = split_weights(torch.cat([mean, kernel.factor], 2), residual)
+    noise = NoiseAddress(seed, stream=Stream.PERTURBATION) if z is None else z
+    state, offset, _ = kernels.stage(*start, (), first, noise=noise)
+    assert offset is not None
+    if published:
+        state, offset = state.to(torch.float32), offset.to(torch.float32)
+    return state, offset, second
 
 
 def _residual_weights(sde: PublishedInterface, t: Tensor, kernel: Kernel, weighting: str) -> Tensor:

@@ -13,6 +13,7 @@ from cldfast.compat.psld import published
 from cldfast.compat.psld.plans import published_plan
 from cldfast.compat.psld.process import forward_grid, process_of, training_mode
 from cldfast.compat.psld.samplers import Sampler
+from cldfast.kernels import NoiseAddress
 from cldfast.network import draw_seed
 from cldfast.sampling.inpainting import Inpainting
 from cldfast.sampling.run import initial_state, run
@@ -58,9 +59,8 @@ class ES3EulerMaruyamaInpainter(Sampler):
 
         def replaced(u: torch.Tensor, t: float, index: int) -> torch.Tensor:
             return known.apply(
-                process, u, t, t == 0.0, seed=seed, first_index=0, stage_index=index,
-                backend=backend,
-            )  # fmt: skip
+                process, u, t, t == 0.0, NoiseAddress(seed, stage_index=index), backend
+            )
 
         correct = self._corrected(ts, n_discrete_steps)
 

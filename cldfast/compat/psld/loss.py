@@ -19,7 +19,7 @@ from cldfast.compat.psld.process import (
 )
 from cldfast.compat.psld.samplers import Score
 from cldfast.compat.published import check_mode
-from cldfast.kernels.philox import STREAM_PERTURBATION, STREAM_VELOCITY
+from cldfast.kernels import NoiseAddress, Stream
 from cldfast.network import draw_seed
 
 
@@ -78,20 +78,26 @@ class PSLDScoreLoss(torch.nn.Module):
             scale = torch.tensor([1.0, mean_var**0.5], dtype=torch.float64, device=phi.device)
             phi = phi * scale
         weights = torch.cat([phi[:, :, : len(planes)], root], 2)
-        u, _, _ = kernels.stage(
-            None, planes, (), weights, seed=seed, stream=STREAM_PERTURBATION, noise=eps
-        )
-        output = score_fn(u.to(torch.float32), t.to(torch.float32))
         rows = rows_of(self.sde)
+        # The noises that are predicted are rows of the perturbing pass, beside the state.
+        picked = torch.zeros(
+            len(weights), len(rows), weights.shape[2], dtype=torch.float64, device=weights.device
+        )
+        for k, row in enumerate(rows):
+            picked[:, k, row - 2] = 1.0
+        noise = NoiseAddress(seed, stream=Stream.PERTURBATION) if eps is None else eps
+        u, target, _ = kernels.stage(None, planes, (), torch.cat([weights, picked], 1), noise=noise)
+        assert target is not None
+        output = score_fn(u.to(torch.float32), t.to(torch.float32))
         planes_out = kernels.check_planes("the network's output", output, u, x_0.shape[1])
         if planes_out != len(rows):
             raise ValueError(
                 f"the network must predict {len(rows)} noise(s) per coordinate, "
                 f"{len(rows) * x_0.shape[1]} along dimension 1, got {output.shape[1]}"
             )
-        losses = kernels.residual(
-            output, u, _difference(rows, weights), seed=seed, stream=STREAM_PERTURBATION, noise=eps
-        )
+        unit = torch.eye(len(rows), dtype=torch.float64, device=weights.device)
+        difference = torch.cat([unit, -unit], 1).expand(len(weights), -1, -1).contiguous()
+        losses = kernels.residual(output, target, difference, overwrite=True)
         total = losses.sum()
         return total / math.prod([*x_0.shape, len(rows)]) if self.mean else total
 
@@ -113,16 +119,6 @@ class PSLDScoreLoss(torch.nn.Module):
         """Unit normals like x_0."""
         if momentum is not None:
             return momentum
-        table = torch.zeros(1, 2, 3, dtype=torch.float64)
-        table[0, 0, 1] = 1.0
-        state, _, _ = kernels.stage(None, (x_0,), (), table, seed=seed, stream=STREAM_VELOCITY)
-        return state[:, : x_0.shape[1]]
-
-
-def _difference(rows: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    """The residual `output - z` of the rows predicted, (B, r, r + 4)."""
-    r = len(rows)
-    table = torch.zeros(r, r + 4, dtype=torch.float64, device=like.device)
-    for k, row in enumerate(rows):
-        table[k, k], table[k, r + 2 + row] = 1.0, -1.0
-    return table.expand(like.shape[0], r, r + 4).contiguous()
+        address = NoiseAddress(seed, stream=Stream.VELOCITY)
+        drawn = kernels.normals(x_0.shape, address, dtype=x_0.dtype, device=x_0.device)
+        return drawn[:, : x_0.shape[1]]

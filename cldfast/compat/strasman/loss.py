@@ -66,28 +66,29 @@ class loss_hsm:
         if noise is None:
             wide = (x0.shape[0], 2 * x0.shape[1], *x0.shape[2:])
             noise = Draws().normal(wide, x0.dtype, x0.device)
-        state, _, _ = sde.generate_forward(x0, t, hsm=True, noise=noise)
+        state, _, z = sde.generate_forward(x0, t, hsm=True, noise=noise)
         entries = sde.cov_hsm(t)
         weights = _velocity(entries) if is_cld else _both(entries, sde.factor(t, hsm=True))
-        losses = kernels.residual(self.score_theta(state, t), state, weights, noise=noise)
+        # One plane is the velocity's noise, two are both.
+        offset = z[:, -weights.shape[1] * x0.shape[1] :]
+        losses = kernels.residual(self.score_theta(state, t), offset, weights)
         return losses.sum() / math.prod([x0.shape[0], *x0.shape[2:]])
 
 
 def _velocity(entries: published.Entries) -> torch.Tensor:
-    """The residual `-score/ell - z_v`, (B, 1, 5)."""
+    """The residual `-score/ell - z_v`, (B, 1, 2)."""
     xx, xv, vv = entries
     ell = torch.sqrt(xx / (xx * vv - xv**2))
-    zero = torch.zeros_like(ell)
-    row = torch.stack([-(1 / ell), zero, zero, zero, zero - 1.0], 1)
+    row = torch.stack([-(1 / ell), -torch.ones_like(ell)], 1)
     return row.to(torch.float64)[:, None, :]
 
 
 def _both(entries: published.Entries, factor: torch.Tensor) -> torch.Tensor:
-    """The residual `-adj(Sigma) (Sigma score + L z) / sqrt(det)`, (B, 2, 6)."""
+    """The residual `-adj(Sigma) (Sigma score + L z) / sqrt(det)`, (B, 2, 4)."""
     xx, xv, vv = entries
     inverse_det = (1 / (xx * vv - xv**2)).to(torch.float64)
     xx, xv, vv = (entry.to(torch.float64) for entry in entries)
     sigma = torch.stack([xx, xv, xv, vv], -1).reshape(-1, 2, 2)
     adjugate = torch.stack([vv, -xv, -xv, xx], -1).reshape(-1, 2, 2)
     scaled = -inverse_det.sqrt()[:, None, None] * adjugate
-    return torch.cat([scaled @ sigma, torch.zeros_like(sigma), scaled @ factor], 2)
+    return torch.cat([scaled @ sigma, scaled @ factor], 2)

@@ -14,7 +14,7 @@ from cldfast.compat.draws import Draws, StageNoise
 from cldfast.compat.published import check_mode
 from cldfast.compat.strasman import published
 from cldfast.compat.strasman.schedule import beta_parametric
-from cldfast.kernels.philox import STREAM_PERTURBATION, STREAM_SAMPLER
+from cldfast.kernels import NoiseAddress, Stream
 from cldfast.network import draw_seed
 from cldfast.planner.plan import Plan
 from cldfast.planner.solvers import make_plan
@@ -157,7 +157,7 @@ class CriticallyDampedLangevin:
             noise = Draws().normal((u.shape[0], channels, *u.shape[2:]), u.dtype, u.device)
         state, rows, _ = kernels.stage(
             None if hsm else u, (u,) if hsm else (), (), weights,
-            seed=draw_seed() if noise is None else 0, stream=STREAM_PERTURBATION, noise=noise,
+            noise=NoiseAddress(draw_seed(), stream=Stream.PERTURBATION) if noise is None else noise,
         )  # fmt: skip
         assert rows is not None
         scaled, z = rows.chunk(2, dim=1)
@@ -354,11 +354,10 @@ class CriticallyDampedLangevin:
         index: int,
     ) -> torch.Tensor:
         table = torch.from_numpy(stage.matrix())[None]
-        seed = draw_seed() if noise is None and np.any(stage.L) else 0
-        state, _, _ = kernels.stage(
-            u, (score,), (), table, seed=seed, stage_index=index, stream=STREAM_SAMPLER, noise=noise
-        )
-        return state
+        address = NoiseAddress(draw_seed() if np.any(stage.L) else 0, stage_index=index)
+        return kernels.stage(
+            u, (score,), (), table, noise=address if noise is None else noise
+        ).state
 
 
 def _score_name(is_cld: bool) -> str:

@@ -7,7 +7,6 @@ same run. Eight minutes at most.
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 import statistics
@@ -20,8 +19,8 @@ from functools import partial
 from pathlib import Path
 
 import gpu_setup
+from output import RESULTS, write_csv
 
-RESULTS = Path(__file__).resolve().parent / "results"
 DEVICE = "cuda"
 PAIRS = (2**24, 2**26)
 _WIDTH = 1024
@@ -224,17 +223,16 @@ def sampling_rows() -> list[Row]:
 
 def plot(rows: Sequence[Row], path: Path, device: str) -> None:
     """Shares of the copy's bandwidth, and speed-ups of whole runs."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("matplotlib is missing: no plot")
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from cldfast.lab import plots
 
     left = [row for row in rows if row.share is not None and row.pairs == PAIRS[-1]]
     right = [row for row in rows if row.share is None]
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 0.45 * max(len(left), len(right)) + 1.5))
+    try:
+        figure = plots.new_figure(13, 0.45 * max(len(left), len(right)) + 1.5)
+    except ImportError as error:
+        print(f"no plot: {error}")
+        return
+    axes = figure.subplots(1, 2)
     axes[0].barh([f"{r.case}: {r.contestant}" for r in left], [r.share for r in left])
     axes[0].axvline(0.85, color="black", linestyle=":")
     axes[0].set_xlabel(f"share of the copy's bandwidth, {PAIRS[-1] / 1e6:.0f} M pairs, float32")
@@ -244,8 +242,7 @@ def plot(rows: Sequence[Row], path: Path, device: str) -> None:
     for axis in axes:
         axis.invert_yaxis()
     figure.suptitle(device)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    plots.save(figure, path)
 
 
 def measure() -> int:
@@ -265,16 +262,11 @@ def measure() -> int:
         torch.cuda.empty_cache()
     rows += sampling_rows()
     name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
-        about = {
-            "device": device, "torch": torch.__version__, "cuda": torch.version.cuda,
-            "triton": cldfast.info()["versions"]["triton"], "cldfast": cldfast.__version__,
-        }  # fmt: skip
-        writer = csv.DictWriter(file, [*asdict(rows[0]), *about])
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({**asdict(row), **about})
+    about = {
+        "device": device, "torch": torch.__version__, "cuda": torch.version.cuda,
+        "triton": cldfast.info()["versions"]["triton"], "cldfast": cldfast.__version__,
+    }  # fmt: skip
+    write_csv(RESULTS / f"{name}.csv", [asdict(row) | about for row in rows])
     plot(rows, RESULTS / f"{name}.png", device)
     for row in rows:
         share = "" if row.share is None else f"{row.gb_per_s:7.0f} GB/s {row.share:5.2f} of a copy"

@@ -245,10 +245,8 @@ def test_info(capsys):
 
 
 def test_bench_gets_its_options(monkeypatch):
-    import cldfast.bench
-
     seen = []
-    monkeypatch.setattr(cldfast.bench, "main", seen.append)
+    monkeypatch.setattr(commands, "run_bench", seen.append)
     assert main(["bench", "--quick", "--cases", "a", "b"]) == 0
     assert seen[0].quick and seen[0].cases == ["a", "b"]
     assert seen[0].threads is None and seen[0].out is None

@@ -59,7 +59,7 @@ def room(module: str) -> str:
 
 
 def imports(source: str) -> Iterator[str]:
-    """Absolute names of all that a source imports; `from cldfast import x` gives `cldfast.x` too."""
+    """Absolute names of all that a source imports; `from cldfast import x` gives `cldfast.x`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -74,9 +74,13 @@ def missing_backend(name: str) -> str:
     """Why a backend cannot run on this machine, or an empty string."""
     if name not in _backends and name not in _missing:
         try:
-            _backends[name] = _entries[name].load()
+            found = _entries[name].load()
         except ImportError as error:
             _missing[name] = str(error) or repr(error)
+        else:
+            if found.name != name:  # an operator knows a backend by that name
+                raise ValueError(f"the backend registered as {name!r} is named {found.name!r}")
+            _backends[name] = found
     return _missing.get(name, "")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -21,7 +23,7 @@ from cldfast.bench.cases import (
     stage_time,
     stage_weights,
 )
-from cldfast.kernels import CpuBackend, NoiseAddress, native
+from cldfast.kernels import NoiseAddress, native
 from cldfast.process.sde import CLD
 
 # Names in the results; "cldfast <level>" is the compiled kernel, in place as a sampler runs it.
@@ -64,38 +66,31 @@ def contestants(inputs: Inputs, compiled: bool = True) -> list[Contestant]:
 
 
 def _fused(inputs: Inputs) -> list[Contestant]:
-    found: list[Contestant] = []
-    u, output, out = inputs.u, inputs.output, inputs.out
-    for level in levels():
-        at_level = CpuBackend(native.core, level)
-        for operation in OPERATIONS:
-            call = partial(
-                at_level.stage, u, (output,), (), stage_weights(operation), ADDRESS, out=u
-            )
-            found.append(Contestant(FUSED, operation, call, level))
-    if levels():
-        best = CpuBackend(native.core).stage
-        for operation in (SSCS, NOISE_FREE):
-            call = partial(best, u, (output,), (), stage_weights(operation), ADDRESS, out=out)
-            found.append(Contestant(FUSED_OUT, operation, call, best_level()))
-    weights = stage_weights(SSCS)
-    found.append(
-        Contestant(
-            PUBLIC_OP, SSCS, lambda: kernels.stage(u, (output,), weights=weights), best_level()
-        )
-    )
-    found.append(
-        Contestant(
-            PUBLIC_OP_INPLACE, SSCS, lambda: kernels.stage(u, (output,), weights=weights, out=u),
-            best_level(),
-        )
-    )  # fmt: skip
+    u, outputs, best = inputs.u, (inputs.output,), best_level()
+
+    def fused(operation: str, out: torch.Tensor, level: str = "") -> Callable[[], object]:
+        cpu: Any = copy(kernels.get_backend("cpu", "cpu"))
+        cpu.level = level
+        return partial(cpu.stage, u, outputs, (), stage_weights(operation), ADDRESS, out=out)
+
+    found = [
+        Contestant(FUSED, operation, fused(operation, u, level), level)
+        for level in levels()
+        for operation in OPERATIONS
+    ]
+    if best:
+        found += [
+            Contestant(FUSED_OUT, operation, fused(operation, inputs.out), best)
+            for operation in (SSCS, NOISE_FREE)
+        ]
+    public = partial(kernels.stage, u, outputs, weights=stage_weights(SSCS))
+    found.append(Contestant(PUBLIC_OP, SSCS, public, best))
+    found.append(Contestant(PUBLIC_OP_INPLACE, SSCS, partial(public, out=u), best))
     return found
 
 
 def _eager(inputs: Inputs) -> list[Contestant]:
-    found = []
-    reference = kernels.get_backend("reference", "cpu")
+    found, reference = [], kernels.get_backend("reference", "cpu")
     for operation in OPERATIONS:
         weights = stage_weights(operation)
         call = partial(reference.stage, inputs.u, (inputs.output,), (), weights, ADDRESS)

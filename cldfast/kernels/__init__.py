@@ -8,7 +8,6 @@ import torch
 import cldfast.kernels.backends  # noqa: F401, registers the backends
 from cldfast.kernels import philox
 from cldfast.kernels.address import NoiseAddress, Stream, check_seed
-from cldfast.kernels.backends.cpu import CpuBackend
 from cldfast.kernels.backends.protocol import ALL_COLUMNS, Backend, Noise, StageResult
 from cldfast.kernels.backends.reference import noise_planes
 from cldfast.kernels.backends.registry import (
@@ -53,7 +52,6 @@ __all__ = [
     "AtTimes",
     "Backend",
     "BackendWarning",
-    "CpuBackend",
     "Noise",
     "NoiseAddress",
     "OutsideTableError",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 
-from cldfast.kernels.backends import reference
 from cldfast.kernels.backends.planes import layout
 from cldfast.kernels.backends.protocol import ALL_COLUMNS, Backend
 from cldfast.kernels.backends.registry import get_backend, resolve_backend
@@ -63,8 +62,7 @@ def residual(
             used = weights.table.used  # the matrices themselves do not show which columns are zero
         weights = matrices(weights, found)
     if not found.fuses_gradients:
-        losses = reference.residual(output, offset, weights)  # type: ignore[arg-type]
-        losses = losses if scale is None else losses * scale.to(losses.dtype)
+        losses, _ = found.residual(output, offset, weights, scale=scale)
         return losses if reduction == "none" else getattr(losses, reduction)()  # type: ignore[no-any-return]
     check_gradients(offset, scale, None if isinstance(weights, AtTimes) else weights)
     gradient = output.requires_grad and torch.is_grad_enabled()

@@ -72,7 +72,7 @@ def test_without_the_core(monkeypatch):
     from cldfast.app.run_folder import RunConfig
     from cldfast.lab.models import UNetScore
 
-    monkeypatch.setattr(demo, "missing_core", lambda: "not built")
+    monkeypatch.setattr(demo, "missing_backend", lambda name: "not built")
     net = UNetScore(width=8, multipliers=(1,))
     config = RunConfig(CLD().config(), net.config(), (1, 8, 8), "noise")
     drawn, speed = demo._compare_backends(net, demo._recipe(CLD(), config, 3, 0))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -21,9 +23,7 @@ from cldfast.bench.cases import (
     stage_time,
     stage_weights,
 )
-from cldfast.kernels import NoiseAddress
-from cldfast.kernels.backends import reference
-from cldfast.kernels.backends.cpu import CpuBackend
+from cldfast.kernels import NoiseAddress, native
 from cldfast.process.sde import CLD
 
 # Names in the results; "cldfast <level>" is the compiled kernel, in place as a sampler runs it.
@@ -44,25 +44,14 @@ class Contestant:
     level: str = ""
 
 
-def cpu_backend() -> CpuBackend | None:
-    """The backend of the compiled core, None where it is missing."""
-    if kernels.missing_backend("cpu"):
-        return None
-    found = kernels.get_backend("cpu", "cpu")
-    assert isinstance(found, CpuBackend)
-    return found
-
-
 def levels() -> tuple[str, ...]:
     """SIMD levels of the compiled core on this machine, lowest first; () where it is missing."""
-    found = cpu_backend()
-    return () if found is None else found.levels()
+    return () if native.core is None else tuple(native.core.levels())
 
 
 def best_level() -> str:
     """The SIMD level that the core takes by itself, or "" where it is missing."""
-    found = cpu_backend()
-    return "" if found is None else str(found.core.info()["level"])
+    return "" if native.core is None else str(native.core.info()["level"])
 
 
 def contestants(inputs: Inputs, compiled: bool = True) -> list[Contestant]:
@@ -77,37 +66,31 @@ def contestants(inputs: Inputs, compiled: bool = True) -> list[Contestant]:
 
 
 def _fused(inputs: Inputs) -> list[Contestant]:
-    found: list[Contestant] = []
-    u, output, out = inputs.u, inputs.output, inputs.out
-    cpu = cpu_backend()
-    if cpu is not None:
-        for level in levels():
-            at_level = CpuBackend(cpu.core, level)
-            for operation in OPERATIONS:
-                call = partial(
-                    at_level.stage, u, (output,), (), stage_weights(operation), ADDRESS, out=u
-                )
-                found.append(Contestant(FUSED, operation, call, level))
-        for operation in (SSCS, NOISE_FREE):
-            call = partial(cpu.stage, u, (output,), (), stage_weights(operation), ADDRESS, out=out)
-            found.append(Contestant(FUSED_OUT, operation, call, best_level()))
-    weights = stage_weights(SSCS)
-    found.append(
-        Contestant(
-            PUBLIC_OP, SSCS, lambda: kernels.stage(u, (output,), weights=weights), best_level()
-        )
-    )
-    found.append(
-        Contestant(
-            PUBLIC_OP_INPLACE, SSCS, lambda: kernels.stage(u, (output,), weights=weights, out=u),
-            best_level(),
-        )
-    )  # fmt: skip
+    u, outputs, best = inputs.u, (inputs.output,), best_level()
+
+    def fused(operation: str, out: torch.Tensor, level: str = "") -> Callable[[], object]:
+        cpu: Any = copy(kernels.get_backend("cpu", "cpu"))
+        cpu.level = level
+        return partial(cpu.stage, u, outputs, (), stage_weights(operation), ADDRESS, out=out)
+
+    found = [
+        Contestant(FUSED, operation, fused(operation, u, level), level)
+        for level in levels()
+        for operation in OPERATIONS
+    ]
+    if best:
+        found += [
+            Contestant(FUSED_OUT, operation, fused(operation, inputs.out), best)
+            for operation in (SSCS, NOISE_FREE)
+        ]
+    public = partial(kernels.stage, u, outputs, weights=stage_weights(SSCS))
+    found.append(Contestant(PUBLIC_OP, SSCS, public, best))
+    found.append(Contestant(PUBLIC_OP_INPLACE, SSCS, partial(public, out=u), best))
     return found
 
 
 def _eager(inputs: Inputs) -> list[Contestant]:
-    found = []
+    found, reference = [], kernels.get_backend("reference", "cpu")
     for operation in OPERATIONS:
         weights = stage_weights(operation)
         call = partial(reference.stage, inputs.u, (inputs.output,), (), weights, ADDRESS)

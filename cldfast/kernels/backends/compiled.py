@@ -74,15 +74,18 @@ class CompiledBackend(Backend):
         used: int = ALL_COLUMNS,
         row_out: torch.Tensor | None = None,
     ) -> StageResult:
+        # A small stage costs little more than these lines: they avoid what they can.
         like = outputs[0] if u is None else u
-        rows, planes_channels, *spatial = like.shape
-        channels = planes_channels if u is None else planes_channels // 2
-        inner = math.prod(spatial)
+        shape = like.shape
+        channels = shape[1] if u is None else shape[1] // 2
+        inner = 1 if len(shape) == 2 else math.prod(shape[2:])
         if isinstance(weights, torch.Tensor) and not weights.is_contiguous():
             weights = weights.contiguous()
 
         keep: list[torch.Tensor] = []
-        inputs: Description = () if u is None else describe(u, channels, inner, keep)
+        state_read: Description = () if u is None else describe(u, channels, inner, keep)
+        in_place = out is u and u is not None and not keep
+        inputs = state_read
         for tensor in outputs:
             inputs += describe(tensor, channels, inner, keep)
         for tensor in history:
@@ -94,8 +97,11 @@ class CompiledBackend(Backend):
         else:
             inputs += describe(noise, channels, inner, keep)
 
-        state = room(2, channels, like.dtype, like) if out is None else writable(out, channels)
-        results = describe(state, channels, inner, keep)
+        if in_place and u is not None:
+            state, results = u, state_read
+        else:
+            state = room(2, channels, like.dtype, like) if out is None else writable(out, channels)
+            results = describe(state, channels, inner, keep)
         history_planes = weights.shape[1] - 2 - seen_planes
         made = seen = None
         if history_planes:
@@ -107,7 +113,7 @@ class CompiledBackend(Backend):
             seen = room(seen_planes, channels, seen_dtype or like.dtype, like)
             results += describe(seen, channels, inner, keep)
 
-        layout = (rows, channels, inner, CODES[like.dtype])
+        layout = (shape[0], channels, inner, CODES[like.dtype])
         self._launch_stage(like.device, layout, (inputs, results), weights, words, step, used)
         if out is not None and state is not out:
             state = out.copy_(state)

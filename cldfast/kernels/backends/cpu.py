@@ -28,10 +28,6 @@ class CpuBackend(CompiledBackend):
         self.core, self.level = core, level
         self._stage, self._serial_pairs = core.stage, core.SERIAL_PAIRS
 
-    def levels(self) -> tuple[str, ...]:
-        """The instruction sets that the kernels can use on this machine, the lowest first."""
-        return tuple(self.core.levels())
-
     def _threads(self, layout: Layout) -> int:
         rows, channels, inner, _ = layout
         return 1 if rows * channels * inner < self._serial_pairs else torch.get_num_threads()

@@ -1,4 +1,4 @@
-// Reads what Python hands over, tuples of integers, and checks that it fits together.
+// Reads the tuples of integers that Python passes, and checks that they fit together.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -13,7 +13,7 @@ namespace cldfast {
 
 namespace py = pybind11;
 
-// The low 64 bits: addresses and strides as well as seeds.
+// The low 64 bits of an integer: an address, a stride or a seed.
 inline int64_t integer(const py::tuple& tuple, Py_ssize_t i) {
   const unsigned long long value = PyLong_AsUnsignedLongLongMask(PyTuple_GET_ITEM(tuple.ptr(), i));
   if (value == ~0ull && PyErr_Occurred()) throw py::error_already_set();
@@ -49,9 +49,9 @@ inline void read_shape(Call& call, const py::tuple& shape) {
   }
 }
 
-// Writes down the planes of each tensor after the `before` that are there; returns how many came. A tensor
-// is 7 integers: pointer, planes, dtype code, and the strides of batch, plane, channel and inner position,
-// in elements.
+// Lists the planes of tensors after the first `before` planes; returns how many were added. A tensor is 7
+// integers: pointer, planes, dtype code, and the strides of batch, plane, channel and inner position, in
+// elements.
 inline int read_planes(const py::tuple& tensors, Plane* planes, int before = 0) {
   constexpr Py_ssize_t FIELDS = 7;
   const Py_ssize_t size = PyTuple_GET_SIZE(tensors.ptr());
@@ -80,7 +80,7 @@ inline NoiseAddress read_noise(const py::tuple& noise) {
           static_cast<uint32_t>(integer(noise, 2)), static_cast<uint32_t>(integer(noise, 3))};
 }
 
-// Matrices as Python describes them: address, number, rows and columns.
+// Matrices as Python describes them: pointer, number, rows and columns.
 struct MatrixShape {
   const double* entries;
   int64_t count, rows, columns;
@@ -98,7 +98,7 @@ struct MatrixShape {
            std::to_string(call.inputs) + " input planes";
   }
 
-  // Bit j: a matrix has a number other than 0 in column j.
+  // Bit j: some matrix has a number other than 0 in column j.
   uint64_t used_columns() const {
     uint64_t used = 0;
     for (int64_t j = 0; j < columns; ++j) {
@@ -109,7 +109,7 @@ struct MatrixShape {
     return used;
   }
 
-  // Of the first matrix.
+  // Throws unless all entries of the first matrix are finite.
   void check_finite() const {
     for (int64_t i = 0; i < rows * columns; ++i) {
       if (!std::isfinite(entries[i])) {
@@ -119,7 +119,7 @@ struct MatrixShape {
   }
 };
 
-// Planes, matrices and noise of a stage; `noise` is None where the last two inputs are normals.
+// The arguments of a stage. noise: None where the last two inputs are normals.
 inline StageArgs read_stage(const py::tuple& shape, const py::tuple& inputs, const py::tuple& outputs,
                             const MatrixShape& weights, const py::object& noise) {
   StageArgs args = {};

@@ -34,8 +34,8 @@ void check_entries(const Table& table, int64_t entries) {
   }
 }
 
-// Takes a table and times in the place of matrices, if there is one, and finds the used columns. False
-// where a time lies outside the table.
+// Takes matrices from a table, if there is one, and finds the used columns. False where a time lies outside
+// the table.
 bool place_matrices(Call& call, const MatrixShape& weights, uintptr_t table, uintptr_t times) {
   if (!table) {
     call.used = weights.used_columns();
@@ -48,7 +48,7 @@ bool place_matrices(Call& call, const MatrixShape& weights, uintptr_t table, uin
   return covers_all(*call.table, call.times, call.rows);
 }
 
-// Calls shorter than handing the interpreter over keep it.
+// A short call keeps the interpreter's lock, because releasing it would take longer.
 template <class Body>
 void run(const Call& call, const Body& body) {
   if (call.pairs() < SERIAL_PAIRS) {
@@ -101,7 +101,8 @@ bool matrices(uintptr_t address, uintptr_t t, int64_t rows, int64_t entries, uin
 py::tuple philox4x32(const py::tuple& counter, uint64_t key) {
   const auto word = [&](size_t i) { return counter[i].cast<uint32_t>(); };
   const auto words =
-      scalar::philox4x32(scalar::Words<uint64_t>{word(0), word(1), word(2), word(3)}, key);
+      scalar::philox4x32(scalar::Words<uint64_t>{word(0), word(1), word(2), word(3)},
+                         scalar::round_keys(key));
   const auto low = [](uint64_t wide) { return static_cast<uint32_t>(wide); };
   return py::make_tuple(low(words.w0), low(words.w1), low(words.w2), low(words.w3));
 }

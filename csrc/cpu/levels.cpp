@@ -18,22 +18,20 @@ extern const Kernels kernels;
 
 namespace {
 
-std::vector<const Kernels*> find_kernels() {
-  std::vector<const Kernels*> found = {&portable::kernels};
-#if defined(CLDFAST_X86)
-  // These ask for the operating system's support of the registers as well.
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2::kernels);
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    found.push_back(&avx512::kernels);
-  }
-#endif
-  return found;
-}
-
 const std::vector<const Kernels*>& machine_kernels() {
-  static const std::vector<const Kernels*> found = find_kernels();
-  return found;
+  static const std::vector<const Kernels*> known = [] {
+    std::vector<const Kernels*> found = {&portable::kernels};
+#if defined(CLDFAST_X86)
+    // These ask for the operating system's support of the registers as well.
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2::kernels);
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      found.push_back(&avx512::kernels);
+    }
+#endif
+    return found;
+  }();
+  return known;
 }
 
 }  // namespace

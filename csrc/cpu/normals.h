@@ -1,9 +1,10 @@
-// Addressed words and normals: several vectors at a time, and in the order in which kernels walk pairs.
+// Addressed words and normals: several vectors at a time, and in the order in which kernels walk through
+// pairs.
 #pragma once
 
 #include "cpu/planes.h"
 #include "cpu/simd.h"
-// Below cpu/simd.h, which declares what it calls.
+// It calls what cpu/simd.h declares.
 #include "shared/philox.h"
 
 namespace cldfast::CLDFAST_LEVEL {
@@ -14,14 +15,14 @@ namespace {
 constexpr int64_t LANES = VECTOR_BYTES / 4;
 constexpr int64_t GROUP = 2 * LANES;
 
-// Words of GROUP pairs from an even one on, in the order of the pairs.
+// The words of GROUP pairs, in the order of the pairs. The first pair is even.
 CLDFAST_HD void group_words(const NoiseAddress& noise, Duo<U32>& radius, Duo<U32>& angle) {
   U64 lane = {};
   for (int64_t i = 0; i < LANES / 2; ++i) lane[i] = i;
   const uint64_t half = noise.first_pair >> 1;
   const Duo<U64> halves = {lane + half, lane + (half + LANES / 2)};
   const Words<Duo<U64>> words =
-      philox4x32(pair_counter(halves, noise.stage_index, noise.stream), noise.seed);
+      philox4x32(pair_counter(halves, noise.stage_index, noise.stream), round_keys(noise.seed));
   constexpr uint64_t LOW = 0xFFFFFFFFu;
   const Duo<U64> wide_radius = (words.w0 & LOW) | (words.w2 << 32);
   const Duo<U64> wide_angle = (words.w1 & LOW) | (words.w3 << 32);
@@ -42,7 +43,7 @@ CLDFAST_HD void group_normals(Duo<U32> radius, Duo<U32> angle, float* z_x, float
   if (z_v) store(z_v, z_sin);
 }
 
-// The words of one vector as two of 64-bit lanes.
+// The words of one vector in two vectors of 64-bit lanes.
 CLDFAST_HD Duo<U64> widened(U32 words) {
   uint32_t lanes[LANES];
   store(lanes, words);
@@ -62,8 +63,8 @@ CLDFAST_HD void group_normals(Duo<U32> radius, Duo<U32> angle, double* z_x, doub
   group_normals(radius.b, angle.b, z_x ? z_x + LANES : nullptr, z_v ? z_v + LANES : nullptr);
 }
 
-// Normals of `count` pairs, rounded up to whole groups, from an even one on. `X` and `V` say which of
-// the two are wanted.
+// Normals of `count` pairs, rounded up to complete groups. The first pair is even. X and V: whether z_x
+// and z_v are wanted.
 template <bool X, bool V, class T>
 void fill_normals(const NoiseAddress& noise, int64_t count, T* z_x, T* z_v) {
   alignas(64) uint32_t words[2][BLOCK + GROUP];
@@ -80,20 +81,20 @@ void fill_normals(const NoiseAddress& noise, int64_t count, T* z_x, T* z_v) {
   }
 }
 
-// The normals of one block of pairs, in the order in which the pairs are walked.
+// The normals of one block of pairs, in the order in which a kernel walks through the pairs.
 template <class T>
 class BlockNormals {
  public:
-  // pixels: of a row that is walked by pixel, `width` pairs; else 1.
+  // width: pairs of a row. pixels: of a row that is walked by pixel, else 1.
   BlockNormals(const NoiseAddress& noise, int64_t width, int64_t pixels)
       : noise_(noise), width_(width), pixels_(pixels) {}
 
-  // Makes the normals wanted of at most BLOCK pairs, of one row if by pixel; returns where in `normals`
-  // they begin.
+  // Makes z_x or z_v or both of at most BLOCK pairs; returns where in `normals` they begin. The pairs
+  // belong to one row if it is walked by pixel.
   int64_t make(int64_t pair, int64_t count, bool x, bool v) {
     if (!x && !v) return 0;
     if (pixels_ == 1) return fill_run(pair, count, x ? normals[0] : nullptr, v ? normals[1] : nullptr);
-    // Channel by channel, as they are addressed; whole pixels.
+    // Normals are addressed channel by channel. Those of complete pixels are made.
     const int64_t channels = width_ / pixels_;
     const int64_t row = pair / width_, first = pair % width_ / channels;
     const int64_t pixels = (pair % width_ + count - 1) / channels + 1 - first;
@@ -107,12 +108,13 @@ class BlockNormals {
     return pair % width_ - first * channels;
   }
 
-  // A block that begins at an odd pair makes one more, groups are made whole, and so are pixels.
+  // More room than for a block, because groups and pixels are made complete, and pairs of counters too.
   static constexpr int64_t MORE = GROUP > 2 * PIXEL_CHANNELS ? GROUP : 2 * PIXEL_CHANNELS;
   alignas(64) T normals[2][BLOCK + MORE];
 
  private:
-  // A flat run's normals, and the one before it where the run begins at an odd pair: returns 1 then.
+  // The normals of neighbouring addresses. Where the first pair is odd, the pair before it is made as
+  // well, and 1 is returned.
   int64_t fill_run(int64_t pair, int64_t count, T* z_x, T* z_v) const {
     const NoiseAddress first = noise_.after(pair);
     const int64_t odd = static_cast<int64_t>(first.first_pair & 1);

@@ -1,5 +1,5 @@
-// What the kernels of a stage and of a residual share: planes at hand as dense runs, and sums over planes
-// where each row has numbers of its own.
+// What the kernels of stage and residual share: access to planes as dense runs, and sums over planes
+// whose weights differ from row to row.
 #pragma once
 
 #include "cpu/planes.h"
@@ -8,7 +8,7 @@
 namespace cldfast::CLDFAST_LEVEL {
 namespace {
 
-// Rows narrower than a vector of floats, each with a matrix of its own, are worked on several at a time.
+// Rows narrower than a vector of floats, each with a matrix of its own, share vectors.
 constexpr int64_t NARROW_ROW = VECTOR_BYTES / 4;
 
 template <class T>
@@ -22,7 +22,7 @@ class Operands {
  protected:
   const T* input(int j, const Run& run) { return gather<T>(input_[j], run, scratch_in_[j], own_); }
 
-  // Where the results of a run are to be made: in their planes, or in scratch.
+  // Finds the memory for the results of a run: their planes, or scratch.
   void place_results(const Run& run, T** result) {
     for (int k = 0; k < results_; ++k) {
       const View& view = result_[k];
@@ -33,15 +33,14 @@ class Operands {
 
   bool is_direct(int k, const T* result) const { return result != scratch_out_[k]; }
 
-  // Takes results that wait in scratch to their planes.
+  // Moves results from scratch to their planes.
   void finish(const Run& run, T* const* result) {
     for (int k = 0; k < results_; ++k) {
       if (!is_direct(k, result[k])) scatter<T>(result_[k], run, result[k], own_);
     }
   }
 
-  // to = sum of weight(m, row) in[m] over several rows: a lane takes the numbers of its own row. `to` has
-  // room for whole vectors.
+  // to = sum over m of weight(m, row) in[m], for several rows at once. `to` has room for complete vectors.
   template <class Weight>
   void lane_sum(const Run& run, int count, const T* const* in, T* to, const Weight& weight) {
     using F = typename Pack<T>::Float;

@@ -1,4 +1,4 @@
-// Moves runs of coordinates between planes of any dtype and layout and dense scratch of the compute
+// Moves runs of coordinates between planes, of any dtype and layout, and dense scratch of the compute
 // type.
 #pragma once
 
@@ -11,7 +11,7 @@ namespace {
 // Pairs worked on at a time: the planes and normals of a block (2 KiB each in float) stay in L1.
 constexpr int64_t BLOCK = 512;
 
-// Noisy images of more channels are not walked by pixel: normals are made channel by channel.
+// A stage walks images of at most so many channels by pixel. Their normals are made channel by channel.
 constexpr int64_t PIXEL_CHANNELS = 16;
 
 // A run of flat pairs: `count` coordinates from (row, column) on, crossing rows where it is longer.
@@ -27,24 +27,14 @@ constexpr Dtype dtype_of() {
 inline int64_t shorter(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // One plane with its shape, and how much of it is dense.
-struct View {
-  char* data;
-  int64_t batch_stride, channel_stride, inner_stride;
+struct View : Plane {
   int64_t inner, width;  // width = D
-  Dtype dtype;
-  bool dense_rows;  // a row's coordinates lie side by side
-  bool flat;        // all rows too
+  bool dense_rows;       // a row's coordinates lie side by side
+  bool flat;             // all rows too
 
   View() = default;
 
-  View(const Plane& plane, const Call& call)
-      : data(static_cast<char*>(plane.data)),
-        batch_stride(plane.batch_stride),
-        channel_stride(plane.channel_stride),
-        inner_stride(plane.inner_stride),
-        inner(call.inner),
-        width(call.width()),
-        dtype(plane.dtype) {
+  View(const Plane& plane, const Call& call) : Plane(plane), inner(call.inner), width(call.width()) {
     dense_rows = (inner == 1 || inner_stride == 1) && (call.channels == 1 || channel_stride == inner);
     flat = dense_rows && (batch_stride == width || call.rows == 1);
   }
@@ -56,7 +46,7 @@ struct View {
 
   // The address of a dense run.
   void* start(const Run& run) const {
-    return data + (run.row * batch_stride + run.column) * size_of(dtype);
+    return static_cast<char*>(data) + (run.row * batch_stride + run.column) * size_of(dtype);
   }
 };
 
@@ -82,7 +72,7 @@ void move_strided(E* plane, int64_t stride, E* local, int64_t count) {
   }
 }
 
-// Dense units whose width the compiler knows, so that a unit of two floats is one 8-byte move.
+// Dense units of a width that the compiler knows, so that a unit of two floats is one 8-byte move.
 template <Way way, int WIDTH, class E>
 void move_units(E* plane, int64_t stride, E* local, int64_t units) {
   for (int64_t i = 0; i < units; ++i) move_dense<way>(plane + i * stride, local + i * WIDTH, WIDTH);
@@ -104,8 +94,8 @@ void move_units(E* plane, int64_t stride, E* local, int64_t units, int64_t width
   }
 }
 
-// Cuts `count` coordinates from `begin` on into units of `width`: part(unit, from, count, done) takes
-// those of an incomplete unit, whole(unit, units, done) any number of complete ones.
+// Cuts `count` coordinates from `begin` on into units of `width`. part(unit, from, count, done) takes an
+// incomplete unit, whole(unit, units, done) takes any number of complete ones.
 template <class Part, class Whole>
 void by_units(int64_t width, int64_t begin, int64_t count, const Part& part, const Whole& whole) {
   int64_t unit = begin / width, done = 0;
@@ -120,7 +110,7 @@ void by_units(int64_t width, int64_t begin, int64_t count, const Part& part, con
   if (done < count) part(unit + units, int64_t(0), count - done, done);
 }
 
-// Part of the row at `row`, any strides.
+// Part of the row that begins at `row`, of any strides.
 template <Way way, class E>
 void move_in_row(const View& view, E* row, int64_t column, E* local, int64_t count) {
   if (view.dense_rows) return move_dense<way>(row + column, local, count);
@@ -141,10 +131,10 @@ void move_in_row(const View& view, E* row, int64_t column, E* local, int64_t cou
   });
 }
 
-// Any run between a plane and `local`, element by element of E's size, no conversion.
+// Moves any run between a plane and `local`, without a conversion.
 template <Way way, class E>
 void move_run(const View& view, const Run& run, E* local) {
-  E* const first = reinterpret_cast<E*>(view.data) + run.row * view.batch_stride;
+  E* const first = static_cast<E*>(view.data) + run.row * view.batch_stride;
   if (run.column + run.count <= view.width) {
     return move_in_row<way>(view, first, run.column, local, run.count);
   }
@@ -160,7 +150,7 @@ void move_run(const View& view, const Run& run, E* local) {
   });
 }
 
-// The 16-bit types round to nearest even, and a NaN stays one.
+// Floats become 16-bit numbers by rounding to nearest even. A NaN stays a NaN.
 struct BFloat16 {
   uint16_t bits;
 
@@ -178,8 +168,8 @@ struct Float16 {
 
   Float16() = default;
 
-  // Adding 2^13 times the value's power of two, at least that of the smallest normal float16, makes the
-  // float adder drop exactly the bits that float16 has not.
+  // The value's power of two, at least that of the smallest normal float16, is multiplied by 2^13 and
+  // added to the value. The sum then has no room for just those bits that float16 lacks.
   explicit Float16(float value) {
     const uint32_t wide = bits_of(value);
     const uint32_t sign = (wide >> 16) & 0x8000u;
@@ -221,8 +211,8 @@ void convert(const From* from, To* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<To>(from[i]);
 }
 
-// The run as dense T: where it lies if it can be used there, else `scratch`, filled. `own` is room for
-// the run in the plane's own dtype.
+// The run as dense T: the plane itself where that is dense and of type T, else `scratch`, which is filled.
+// `own` is room for the run in the plane's own dtype.
 template <class T>
 const T* gather(const View& view, const Run& run, T* scratch, void* own) {
   const bool dense = view.is_dense(run);

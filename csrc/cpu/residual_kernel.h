@@ -1,7 +1,7 @@
-// The residual kernel for one instruction set: tiles of pairs, squares into float64.
+// The residual kernel for one instruction set. It works on tiles of pairs and adds squares in float64.
 //
-// Where a row is cut depends on its width alone and every vector goes through the same instructions,
-// so that a row's loss and gradient do not depend on where in a batch or thread it lies. That holds for
+// The width of a row alone decides where it is cut, and every vector goes through the same instructions,
+// so that loss and gradient of a row do not depend on where in a batch or thread it lies. That holds for
 // finite planes: a plane is read for all rows of a call or for none.
 #pragma once
 
@@ -13,7 +13,7 @@
 namespace cldfast::CLDFAST_LEVEL {
 namespace {
 
-// A sum of squares; those of floats are exact in double.
+// A sum of squares. The squares of floats are exact in double.
 struct SquareSum {
   Duo<F64> total = {};
 
@@ -34,12 +34,13 @@ struct SquareSum {
 };
 
 // r[k] = sum_m matrix(k, m) in[m] and gradient[j] = 2 sum_k matrix(k, j) r[k]; returns the sum of r's
-// squares. Gradients may be null, or over inputs: a vector's inputs are all read before they are written.
+// squares. Gradients may be null. They may be inputs, for all inputs of a vector are read before its
+// gradients are written.
 template <class T>
 using Squares = double (*)(const T* const* in, T* const* gradient, const Matrix& matrix, int residuals,
                            int outputs, int64_t count);
 
-// PLANES residuals, as many outputs and offsets; or any numbers of them where PLANES is 0.
+// For PLANES residuals, outputs and offsets, or for any numbers of them where PLANES is 0.
 template <class T, int PLANES>
 double squares(const T* const* in, T* const* gradient, const Matrix& matrix, int any_residuals,
                int any_outputs, int64_t count) {
@@ -47,32 +48,35 @@ double squares(const T* const* in, T* const* gradient, const Matrix& matrix, int
   constexpr int MOST = PLANES ? PLANES : MOST_PLANES, MOST_INS = PLANES ? 2 * PLANES : MOST_PLANES;
   const int residuals = PLANES ? PLANES : any_residuals, outputs = PLANES ? PLANES : any_outputs;
   const int ins = PLANES ? 2 * PLANES : matrix.used;
-  const MatrixEntries<T, MOST, MOST_INS, PLANES != 0> w(matrix, residuals, ins);
+  T w[MOST][MOST_INS];
+  for (int k = 0; k < residuals; ++k) {
+    for (int m = 0; m < ins; ++m) w[k][m] = matrix.at<T>(k, m);
+  }
   const T* from[MOST_INS];
   T* to[MOST] = {};
   for (int m = 0; m < ins; ++m) from[m] = in[m];
   for (int j = 0; gradient && j < outputs; ++j) to[j] = gradient[j];
   SquareSum sum;
-  // Lanes past the end are zero, and so is what they add.
+  // Lanes past the end are zeros, which add nothing.
   by_vectors<F, T>(count, [&](int64_t i, auto lanes) CLDFAST_INLINED {
     F x[MOST_INS], twice[MOST];
     for (int m = 0; m < ins; ++m) x[m] = load<F>(from[m] + i, lanes);
     for (int k = 0; k < residuals; ++k) {
-      F r = w(k, 0) * x[0];
-      for (int m = 1; m < ins; ++m) r = multiply_add(w(k, m), x[m], r);
+      F r = w[k][0] * x[0];
+      for (int m = 1; m < ins; ++m) r = multiply_add(broadcast<F>(w[k][m]), x[m], r);
       sum.add(r);
       twice[k] = r + r;
     }
     for (int j = 0; gradient && j < outputs; ++j) {
-      F g = w(0, j) * twice[0];
-      for (int k = 1; k < residuals; ++k) g = multiply_add(w(k, j), twice[k], g);
+      F g = w[0][j] * twice[0];
+      for (int k = 1; k < residuals; ++k) g = multiply_add(broadcast<F>(w[k][j]), twice[k], g);
       store(to[j] + i, g, lanes);
     }
   });
   return sum.value();
 }
 
-// The unrolled loop for the losses there are: a velocity score, or a full one.
+// The loop is unrolled for score matching: the score of the velocity, or of state and velocity.
 template <class T>
 Squares<T> squares_for(int residuals, int outputs, int ins) {
   if (residuals == outputs && ins == 2 * outputs) {
@@ -106,7 +110,7 @@ class ResidualRun : Operands<T> {
         narrow_rows({row, 0, rows * count}, rows, sums);
         continue;
       }
-      // Rows together are of one piece each.
+      // Where there are several rows, each is one piece.
       for (int64_t i = 0; i < rows; ++i) sums[i] = segment({row + i, start, count});
     }
   }
@@ -114,12 +118,12 @@ class ResidualRun : Operands<T> {
  private:
   using Operands<T>::width_;
 
-  // An output's column is used in any case: its gradient is written.
+  // The column of an output is always used, because the gradient is written.
   static uint64_t read_columns(const ResidualArgs& args) {
     return args.used | ((uint64_t(1) << args.outputs) - 1);
   }
 
-  // What the matrix of a row is multiplied by.
+  // The factor of a row's matrix: the root of the loss's.
   double amplitude(int64_t row) const {
     return args_.scale ? std::sqrt(args_.scale[row] * args_.factor) : amplitude_;
   }

@@ -1,4 +1,4 @@
-// The matrices of the rows that a kernel walks: one for all, an array of them, or a table at times.
+// The matrices of rows: one for all rows, one for each, or those of a table at the rows' times.
 #pragma once
 
 #include <vector>
@@ -9,12 +9,12 @@
 namespace cldfast::CLDFAST_LEVEL {
 namespace {
 
-// One matrix, as the arithmetic of a run takes it: entries scale * matrix[k * columns + column[m]].
+// The used columns of one matrix, times a scale.
 struct Matrix {
   const double* entries;
   int columns;
   int used;           // columns that are used
-  const int* column;  // their numbers, in order
+  const int* column;  // the numbers of those, in order
   double scale;
 
   template <class T>
@@ -23,32 +23,7 @@ struct Matrix {
   }
 };
 
-// The used part of a matrix for a kernel's loop: broadcast, where there are registers for all of it.
-template <class T, int ROWS, int COLUMNS, bool BROADCAST>
-class MatrixEntries {
- public:
-  using F = typename Pack<T>::Float;
-
-  MatrixEntries(const Matrix& matrix, int rows, int columns) {
-    for (int k = 0; k < rows; ++k) {
-      for (int m = 0; m < columns; ++m) entry_[k][m] = Entry{} + matrix.at<T>(k, m);
-    }
-  }
-
-  CLDFAST_HD F operator()(int k, int m) const {
-    if constexpr (BROADCAST) {
-      return entry_[k][m];
-    } else {
-      return F{} + entry_[k][m];
-    }
-  }
-
- private:
-  using Entry = std::conditional_t<BROADCAST, F, T>;
-  Entry entry_[ROWS][COLUMNS];
-};
-
-// The numbers of the columns whose bits are set, in order; returns how many.
+// Lists the columns whose bits are set, in order; returns how many there are.
 inline int columns_of(uint64_t used, int* column) {
   int count = 0;
   for (int j = 0; used >> j; ++j) {
@@ -57,7 +32,7 @@ inline int columns_of(uint64_t used, int* column) {
   return count;
 }
 
-// Complete rows whose width the compiler knows.
+// Complete rows of a width that the compiler knows.
 template <int WIDTH, class T, class Value>
 void spread(int64_t first, int64_t rows, T* to, const Value& value) {
   for (int64_t i = 0; i < rows; ++i) {
@@ -66,7 +41,7 @@ void spread(int64_t first, int64_t rows, T* to, const Value& value) {
   }
 }
 
-// A number of each row at all of its coordinates in a run: value(row), a T.
+// Writes value(row), a T, to all coordinates of each row of a run.
 template <class T, class Value>
 void spread(const Run& run, int64_t width, T* to, const Value& value) {
   if (run.column == 0 && run.count % width == 0) {
@@ -88,7 +63,7 @@ void spread(const Run& run, int64_t width, T* to, const Value& value) {
 
 class RowMatrices {
  public:
-  // entries: of a matrix; shared: all rows have the same.
+  // entries: of a matrix. shared: whether all rows have the same matrix.
   RowMatrices(const Call& call, int64_t entries, bool shared)
       : table_(call.table), times_(call.times), values_(call.weights), entries_(entries),
         stride_(shared ? 0 : entries), rows_(call.rows) {}
@@ -96,7 +71,7 @@ class RowMatrices {
   // Makes sure that the matrices of the rows first ... last - 1 are at hand.
   void prepare(int64_t first, int64_t last) {
     if (!table_ || (first >= first_ && last <= last_)) return;
-    // Some more: several together cost less, and blocks share rows.
+    // A few more than asked for: several together cost less time, and the next block may need them.
     constexpr int64_t AHEAD = 16;
     last = shorter(first + AHEAD * ((last - first + AHEAD - 1) / AHEAD), rows_);
     const size_t numbers = static_cast<size_t>((last - first) * entries_);

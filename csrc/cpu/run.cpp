@@ -9,11 +9,11 @@ namespace cldfast {
 
 namespace {
 
-// About what the cores of one chiplet share; virtual machines report the whole host's.
+// About what the cores of one chiplet share. A virtual machine would report the cache of its whole host.
 constexpr int64_t LAST_LEVEL_CACHE = int64_t(32) << 20;
 
-// Outputs go past the caches when they are not read here (a line in the cache is then better
-// overwritten there) and the call's planes are too many for the next call to find them cached.
+// Results bypass the caches where the planes of a call are too large for the next call to find them
+// there. A plane that is read as well is better overwritten in the cache.
 bool writes_past_cache(const StageArgs& args) {
   int64_t bytes = 0;
   for (int j = 0; j < args.inputs; ++j) bytes += size_of(args.input[j].dtype);
@@ -28,7 +28,7 @@ bool writes_past_cache(const StageArgs& args) {
 }
 
 Tiling tiling_of(const ResidualArgs& args) {
-  // Complete pixels where there are some.
+  // A piece consists of complete pixels where a row is walked by pixel.
   const int64_t whole = args.by_pixel && args.inner <= scalar::BLOCK ? args.inner : 1;
   const int64_t width = args.width(), most = scalar::BLOCK / whole * whole;
   Tiling tiling;
@@ -51,7 +51,7 @@ void write_losses(const ResidualArgs& args, T* loss, bool reduce) {
   if (reduce) *loss = static_cast<T>(total);
 }
 
-// A table's row costs about as much as so many noisy pairs.
+// The matrix of a row costs about as much time as so many noisy pairs.
 constexpr int64_t PAIRS_OF_A_ROW = 8;
 
 }  // namespace
@@ -59,7 +59,7 @@ constexpr int64_t PAIRS_OF_A_ROW = 8;
 void run_stage(StageArgs& args, const Kernels& kernels, int threads) {
   if (args.channels <= scalar::PIXEL_CHANNELS) scalar::walk_by_pixel(args);
   const bool past_cache = writes_past_cache(args);
-  // Whole Philox counters, vectors and cache lines.
+  // 64 pairs are a multiple of what a Philox counter, a vector and a cache line hold.
   run_parts(args.pairs(), 64, args.pairs(), threads, [&](int64_t begin, int64_t end) {
     kernels.stage(args, begin, end, past_cache);
   });

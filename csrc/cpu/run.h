@@ -1,4 +1,4 @@
-// Runs operations on up to `threads` of torch's threads.
+// Runs operations on at most `threads` of torch's threads.
 #pragma once
 
 #include "shared/operations.h"
@@ -6,7 +6,7 @@
 
 namespace cldfast {
 
-// Both may change the order in which `args` walks planes.
+// run_stage and run_residual may change the order in which `args` walks through planes.
 void run_stage(StageArgs& args, const Kernels& kernels, int threads);
 
 // `loss` receives numbers of the compute dtype: one for each row, or the sum over rows alone if

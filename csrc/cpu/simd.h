@@ -1,5 +1,5 @@
-// Vectors of one instruction set: the compiler's vector extension, and a few intrinsics where it has
-// no operator. Overloads the primitives of shared/arithmetic.h. VECTOR_BYTES is the only width there is.
+// Vectors of one instruction set: the compiler's vector extension, and intrinsics where that has no
+// operator. The primitives of shared/arithmetic.h are overloaded. All vectors have VECTOR_BYTES.
 #pragma once
 
 #include <cstddef>
@@ -53,8 +53,14 @@ CLDFAST_HD void store(E* to, V value) {
   memcpy(to, &value, sizeof(V));
 }
 
-// Which lanes of a vector are moved: all of them, or the first ones. The others read as zero and are not
-// written.
+// A number in every lane. Adding it to zeros would cost an instruction.
+template <class V, class E>
+CLDFAST_HD V broadcast(E number) {
+  return number - V{};
+}
+
+// Which lanes of a vector are loaded or stored: all of them, or the first `count`. The other lanes are
+// loaded as zeros and not stored.
 struct AllLanes {
   static constexpr bool all = true;
 };
@@ -63,44 +69,44 @@ struct SomeLanes {
   int64_t count;
 };
 
-template <class V, class E>
-CLDFAST_HD V load(const E* from, AllLanes) {
-  return load<V>(from);
-}
-template <class V, class E>
-CLDFAST_HD void store(E* to, V value, AllLanes) {
-  store(to, value);
+template <class V, class E, class Lanes>
+CLDFAST_HD V load(const E* from, Lanes lanes) {
+  if constexpr (Lanes::all) {
+    return load<V>(from);
+  } else {
+#if defined(__AVX512F__)
+    const unsigned mask = (1u << lanes.count) - 1;
+    if constexpr (sizeof(E) == 4) {
+      return bit_cast<V>(_mm512_maskz_loadu_epi32(static_cast<__mmask16>(mask), from));
+    } else {
+      return bit_cast<V>(_mm512_maskz_loadu_epi64(static_cast<__mmask8>(mask), from));
+    }
+#else
+    E values[sizeof(V) / sizeof(E)] = {};
+    for (int64_t i = 0; i < lanes.count; ++i) values[i] = from[i];
+    return load<V>(values);
+#endif
+  }
 }
 
-template <class V, class E>
-CLDFAST_HD V load(const E* from, SomeLanes lanes) {
-#if defined(__AVX512F__)
-  const unsigned mask = (1u << lanes.count) - 1;
-  if constexpr (sizeof(E) == 4) {
-    return bit_cast<V>(_mm512_maskz_loadu_epi32(static_cast<__mmask16>(mask), from));
+template <class V, class E, class Lanes>
+CLDFAST_HD void store(E* to, V value, Lanes lanes) {
+  if constexpr (Lanes::all) {
+    store(to, value);
   } else {
-    return bit_cast<V>(_mm512_maskz_loadu_epi64(static_cast<__mmask8>(mask), from));
-  }
-#else
-  E values[sizeof(V) / sizeof(E)] = {};
-  for (int64_t i = 0; i < lanes.count; ++i) values[i] = from[i];
-  return load<V>(values);
-#endif
-}
-template <class V, class E>
-CLDFAST_HD void store(E* to, V value, SomeLanes lanes) {
 #if defined(__AVX512F__)
-  const unsigned mask = (1u << lanes.count) - 1;
-  if constexpr (sizeof(E) == 4) {
-    _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(mask), bit_cast<__m512i>(value));
-  } else {
-    _mm512_mask_storeu_epi64(to, static_cast<__mmask8>(mask), bit_cast<__m512i>(value));
-  }
+    const unsigned mask = (1u << lanes.count) - 1;
+    if constexpr (sizeof(E) == 4) {
+      _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(mask), bit_cast<__m512i>(value));
+    } else {
+      _mm512_mask_storeu_epi64(to, static_cast<__mmask8>(mask), bit_cast<__m512i>(value));
+    }
 #else
-  E values[sizeof(V) / sizeof(E)];
-  store(values, value);
-  for (int64_t i = 0; i < lanes.count; ++i) to[i] = values[i];
+    E values[sizeof(V) / sizeof(E)];
+    store(values, value);
+    for (int64_t i = 0; i < lanes.count; ++i) to[i] = values[i];
 #endif
+  }
 }
 
 // For a body that `by_vectors` calls in two places.
@@ -115,7 +121,7 @@ CLDFAST_HD void by_vectors(int64_t count, const Body& body) {
   if (i < count) body(i, SomeLanes{count - i});
 }
 
-// To an aligned address, past the caches: the line is not read before it is overwritten.
+// Stores to an aligned address past the caches: the line is not read before it is overwritten.
 template <class V, class E>
 CLDFAST_HD void store_past_cache(E* to, V value) {
 #if defined(__AVX512F__)
@@ -129,7 +135,7 @@ CLDFAST_HD void store_past_cache(E* to, V value) {
 #endif
 }
 
-// Orders stores past the caches before whatever the thread does next.
+// Stores past the caches come before all that the thread does next.
 CLDFAST_HD void store_fence() {
 #if defined(__SSE2__)
   _mm_sfence();
@@ -220,7 +226,7 @@ CLDFAST_HD F32 inverse_root(F32 x) {
 #if defined(__AVX512F__)
   return _mm512_rsqrt14_ps(x);
 #elif defined(__AVX2__)
-  // 12 bits, and a Newton step.
+  // The guess has 12 bits; a Newton step doubles them.
   const F32 guess = _mm256_rsqrt_ps(x);
   return guess * (1.5f - (0.5f * x) * (guess * guess));
 #else

@@ -1,4 +1,5 @@
-// The stage kernel for one instruction set: blocks of flat pairs, noise into L1, one small matrix.
+// The stage kernel for one instruction set. It works on blocks of pairs: the normals of a block are made
+// in the L1 cache, then the matrix is applied to all planes.
 //
 // Every vector of a run, the last incomplete one included, goes through the same vector instructions,
 // so a coordinate's result does not depend on where in a batch, block or thread it lies. That holds for
@@ -12,33 +13,36 @@
 namespace cldfast::CLDFAST_LEVEL {
 namespace {
 
-// Rows at least this wide are worked on in place; narrower ones are gathered, several to a vector.
+// Rows at least this wide are worked on one by one, where they lie. Narrower rows share vectors.
 constexpr int64_t WIDE_ROW = 64;
 
-// out[k][i] = sum_m matrix(k, m) in[m][i]. Outputs may be inputs: a vector's inputs are all read before
-// its outputs are written.
+// out[k][i] = sum_m matrix(k, m) in[m][i]. Outputs may be inputs, for all inputs of a vector are read
+// before its outputs are written.
 template <class T>
 using Affine = void (*)(const T* const* in, T* const* out, const Matrix& matrix, int outs, int64_t count,
                         bool past_cache);
 
-// INS inputs and OUTS outputs, or any numbers of them where INS is 0.
+// For INS inputs and OUTS outputs, or for any numbers of them where INS is 0.
 template <class T, int INS, int OUTS>
 void affine(const T* const* in, T* const* out, const Matrix& matrix, int any_outs, int64_t count,
             bool past_cache) {
   using F = typename Pack<T>::Float;
   constexpr int MOST_INS = INS ? INS : STAGE_COLUMNS, MOST_OUTS = INS ? OUTS : MOST_PLANES;
   const int ins = INS ? INS : matrix.used, outs = INS ? OUTS : any_outs;
-  const MatrixEntries<T, MOST_OUTS, MOST_INS, INS != 0> w(matrix, outs, ins);
+  T w[MOST_OUTS][MOST_INS];
   const T* from[MOST_INS];
   T* to[MOST_OUTS];
+  for (int k = 0; k < outs; ++k) {
+    for (int m = 0; m < ins; ++m) w[k][m] = matrix.at<T>(k, m);
+  }
   for (int m = 0; m < ins; ++m) from[m] = in[m];
   for (int k = 0; k < outs; ++k) to[k] = out[k];
   by_vectors<F, T>(count, [&](int64_t i, auto lanes) CLDFAST_INLINED {
     F x[MOST_INS], y[MOST_OUTS];
     for (int m = 0; m < ins; ++m) x[m] = load<F>(from[m] + i, lanes);
     for (int k = 0; k < outs; ++k) {
-      y[k] = ins == 0 ? F{} : w(k, 0) * x[0];
-      for (int m = 1; m < ins; ++m) y[k] = multiply_add(w(k, m), x[m], y[k]);
+      y[k] = ins == 0 ? F{} : w[k][0] * x[0];
+      for (int m = 1; m < ins; ++m) y[k] = multiply_add(broadcast<F>(w[k][m]), x[m], y[k]);
     }
     for (int k = 0; k < outs; ++k) {
       if (lanes.all && past_cache) {
@@ -50,7 +54,7 @@ void affine(const T* const* in, T* const* out, const Matrix& matrix, int any_out
   });
 }
 
-// The unrolled loop for the counts that solvers use, six inputs and both normals and four outputs at most.
+// The loop is unrolled for the numbers that solvers use: up to six inputs, two normals and four outputs.
 template <class T, int... I>
 Affine<T> affine_for(int ins, int outs, std::integer_sequence<int, I...>) {
   static constexpr Affine<T> unrolled[] = {affine<T, I / 4 + 1, I % 4 + 1>...};
@@ -106,7 +110,8 @@ class StageRun : Operands<T> {
     return args_.addressed_noise && (args_.used >> (args_.inputs + number) & 1);
   }
 
-  // What the used columns are multiplied by, at a run whose normals begin at `offset` of the block's.
+  // The planes and normals that used columns stand for. The normals of the run begin at `offset` of the
+  // block's.
   void used_inputs(const Run& run, int64_t offset, const T** in) {
     for (int m = 0; m < used_; ++m) {
       const int j = column_[m], normal = j - args_.inputs;
@@ -128,7 +133,7 @@ class StageRun : Operands<T> {
     this->finish(run, out);
   }
 
-  // Several rows at once. Outputs may be inputs, so they wait in scratch until all are made.
+  // Several rows at once. Outputs may be inputs, so they are kept in scratch until all are made.
   void narrow_rows(const Run& run, int64_t offset) {
     const T* in[STAGE_COLUMNS];
     T* out[MOST_PLANES];

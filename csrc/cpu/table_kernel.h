@@ -8,7 +8,7 @@
 namespace cldfast::CLDFAST_LEVEL {
 namespace {
 
-// Horner's rule at MATRICES times at once, whose chains of sums do not wait for each other.
+// Horner's rule at several times at once: their sums do not wait for each other.
 template <int MATRICES>
 void matrices_together(const Table& table, const double* t, int64_t entries, double* to) {
   const double* last[MATRICES];

@@ -59,8 +59,8 @@ void run_part(void* work) {
 
 const char* threading() { return openmp().found() ? "gomp" : "serial"; }
 
-// Waking torch's pool costs a few microseconds, in which one thread does some 4,000 noisy pairs; two
-// threads gain half of the work, so four times that is where sharing begins to pay clearly.
+// Torch's pool takes a few microseconds to wake up, in which one thread does some 4,000 noisy pairs. Two
+// threads save half of the time, so that sharing clearly pays from four times as many pairs on.
 const int64_t SERIAL_PAIRS = 16384;
 
 void run_parts(int64_t count, int64_t whole, int64_t pairs, int threads, const Part& part) {

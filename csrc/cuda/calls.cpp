@@ -3,13 +3,6 @@
 #include <string>
 
 namespace cldfast {
-namespace {
-
-// So many that the last ones to finish leave little of the device idle, each with several tiles, over
-// which the matrix's way to shared memory is spread.
-constexpr int64_t BLOCKS_PER_PROCESSOR = 32;
-
-}  // namespace
 
 void check(cudaError_t code, const char* call) {
   if (code == cudaSuccess) return;
@@ -27,6 +20,9 @@ int device_count() {
 }
 
 unsigned blocks_for(int64_t work, int64_t per_block, int device) {
+  // With so many blocks the last ones to finish leave little of the device idle. Each block still has
+  // several tiles, which share the cost of copying the matrix to shared memory.
+  constexpr int64_t BLOCKS_PER_PROCESSOR = 32;
   int processors = 0;
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
         "cudaDeviceGetAttribute");

@@ -8,7 +8,7 @@
 
 namespace cldfast {
 
-// Begins with the name of the return code.
+// Its message begins with the name of the return code.
 struct CudaError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -16,19 +16,19 @@ struct CudaError : std::runtime_error {
 // Throws CudaError unless the code is cudaSuccess; `call` says what returned it.
 void check(cudaError_t code, const char* call);
 
-// Where work is put.
+// A stream of a device, to which work is added.
 struct Queue {
   int device;
   cudaStream_t stream;
 };
 
-// Makes a device the thread's current one for this module's runtime. Not undone: the caller has made it
-// the process's current one, and another runtime's memory of it is not ours to restore.
+// Makes a device the current one of this module's CUDA runtime. The caller has made it the current one of
+// other runtimes already, so that nothing has to be undone.
 void use(int device);
 
 int device_count();
 
-// Blocks for `work` items at `per_block`, bounded by what the device needs to be busy; kernels loop.
+// Blocks for `work` items at `per_block`, but no more than keep the device busy: the kernels loop.
 unsigned blocks_for(int64_t work, int64_t per_block, int device);
 
 template <class... P>

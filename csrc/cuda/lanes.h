@@ -1,4 +1,4 @@
-// What the code of all CUDA threads shares: blocks and warps, and numbers of any dtype.
+// What the code of all CUDA threads shares: blocks, warps, and numbers of any dtype.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -27,7 +27,7 @@ struct PieceUnits {
   }
 };
 
-// Four 16-bit numbers, and eight: what one lane holds, and what one wide access moves.
+// Four 16-bit numbers are a lane's quad, eight are one wide access.
 struct alignas(8) Half4 {
   uint32_t pair[2];
 };

@@ -8,17 +8,17 @@
 
 namespace cldfast {
 
-// What a thread of a vector kernel takes at a time: neighbouring pairs, two Philox calls.
+// Neighbouring pairs that a thread of a vector kernel takes together: two calls of Philox.
 constexpr int QUAD = 4;
-// Pairs of a row to a warp, where that is how rows are cut: at these multiples, whatever the batch.
+// Rows are cut at multiples of so many pairs, whatever the batch. A warp takes a piece.
 constexpr int64_t PIECE = 1024;
-// Rows of fewer pairs have not a quad for every lane.
+// From so many pairs on a row has two quads for every lane.
 constexpr int64_t QUADS_FROM = 256;
 
 inline int64_t pieces_of(int64_t width) { return (width + PIECE - 1) / PIECE; }
 
-// Division by a constant: a product and a shift for dividends below 2^31 (Granlund, Montgomery 1994,
-// "Division by invariant integers using multiplication"), the machine's division beyond.
+// Division by a constant. For dividends below 2^31 it is a product and a shift (Granlund, Montgomery 1994,
+// "Division by invariant integers using multiplication"), for others the machine's division.
 struct Divisor {
   int64_t value;
   uint32_t factor;
@@ -46,12 +46,11 @@ struct LaunchShape {
   int64_t rows, channels, inner;
   int64_t width;       // D
   int64_t pieces;      // of a row
-  Divisor by_channel;  // by S, or by C where channels are fastest
+  Divisor by_channel;  // by S, or, if a stage's `pixels`, by C
   Divisor by_piece;    // by the pieces of a row
-  bool vector;         // quads of dense planes, in float32
+  bool vector;         // threads take quads of dense planes, and compute in float32
   bool plain;          // all planes are float32
 
-  LaunchShape() = default;
   explicit LaunchShape(const Call& call)
       : compute(call.compute),
         rows(call.rows),
@@ -64,7 +63,7 @@ struct LaunchShape {
         vector(compute == Dtype::float32 && rows < MOST_SHORT && width < MOST_SHORT),
         plain(true) {}
 
-  // A plane as it is launched. Planes decide whether the launch can be a vector kernel's.
+  // The plane as kernels take it. Each plane may rule out `vector` and `plain`.
   Plane take(Plane plane) {
     constexpr int64_t LIMIT = int64_t(1) << 32;
     const bool dense = (inner == 1 || plane.inner_stride == 1) &&
@@ -76,13 +75,13 @@ struct LaunchShape {
     return plane;
   }
 
-  // Vector kernels take batch strides in bytes.
+  // The batch strides that vector kernels take are in bytes.
   void in_bytes(Plane* planes, int count) const {
     for (int i = 0; vector && i < count; ++i) planes[i].batch_stride *= size_of(planes[i].dtype);
   }
 
  private:
-  // Of rows and columns: products with elements' sizes of 8 bytes then fit 32 bits.
+  // For fewer rows and columns, products with the 8 bytes of an element have 32 bits.
   static constexpr int64_t MOST_SHORT = int64_t(1) << 29;
 
   // Whether `count` neighbours of a row that starts at a multiple of `count` are one aligned access.

@@ -1,4 +1,4 @@
-// Dense planes, by warps: a lane holds quads of neighbouring pairs.
+// Dense planes: each lane of a warp holds quads, four neighbouring pairs.
 #pragma once
 
 #include "cuda/lanes.h"
@@ -7,14 +7,14 @@
 namespace cldfast::CLDFAST_LEVEL {
 namespace {
 
-// The quads of one lane: quad `lane` of the first and of the second half of a warp's 64. Neighbouring
-// lanes hold neighbouring quads, so accesses to float planes are dense over the warp. Past the end a
-// lane reads a quad that exists, and writes none.
+// The two quads of one lane, of the 64 quads of a warp: number `lane` of the first half and of the second
+// half. Neighbouring lanes hold neighbouring quads, so that a warp's access to a float plane is dense. A
+// lane past the end reads a quad that exists, and writes none.
 struct Quads {
   int64_t unit[2];
   uint32_t row[2], column[2];
   bool valid[2];
-  bool odd;  // the lane
+  bool odd;  // whether the lane's number is
 
   CLDFAST_DEVICE Quads(const StageLaunch& launch, int64_t tile, int lane) : odd(lane & 1) {
     CLDFAST_UNROLL for (int g = 0; g < 2; ++g) {
@@ -28,7 +28,7 @@ struct Quads {
     }
   }
 
-  // The same of quads `quad` and `quad + LANES` of one row, which ends before `end`.
+  // The same for the quads from `quad` on of one row, whose last one is `end` - 1.
   CLDFAST_DEVICE Quads(int64_t row_index, int64_t quads_of_row, int64_t quad, int64_t end, int lane)
       : odd(lane & 1) {
     CLDFAST_UNROLL for (int g = 0; g < 2; ++g) {
@@ -46,7 +46,7 @@ struct Quads {
     return first_pair + static_cast<uint64_t>(QUAD * unit[g]);
   }
 
-  // Products of 32-bit numbers, which `LaunchShape::take` has seen to be enough.
+  // 32-bit numbers are multiplied. `LaunchShape::take` has checked that they are large enough.
   template <class E>
   CLDFAST_DEVICE E* at(const Plane& plane, int g) const {
     const uint32_t stride = static_cast<uint32_t>(plane.batch_stride);  // in bytes
@@ -54,7 +54,8 @@ struct Quads {
     return reinterpret_cast<E*>(row_start + column[g] * static_cast<uint32_t>(sizeof(E)));
   }
 
-  // The first quads of this lane and its neighbour, or their second ones: the even lane's comes first.
+  // The first quads of this lane and its neighbour, or their second quads. Those of the even lane come
+  // first in memory.
   CLDFAST_DEVICE Half8* eight(const Plane& plane, bool second) const {
     uint16_t* quad = second ? at<uint16_t>(plane, 1) : at<uint16_t>(plane, 0);
     return reinterpret_cast<Half8*>(quad - (odd ? QUAD : 0));
@@ -65,8 +66,9 @@ CLDFAST_DEVICE Half4 from_neighbour(Half4 mine) {
   return {{__shfl_xor_sync(WARP, mine.pair[0], 1), __shfl_xor_sync(WARP, mine.pair[1], 1)}};
 }
 
-// Eight 16-bit numbers in one access: the even lane of two reads the first quads of both, the odd lane
-// the second ones, and they swap what the other needs. All lanes of a warp call this together.
+// Eight 16-bit numbers in one access. Of two neighbouring lanes the even one reads the first quads of
+// both, the odd one the second quads of both; then each gives the other its quad. All lanes of a warp
+// call this together.
 CLDFAST_DEVICE void load_wide(const Plane& plane, const Quads& quads, const bool wanted[2], Half4 quad[2]) {
   const bool odd = quads.odd;
   Half8 own = {};
@@ -84,7 +86,7 @@ CLDFAST_DEVICE void store_wide(const Plane& plane, const Quads& quads, const Hal
   }
 }
 
-// `PLAIN` planes are float32.
+// PLAIN: the plane is float32.
 template <bool PLAIN>
 CLDFAST_DEVICE void load_quads(const Plane& plane, const Quads& quads, const bool wanted[2],
                                float x[2][QUAD]) {
@@ -139,7 +141,7 @@ CLDFAST_DEVICE void store_quads(const Plane& plane, const Quads& quads, const fl
   }
 }
 
-// y[k] += weight(g, k) x for every k, g the quad's number.
+// y[k] += weight(g, k) x for every k; g is the number of the quad.
 template <int OUTS, class Weight>
 CLDFAST_DEVICE void add_plane(float y[OUTS][2][QUAD], const float x[2][QUAD], const Weight& weight) {
   CLDFAST_UNROLL for (int g = 0; g < 2; ++g) {

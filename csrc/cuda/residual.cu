@@ -1,5 +1,5 @@
-// The residual on a GPU: a piece of a row to a team of lanes; who comes last adds up what the others
-// have left, in order.
+// The residual on a GPU: a team of lanes sums a piece of a row. The team that comes last adds the sums of
+// all pieces, in order.
 #define CLDFAST_LEVEL device
 #include <algorithm>
 
@@ -29,15 +29,15 @@ __device__ double block_sum(double value, double* shared) {
   return sum;
 }
 
-// What thread `first` of `step` adds up of the numbers that other blocks may have stored.
+// The sum of every step-th number from `first` on. Other blocks may have stored these numbers.
 __device__ double stored_sum(const double* sums, int64_t count, int first, int step) {
   double sum = 0.0;
-  // From the cache that all blocks share: a nearer one may hold what was there before.
+  // Read from the cache that all blocks share: a nearer one may hold older numbers.
   for (int64_t i = first; i < count; i += step) sum += __ldcg(sums + i);
   return sum;
 }
 
-// Whether this is the last of the arrivals expected; what the others stored before theirs is then seen.
+// Whether this is the last of the arrivals expected. It then sees what the others stored before theirs.
 __device__ bool completes(uint32_t* arrivals, int64_t expected) {
   __threadfence();
   const bool last = atomicAdd(arrivals, 1u) + 1 == expected;
@@ -53,13 +53,13 @@ __device__ void store_loss(const ResidualLaunch& launch, int64_t row, double los
   }
 }
 
-// Takes the sum of a piece, of which all lanes of its team know.
+// Takes the sum of a piece, which all lanes of its team have.
 __device__ void end_piece(const ResidualLaunch& launch, int64_t row, int64_t piece, double sum, int lane) {
   if (launch.pieces == 1) {
     if (lane == 0) store_loss(launch, row, sum);
     return;
   }
-  // The teams of rows of several pieces are whole warps.
+  // Where a row has several pieces, a team is a warp.
   double* sums = launch.sums + row * launch.pieces;
   int last = 0;
   if (lane == 0) {
@@ -99,7 +99,7 @@ __device__ void sum_pieces(const ResidualLaunch& launch, int team, const SumOf& 
   const int64_t teams = int64_t(gridDim.x) * THREADS / team;
   const int64_t first = (int64_t(blockIdx.x) * THREADS + threadIdx.x) / team;
   double sum = 0.0;
-  // All lanes of a warp go round equally often: they sum up together.
+  // All lanes of a warp go round equally often, because they add their sums together.
   for (int64_t round = 0; round * teams < tasks; ++round) {
     const int64_t task = round * teams + first;
     const int64_t row = task < tasks ? launch.by_piece.quotient(task) : 0;
@@ -113,7 +113,7 @@ __device__ void sum_pieces(const ResidualLaunch& launch, int team, const SumOf& 
   if (launch.reduce) end_block(launch, sum);
 }
 
-// Most of the time goes by waiting for memory, so there must be many warps.
+// Most of the time is spent waiting for memory, so that many warps are needed.
 template <int PLANES, bool PLAIN>
 __global__ void __launch_bounds__(THREADS, PLANES == 1 ? 4 : 3)
     residual_vector(const __grid_constant__ ResidualLaunch launch) {
@@ -143,15 +143,14 @@ ResidualKernel kernel_for(const ResidualLaunch& launch) {
 }  // namespace
 
 int64_t residual_room(int64_t rows, int64_t width, bool reduce) {
-  const int64_t arrivals = reduce ? 1 : rows;
-  return ResidualLaunch::room_of_sums(rows, width, reduce) + (arrivals + 1) / 2;
+  return ResidualLaunch::room_of_sums(rows, width, reduce) + ((reduce ? 1 : rows) + 1) / 2;
 }
 
 void run_residual(ResidualArgs& args, void* loss, bool reduce, const Queue& queue) {
   use(queue.device);
   walk_by_pixel(args);
   const ResidualLaunch launch(args, loss, reduce);
-  const int64_t teams = THREADS / (launch.vector ? LANES : launch.team);
+  const int64_t teams = THREADS / launch.team;
   const int64_t blocks = (launch.rows * launch.pieces + teams - 1) / teams;
   const unsigned grid = static_cast<unsigned>(std::min(blocks, ResidualLaunch::MOST_BLOCKS));
   if (reduce ? grid > 1 : launch.pieces > 1) {

@@ -8,7 +8,7 @@ namespace cldfast {
 
 struct ResidualLaunch : LaunchShape {
   int64_t units;           // quads or pairs of a row
-  int64_t units_of_piece;  // complete warps of them, but for the last piece
+  int64_t units_of_piece;  // a multiple of a warp's; the last piece may be shorter
   int team;                // lanes that share a piece, a power of two
 
   int residuals, outputs, inputs;  // the outputs come first among the inputs
@@ -20,10 +20,11 @@ struct ResidualLaunch : LaunchShape {
   double factor;
   void* loss;          // of each row, or of all if `reduce`
   bool reduce;
-  double* sums;        // of the pieces of rows, or of blocks
-  uint32_t* arrivals;  // of a row's pieces, or of blocks; zeros
+  double* sums;        // of the pieces of rows, or, if `reduce`, of blocks
+  uint32_t* arrivals;  // how many of a row's pieces, or of all blocks, have stored their sums
 
-  // Blocks of a sum over rows. A number of its own, not the device's: it decides the order of the sum.
+  // Blocks of a sum over rows. The number does not depend on the device, because it decides the order of
+  // the sum.
   static constexpr int64_t MOST_BLOCKS = 4096;
 
   static int64_t room_of_sums(int64_t rows, int64_t width, bool reduce) {
@@ -45,7 +46,7 @@ struct ResidualLaunch : LaunchShape {
         arrivals(reinterpret_cast<uint32_t*>(args.sums + room_of_sums(rows, width, reduces))) {
     for (int m = 0; m < inputs; ++m) input[m] = take(args.input[m]);
     for (int j = 0; j < args.results; ++j) gradient[j] = take(args.result[j]);
-    // The losses there are: a velocity score or a full one, with an offset of as many planes.
+    // Score matching: a score of the velocity, or of state and velocity, and as many offsets.
     vector = vector && width >= QUADS_FROM && residuals == outputs && outputs <= 2 &&
              inputs == 2 * outputs;
     in_bytes(input, inputs);

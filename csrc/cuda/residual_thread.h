@@ -9,14 +9,14 @@
 namespace cldfast::CLDFAST_LEVEL {
 namespace {
 
-// What the matrix of a row is multiplied by.
+// The factor of a row's matrix: the root of the loss's.
 CLDFAST_DEVICE double amplitude(const ResidualLaunch& launch, int64_t row) {
   const double square = launch.scale ? launch.scale[row] * launch.factor : launch.factor;
   return std::sqrt(square);
 }
 
-// One lane's share of a piece of a row: its sum of squares. PLANES: of outputs, of offsets and of
-// residuals.
+// One lane's share of a piece of a row: its sum of squares. PLANES: the number of outputs, of offsets and
+// of residuals.
 template <int PLANES, bool PLAIN>
 CLDFAST_DEVICE double residual_quads(const ResidualLaunch& launch, int64_t row, int64_t piece, int lane) {
   constexpr int INPUTS = 2 * PLANES;
@@ -43,7 +43,7 @@ CLDFAST_DEVICE double residual_quads(const ResidualLaunch& launch, int64_t row, 
     CLDFAST_UNROLL for (int m = 0; m < INPUTS; ++m) {
       add_plane<PLANES>(r, x[m], [&](int, int k) { return w[k][m]; });
     }
-    // Eight squares in float32, the sums of those in float64.
+    // Eight squares are added in float32, and these sums in float64.
     float squares = 0.0f;
     CLDFAST_UNROLL for (int k = 0; k < PLANES; ++k) {
       CLDFAST_UNROLL for (int g = 0; g < 2; ++g) {
@@ -66,7 +66,7 @@ CLDFAST_DEVICE double residual_quads(const ResidualLaunch& launch, int64_t row, 
   return sum;
 }
 
-// The same for any strides, dtypes and numbers of planes, one pair at a time.
+// The same for any strides, dtypes and numbers of planes. A lane takes one pair at a time.
 template <class T>
 CLDFAST_DEVICE double residual_pairs(const ResidualLaunch& launch, int64_t row, int64_t piece, int lane) {
   const double scale = amplitude(launch, row);
@@ -95,15 +95,16 @@ CLDFAST_DEVICE double residual_pairs(const ResidualLaunch& launch, int64_t row, 
       last = residual(k);
       sum += static_cast<double>(last) * static_cast<double>(last);
     }
-    // MOST_OVERWRITTEN planes are made before any is stored: they may lie where the residual is made
-    // again from.
+    // So many planes are made before any is stored, because they may lie over planes that the residual
+    // is computed from again.
     for (int first = 0; launch.wants_gradient && first < launch.outputs; first += MOST_OVERWRITTEN) {
       T gradient[MOST_OVERWRITTEN] = {};
       for (int k = 0; k < launch.residuals; ++k) {
-        // Made again rather than kept: arrays are indexed by constants only.
+        // Computed again rather than kept, because arrays are indexed by constants only.
         const T r = launch.residuals == 1 ? last : residual(k);
         CLDFAST_UNROLL for (int j = 0; j < MOST_OVERWRITTEN; ++j) {
-          if (first + j < launch.outputs) gradient[j] = multiply_add(weight(k, first + j), r + r, gradient[j]);
+          if (first + j >= launch.outputs) continue;
+          gradient[j] = multiply_add(weight(k, first + j), r + r, gradient[j]);
         }
       }
       CLDFAST_UNROLL for (int j = 0; j < MOST_OVERWRITTEN; ++j) {

@@ -1,4 +1,4 @@
-// Puts operations on a stream. All addresses are of device memory, unless it is said otherwise.
+// Puts operations on a stream. All addresses are of device memory unless a comment says otherwise.
 #pragma once
 
 #include "cuda/calls.h"
@@ -7,21 +7,20 @@
 
 namespace cldfast {
 
-// on_device: the matrices are there, one for each row where args.matrices is not 1; else one matrix for
-// all rows is on the host. step: null, or a number that is added to the stage index and, with one matrix
-// for all rows, picks it from those on the device. Outputs may be inputs; where a stage has more than
-// LAUNCH_OUTPUTS of them, the state's two alone.
+// on_device: whether the matrices are on the device; if not, one matrix for all rows is on the host. step:
+// null, or the address of a number that is added to the stage index and, with one matrix for all rows,
+// picks the matrix among several on the device. The first LAUNCH_OUTPUTS outputs may be inputs.
 void run_stage(const StageArgs& args, bool on_device, const int64_t* step, const Queue& queue);
 
 // Numbers of float64 that `args.sums` must have room for.
 int64_t residual_room(int64_t rows, int64_t width, bool reduce);
 
-// One launch. `args.tiling` is not read. `loss` receives numbers of the compute dtype: one for each row,
-// or the sum over rows alone if `reduce`. MOST_OVERWRITTEN gradients may be planes of the input.
+// One launch. `loss` receives numbers of the compute dtype: one for each row, or the sum over rows alone
+// if `reduce`. A gradient of at most MOST_OVERWRITTEN planes may lie in memory of the input.
 void run_residual(ResidualArgs& args, void* loss, bool reduce, const Queue& queue);
 
-// The matrices at `rows` times, `entries` numbers each, of a table whose arrays are on the device. Times
-// that the table does not cover give numbers without meaning.
+// The matrices of a table at `rows` times, `entries` numbers each. Times that the table does not cover
+// give numbers without meaning.
 void run_matrices(const Table& table, const double* times, int64_t rows, int64_t entries, double* to,
                   const Queue& queue);
 
@@ -31,8 +30,7 @@ void advance(int64_t* step, const void* times, void* time, int64_t count, bool w
 void run_words(const NoiseAddress& noise, int64_t count, uint32_t* radius, uint32_t* angle,
                const Queue& queue);
 
-// The architecture that this build's kernels run at on a device, 10 major + minor; throws where none
-// does.
+// The architecture of the kernels that run on a device, 10 major + minor; throws where none run.
 int check_device(int device);
 
 }  // namespace cldfast

@@ -8,7 +8,7 @@ namespace {
 
 using namespace CLDFAST_LEVEL;
 
-// The matrix of all rows to shared memory; returns the stage index of the noise.
+// Copies the matrix of all rows to shared memory; returns the stage index of the noise.
 template <class T, bool OWN>
 __device__ uint32_t begin(const StageLaunch& launch, T* shared) {
   if (!OWN) {
@@ -34,13 +34,13 @@ __global__ void __launch_bounds__(THREADS, OWN && OUTS > 2 ? 1 : 2)
   }
 }
 
-template <int OUTS, int INS>
+template <int OUTS>
 __global__ void __launch_bounds__(THREADS, 2) stage_rows(const __grid_constant__ StageLaunch launch) {
   const uint32_t stage_index = stage_index_of(launch);
   for (int64_t task = int64_t(blockIdx.x) * WARPS + threadIdx.x / LANES; task < launch.rows * launch.pieces;
        task += int64_t(gridDim.x) * WARPS) {
     const int64_t row = launch.by_piece.quotient(task);
-    stage_piece<OUTS, INS>(launch, stage_index, row, task - row * launch.pieces, threadIdx.x % LANES);
+    stage_piece<OUTS>(launch, stage_index, row, task - row * launch.pieces, threadIdx.x % LANES);
   }
 }
 
@@ -89,18 +89,15 @@ __global__ void __launch_bounds__(THREADS)
 
 using StageKernel = void (*)(StageLaunch);
 
-// Whether rows with matrices of their own are those of perturbed data: x0 to the state and an offset.
+// Whether this is the perturbation of data: each row has a matrix, which makes states and offsets of x0
+// and noise.
 bool perturbs(const StageLaunch& launch) {
   return launch.own_matrix && launch.vector && launch.plain && launch.noisy &&
          launch.inputs == 1 && launch.width >= QUADS_FROM;
 }
 
 StageKernel kernel_for_rows(const StageLaunch& launch) {
-  switch (launch.outputs) {
-    case 2: return stage_rows<2, 1>;
-    case 3: return stage_rows<3, 1>;
-    default: return stage_rows<4, 1>;
-  }
+  return launch.outputs == 2 ? stage_rows<2> : launch.outputs == 3 ? stage_rows<3> : stage_rows<4>;
 }
 
 template <bool OWN>
@@ -113,12 +110,8 @@ StageKernel kernel_for(const StageLaunch& launch) {
   }
   // A sampler's usual step: the state, a velocity score, the state.
   if (!OWN && launch.outputs == 2 && launch.inputs == 3) return stage_vector<2, 3, false, true>;
-  switch (launch.outputs) {
-    case 1:
-    case 2: return stage_vector<2, 0, OWN, true>;
-    case 3: return stage_vector<3, 0, OWN, true>;
-    default: return stage_vector<4, 0, OWN, true>;
-  }
+  if (launch.outputs <= 2) return stage_vector<2, 0, OWN, true>;
+  return launch.outputs == 3 ? stage_vector<3, 0, OWN, true> : stage_vector<4, 0, OWN, true>;
 }
 
 }  // namespace

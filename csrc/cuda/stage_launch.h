@@ -1,4 +1,4 @@
-// A stage as its CUDA kernels take it: what StageArgs says, sorted for threads. Host code, no CUDA.
+// A stage as its CUDA kernels take it. Host code, no CUDA.
 #pragma once
 
 #include "cuda/launch.h"
@@ -8,30 +8,31 @@
 namespace cldfast {
 
 struct StageLaunch : LaunchShape {
-  bool pixels;     // channels fastest: neighbouring threads then meet neighbouring memory
-  int64_t units;   // what the threads count: quads, or two pairs that are neighbours by address
-  Divisor by_row;  // by the quads of a row, by D, or by the twos of a channel where channels are fastest
+  bool pixels;     // the channel changes fastest, so that neighbouring threads meet neighbouring memory
+  int64_t units;   // quads, or twos: two pairs that are neighbours by address
+  Divisor by_row;  // by the quads of a row, by D, or, if `pixels`, by the twos of a channel
 
   int inputs, outputs;
   Plane input[MOST_PLANES];
   Plane output[LAUNCH_OUTPUTS];
 
-  // Columns of the inputs, then z_x and z_v; rows of the outputs.
+  // A column for each input, then those of z_x and z_v; a row for each output.
   double weights[LAUNCH_OUTPUTS * STAGE_COLUMNS] = {};
-  // In device memory instead, if not null: matrices of `table_rows` by `table_columns`, whose rows
-  // from `first_row` on are wanted; one for each row of the batch, or the `*step`-th for all.
+  // If not null, the matrices are in device memory instead, of `table_rows` by `table_columns`. The rows
+  // from `first_row` on are wanted. There is one matrix for each row of the batch, or number `*step`
+  // serves all rows.
   const double* table;
   int table_rows, table_columns, first_row;
-  int column[STAGE_COLUMNS];  // the table's columns of those above
+  int column[STAGE_COLUMNS];  // which column of the table stands for a column of `weights`
   bool own_matrix;
   const int64_t* step;  // added to the stage index, in device memory; may be null
 
-  bool noisy;  // whether the noise columns may hold anything
+  bool noisy;  // whether normals are made
   CLDFAST_LEVEL::RoundKeys keys;
   NoiseAddress noise;
 
-  // The launch of outputs first ... first + LAUNCH_OUTPUTS - 1. Columns of zeros are left out, so that
-  // what they would multiply is not read; a matrix for each row is looked at by the kernel.
+  // The launch of the outputs from `first` on, at most LAUNCH_OUTPUTS. Columns of zeros are left out, so
+  // that their planes are not read. Where each row has a matrix, the kernel looks for zeros.
   StageLaunch(const StageArgs& args, bool on_device, const int64_t* step_counter, int first)
       : LaunchShape(args), inputs(0), outputs(args.results - first) {
     if (outputs > LAUNCH_OUTPUTS) outputs = LAUNCH_OUTPUTS;

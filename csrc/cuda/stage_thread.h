@@ -2,12 +2,51 @@
 #pragma once
 
 #include "cuda/quads.h"
-#include "cuda/twos.h"
 
 namespace cldfast::CLDFAST_LEVEL {
 namespace {
 
-// The normals of two pairs from the even address `pair` on: all four words of one call.
+// Planes of any strides and dtypes: two pairs that are neighbours by address.
+struct Twos {
+  int64_t row[2], channel[2], position[2];
+  bool valid[2];
+
+  CLDFAST_DEVICE Twos(const StageLaunch& launch, int64_t unit) {
+    if (launch.pixels) {
+      const int64_t rest = launch.by_channel.quotient(unit);
+      const int64_t b = launch.by_row.quotient(rest);
+      CLDFAST_UNROLL for (int i = 0; i < 2; ++i) {
+        row[i] = b;
+        channel[i] = unit - rest * launch.channels;
+        position[i] = 2 * (rest - b * launch.by_row.value) + i;
+        valid[i] = position[i] < launch.inner;
+      }
+    } else {
+      CLDFAST_UNROLL for (int i = 0; i < 2; ++i) {
+        const int64_t pair = 2 * unit + i - static_cast<int64_t>(launch.noise.first_pair & 1);
+        valid[i] = pair >= 0 && pair < launch.rows * launch.width;
+        const int64_t safe = valid[i] ? pair : 0;
+        row[i] = launch.by_row.quotient(safe);
+        const int64_t j = safe - row[i] * launch.width;
+        channel[i] = launch.by_channel.quotient(j);
+        position[i] = j - channel[i] * launch.inner;
+      }
+    }
+  }
+
+  CLDFAST_DEVICE int64_t at(const Plane& plane, int i) const {
+    return row[i] * plane.batch_stride + channel[i] * plane.channel_stride +
+           position[i] * plane.inner_stride;
+  }
+
+  // The noise address of a pair.
+  CLDFAST_DEVICE uint64_t address(const StageLaunch& launch, int i) const {
+    return launch.noise.first_pair + static_cast<uint64_t>(row[i] * launch.width +
+                                                           channel[i] * launch.inner + position[i]);
+  }
+};
+
+// The normals of two pairs from the even address `pair` on, from the four words of one call.
 template <class T>
 CLDFAST_DEVICE void make_normals(const StageLaunch& launch, uint32_t stage_index, uint64_t pair, T z_x[2],
                                  T z_v[2]) {
@@ -19,7 +58,7 @@ CLDFAST_DEVICE void make_normals(const StageLaunch& launch, uint32_t stage_index
   box_muller<T>(word(w.w2), word(w.w3), z_x[1], z_v[1]);
 }
 
-// Two calls of the generator only where a channel begins at an odd pair.
+// The normals of any two pairs. Only where a channel begins at an odd pair are two calls needed.
 template <class T>
 CLDFAST_DEVICE void make_normals(const StageLaunch& launch, uint32_t stage_index, const Twos& twos,
                                  T z_x[2], T z_v[2]) {
@@ -34,7 +73,7 @@ CLDFAST_DEVICE void make_normals(const StageLaunch& launch, uint32_t stage_index
   z_v[0] = first & 1 ? v[1] : v[0];
 }
 
-// Entry `i` of the matrix of all rows as kernels keep it: LAUNCH_OUTPUTS rows, STAGE_COLUMNS apart.
+// Entry `i` of the matrix of all rows, stored as LAUNCH_OUTPUTS rows of STAGE_COLUMNS.
 template <class T>
 CLDFAST_DEVICE T matrix_entry(const StageLaunch& launch, int64_t step, int i) {
   if (!launch.table) return static_cast<T>(launch.weights[i]);
@@ -48,7 +87,7 @@ CLDFAST_DEVICE uint32_t stage_index_of(const StageLaunch& launch) {
   return launch.noise.stage_index + (launch.step ? static_cast<uint32_t>(*launch.step) : 0u);
 }
 
-// Entry (k, column) of the matrix of a row: `shared` holds the one of all rows, STAGE_COLUMNS apart.
+// Entry (k, column) of the matrix of a row; `shared` holds the matrix of all rows.
 template <class T, bool OWN>
 CLDFAST_DEVICE T weight(const StageLaunch& launch, const T* shared, int64_t row, int k, int column) {
   if (!OWN) return shared[k * STAGE_COLUMNS + column];
@@ -56,7 +95,7 @@ CLDFAST_DEVICE T weight(const StageLaunch& launch, const T* shared, int64_t row,
   return static_cast<T>(launch.table[matrix * launch.table_columns + column]);
 }
 
-// y[k] = weight(g, k, 0) z_x + weight(g, k, 1) z_v for every output k, g the quad's number.
+// y[k] = weight(g, k, 0) z_x + weight(g, k, 1) z_v for every output k; g is the number of the quad.
 template <int OUTS, class Weight>
 CLDFAST_DEVICE void begin_with_noise(const StageLaunch& launch, uint32_t stage_index, const Quads& quads,
                                      float y[OUTS][2][QUAD], const Weight& weight) {
@@ -75,9 +114,9 @@ CLDFAST_DEVICE void begin_with_noise(const StageLaunch& launch, uint32_t stage_i
   }
 }
 
-// One lane's part of a warp's tile of 2 x 32 quads. The noise is made while the first inputs, all that
-// most stages have, are on their way. PLAIN: all planes are float32. INS: the number of inputs, and OUTS
-// exactly that of outputs; 0 for any numbers, outputs up to OUTS.
+// One lane's part of a warp's tile of 2 x 32 quads. The first inputs, all that most stages have, are
+// loaded while the noise is made. PLAIN: all planes are float32. There are INS inputs and OUTS outputs,
+// or, where INS is 0, any number of inputs and at most OUTS outputs.
 template <int OUTS, int INS, bool OWN, bool PLAIN>
 CLDFAST_DEVICE void stage_quads(const StageLaunch& launch, const float* shared, uint32_t stage_index,
                                 int64_t tile, int lane) {
@@ -120,33 +159,26 @@ CLDFAST_DEVICE void stage_quads(const StageLaunch& launch, const float* shared, 
   }
 }
 
-// One lane's share of a piece of a row with a matrix of its own, which it keeps: as data are perturbed,
-// INS planes and noise to OUTS planes, all float32.
-template <int OUTS, int INS>
+// One lane's share of a piece of a row that has a matrix of its own, which the lane keeps: the perturbation
+// of data makes OUTS planes of one plane and noise, all float32.
+template <int OUTS>
 CLDFAST_DEVICE void stage_piece(const StageLaunch& launch, uint32_t stage_index, int64_t row,
                                 int64_t piece, int lane) {
-  float w[OUTS][INS + 2];
-  bool used[INS] = {};
+  float w[OUTS][3];
+  bool used = false;
   CLDFAST_UNROLL for (int k = 0; k < OUTS; ++k) {
-    CLDFAST_UNROLL for (int m = 0; m < INS + 2; ++m) {
-      w[k][m] = weight<float, true>(launch, nullptr, row, k, m);
-      if (m < INS) used[m] = used[m] || w[k][m] != 0.0f;
-    }
+    CLDFAST_UNROLL for (int m = 0; m < 3; ++m) w[k][m] = weight<float, true>(launch, nullptr, row, k, m);
+    used = used || w[k][0] != 0.0f;
   }
+  const bool wanted[2] = {used, used};
   const int64_t quads_of_row = launch.width / QUAD;
   const PieceUnits units(piece, PIECE / QUAD, quads_of_row);
   for (int64_t quad = units.begin; quad < units.end; quad += 2 * LANES) {
     const Quads quads(row, quads_of_row, quad, units.end, lane);
-    float x[INS][2][QUAD], y[OUTS][2][QUAD];
-    CLDFAST_UNROLL for (int m = 0; m < INS; ++m) {
-      const bool wanted[2] = {used[m], used[m]};
-      load_quads<true>(launch.input[m], quads, wanted, x[m]);
-    }
-    begin_with_noise<OUTS>(launch, stage_index, quads, y,
-                           [&](int, int k, int z) { return w[k][INS + z]; });
-    CLDFAST_UNROLL for (int m = 0; m < INS; ++m) {
-      add_plane<OUTS>(y, x[m], [&](int, int k) { return w[k][m]; });
-    }
+    float x[2][QUAD], y[OUTS][2][QUAD];
+    load_quads<true>(launch.input[0], quads, wanted, x);
+    begin_with_noise<OUTS>(launch, stage_index, quads, y, [&](int, int k, int z) { return w[k][1 + z]; });
+    add_plane<OUTS>(y, x, [&](int, int k) { return w[k][0]; });
     CLDFAST_UNROLL for (int k = 0; k < OUTS; ++k) store_quads<true>(launch.output[k], quads, y[k]);
   }
 }

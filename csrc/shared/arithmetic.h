@@ -1,5 +1,5 @@
-// The few primitives under shared/philox.h, for scalars: host code and, under nvcc, device code.
-// cpu/simd.h overloads the same names for vectors, so that one text of the algorithms serves all.
+// The few primitives that shared/philox.h needs, for scalars: host code and, under nvcc, device code.
+// cpu/simd.h overloads the same names for vectors, so that each algorithm is written once.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@
 #define CLDFAST_HD inline __attribute__((always_inline))
 #endif
 
-// Each instruction set compiles these headers in a namespace of its own, and inside it in an unnamed
-// one, so that the linker can never take one level's function for another's.
+// Each instruction set compiles these headers in a namespace of its own, which holds an unnamed one.
+// The linker can then never take the function of one instruction set for that of another.
 #if !defined(CLDFAST_LEVEL)
 #define CLDFAST_LEVEL scalar
 #endif
@@ -50,7 +50,7 @@ CLDFAST_HD F select(bool condition, F yes, F no) {
 // Product of the low halves of a and b.
 CLDFAST_HD uint64_t multiply_low(uint64_t a, uint32_t b) {
 #if defined(__CUDA_ARCH__)
-  // The compiler adds the product with a's upper half, a zero, at the cost of an instruction.
+  // Left to itself the compiler adds the product with the upper half of a, which is zero.
   uint64_t product;
   asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(static_cast<uint32_t>(a)), "r"(b));
   return product;
@@ -59,7 +59,7 @@ CLDFAST_HD uint64_t multiply_low(uint64_t a, uint32_t b) {
 #endif
 }
 
-// a b + c; fused where the instruction set has it, so good for rounding errors only in `fused`.
+// a b + c, fused where the instruction set can. Where a rounding error is computed, `fused` is needed.
 CLDFAST_HD float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 CLDFAST_HD double multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
 
@@ -71,7 +71,7 @@ CLDFAST_HD double fused(double a, double b, double c) { return __builtin_fma(a, 
 CLDFAST_HD float word_to_float(uint32_t word) { return static_cast<float>(word); }
 CLDFAST_HD double word_to_float(uint64_t word) { return static_cast<double>(word); }
 
-// Integers of magnitude at most 2^31, rounded to nearest; and back, from integral values.
+// Integers of magnitude at most 2^31, rounded to nearest, and integral floats as integers.
 CLDFAST_HD float int_to_float(int32_t value) { return static_cast<float>(value); }
 CLDFAST_HD double int_to_float(int64_t value) { return static_cast<double>(value); }
 CLDFAST_HD int32_t float_to_int(float value) { return static_cast<int32_t>(value); }

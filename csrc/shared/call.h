@@ -1,4 +1,4 @@
-// What every operation is told: planes by address and strides, matrices, and where noise is addressed.
+// What every operation is told: planes by address and strides, matrices, and the address of noise.
 // Plain data, no Python and no torch. cldfast/kernels/backends/reference.py specifies the operations.
 #pragma once
 
@@ -31,14 +31,14 @@ struct Plane {
 
 struct Table;
 
-// Normals are addressed by the flat index of their pair, and these are the ones of a call.
+// Where the normals of a call begin: a pair of normals is addressed by its flat index.
 struct NoiseAddress {
   uint64_t seed;
   uint64_t first_pair;  // of the first row's first coordinate
   uint32_t stage_index;
   uint32_t stream;
 
-  // The address that begins so many pairs later.
+  // The address of the normals that come so many pairs later.
   CLDFAST_HD NoiseAddress after(int64_t pairs) const {
     return {seed, first_pair + static_cast<uint64_t>(pairs), stage_index, stream};
   }
@@ -54,12 +54,12 @@ struct Call {
   Plane input[MOST_PLANES], result[MOST_PLANES];
   bool by_pixel;  // channels and inner positions have changed places, see `walk_by_pixel`
 
-  // A matrix for each row, or in a stage one for all rows; on the CPU a table at each row's time may
-  // stand in their place.
+  // A matrix for each row, or in a stage one for all rows. On the CPU the matrices may be those of a
+  // table at each row's time.
   const double* weights;
   const Table* table;
   const double* times;  // (rows)
-  uint64_t used;        // bit j: a matrix has a number other than 0 in column j; other planes are not read
+  uint64_t used;        // bit j: some matrix has a number other than 0 in column j, so plane j is read
 
   CLDFAST_HD int64_t width() const { return channels * inner; }  // D
   CLDFAST_HD int64_t pairs() const { return rows * width(); }
@@ -74,8 +74,8 @@ void each_plane(Call& call, const Visit& visit) {
   for (int k = 0; k < call.results; ++k) visit(call.result[k]);
 }
 
-// Channels-last images have their channels side by side. Where all planes of a call do, this makes
-// channels and inner positions change places, so that kernels walk memory in order.
+// In channels-last images the channels of a pixel lie side by side. Where that holds for all planes of a
+// call, channels and inner positions change places, so that kernels walk through memory in order.
 inline void walk_by_pixel(Call& call) {
   call.by_pixel = call.channels > 1 && call.inner > 1;
   each_plane(call, [&](const Plane& plane) { call.by_pixel &= plane.channel_stride == 1; });

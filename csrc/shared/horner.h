@@ -1,7 +1,7 @@
 // Polynomials by Horner's rule.
 //
-// Vector types have no namespace of their own, so what these templates call must be declared
-// before them: a translation unit with vectors includes cpu/simd.h first.
+// Vector types have no namespace, so the functions that these templates call must be declared before
+// them: a translation unit with vectors includes cpu/simd.h first.
 #pragma once
 
 #include "shared/arithmetic.h"

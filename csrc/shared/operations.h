@@ -10,18 +10,19 @@ namespace cldfast {
 // y ... is what the network sees, in a dtype of its own.
 struct StageArgs : Call {
   int64_t matrices;      // 1, or one for each row
-  bool addressed_noise;  // the last two columns are normals, else the last two inputs are
+  bool addressed_noise;  // whether the last two columns are for normals that the kernel makes
   NoiseAddress noise;
 
   CLDFAST_HD int columns() const { return inputs + (addressed_noise ? 2 : 0); }
 };
 
-// A row is summed by pieces, and the pieces in order: fixed by the row's width, whatever the batch, the
-// threads, or who sums which piece. A tile is one piece, or whole rows together.
+// A row is summed piece by piece, and its pieces are added in order. The width of a row alone decides
+// where it is cut, so that neither the batch nor the threads change a sum. A tile is one piece, or
+// several complete rows.
 struct Tiling {
   int64_t piece;     // pairs of a piece
   int64_t pieces;    // of a row
-  int64_t together;  // rows to a tile
+  int64_t together;  // rows of a tile
   int64_t tiles;
 };
 
@@ -42,7 +43,7 @@ struct ResidualArgs : Call {
 // What each instruction set provides.
 struct Kernels {
   const char* level;
-  // Pairs begin ... end - 1 of the flat range 0 ... B D; `past_cache` writes around the caches.
+  // Pairs begin ... end - 1 of the flat range 0 ... B D. past_cache: results bypass the caches.
   void (*stage)(const StageArgs& args, int64_t begin, int64_t end, bool past_cache);
   // Tiles begin ... end - 1 of args.tiling.
   void (*residual)(const ResidualArgs& args, int64_t begin, int64_t end);

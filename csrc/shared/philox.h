@@ -1,4 +1,4 @@
-// Philox4x32-10 and the normals made from its words; specified by cldfast/philox.py.
+// Philox4x32-10 and the normals that its words give; cldfast/kernels/philox.py specifies them.
 //
 // Written once for every width: `Word`, `Int` and so on are scalars or SIMD vectors. Generator: Salmon,
 // Moraes, Dror, Shaw (2011), "Parallel random numbers: as easy as 1, 2, 3". Normals: Box, Muller (1958).
@@ -17,8 +17,8 @@ constexpr uint32_t WEYL_0 = 0x9E3779B9u;
 constexpr uint32_t WEYL_1 = 0xBB67AE85u;
 constexpr int PHILOX_ROUNDS = 10;
 
-// Four counter words, each in the low half of a 64-bit lane. The high halves hold anything: a product
-// reads low halves only, and its own high half is the next word after one shift.
+// Four counter words, each in the low half of a 64-bit lane. What the high halves hold does not matter: a
+// product reads low halves only. The high half of a product, shifted down, is the next word.
 template <class Wide>
 struct Words {
   Wide w0, w1, w2, w3;
@@ -31,19 +31,7 @@ CLDFAST_HD Words<Wide> philox_round(Words<Wide> c, uint32_t k0, uint32_t k1) {
   return {(p1 >> 32) ^ c.w1 ^ k0, p1, (p0 >> 32) ^ c.w3 ^ k1, p0};
 }
 
-template <class Wide>
-CLDFAST_HD Words<Wide> philox4x32(Words<Wide> c, uint64_t key) {
-  uint32_t k0 = static_cast<uint32_t>(key);
-  uint32_t k1 = static_cast<uint32_t>(key >> 32);
-  for (int round = 0; round < PHILOX_ROUNDS; ++round) {
-    c = philox_round(c, k0, k1);
-    k0 += WEYL_0;
-    k1 += WEYL_1;
-  }
-  return c;
-}
-
-// The keys of all rounds, for devices that read them from constant memory for nothing.
+// The keys of all rounds, which GPUs read from constant memory at no cost.
 struct RoundKeys {
   uint32_t k0[PHILOX_ROUNDS], k1[PHILOX_ROUNDS];
 };
@@ -98,7 +86,8 @@ struct NormalConstants<double> {
   static constexpr double TURN_LOW = 0x1.1a62633145c07p-84;
 };
 
-// Error of rounding an angle's offset to T, from the integer and its rounding: none in double.
+// What an angle's offset loses when it is rounded to T, from the integer and its rounding. A double
+// loses nothing.
 template <class F, class I>
 CLDFAST_HD F offset_remainder(I offset, F rounded, float) {
   return int_to_float(offset - float_to_int(rounded));
@@ -118,7 +107,8 @@ CLDFAST_HD void box_muller_radius(U word, F& high, F& low) {
   constexpr Bits<T> ONE = 1;
   const F w = word_to_float(word) + T(0.5);
   const U bits = bits_of(w);
-  // w >= 1/2 lies at most one octave below sqrt(1/2); adding that octave keeps the shift unsigned.
+  // w >= 1/2 lies at most one octave below sqrt(1/2). That octave is added, so that the shifted number
+  // is not negative.
   const U octave =
       (bits - C::SQRT_HALF + (ONE << C::MANTISSA_BITS)) >> C::MANTISSA_BITS;
   const F f = float_of(bits - (octave << C::MANTISSA_BITS) + (ONE << C::MANTISSA_BITS)) - T(1);
@@ -129,11 +119,11 @@ CLDFAST_HD void box_muller_radius(U word, F& high, F& low) {
   const F rest =
       multiply_add(f * f, log_series(f, T()), multiply_add(halvings, F{} + C::LN4_LOW, error));
   const F log = sum + rest;
-  // ln 1 = 0 has no inverse root; any positive number below all other values serves.
+  // ln 1 = 0 has no inverse root. Any positive number below all other values may take its place.
   const F tiny = F{} + T(1e-30);
   const F inverse = inverse_root(select(tiny < log, log, tiny));
   const F root = log * inverse;
-  // One Newton step of the square root, kept apart to keep its low bits.
+  // One Newton step of the square root. It is kept apart, so that its low bits are not lost.
   const F step = (fused(-root, root, sum) + rest) * (inverse * T(0.5));
   high = root + step;
   low = (root - high) + step;
@@ -141,8 +131,8 @@ CLDFAST_HD void box_muller_radius(U word, F& high, F& low) {
 
 // Standard normals radius (cos, sin)(2 pi angle / 2^32) from a pair of words.
 //
-// Cosine as 1 + t and sine as angle + s carry the products' low parts, so that each normal is within
-// about one unit in the last place of the exact value.
+// The cosine is kept as 1 + t and the sine as angle + s, with the low parts of the products, so that each
+// normal is within about one unit in the last place of the exact value.
 template <class T, class U, class F>
 CLDFAST_HD void box_muller(U radius_word, U angle_word, F& z_cos, F& z_sin) {
   using C = NormalConstants<T>;

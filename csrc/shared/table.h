@@ -1,5 +1,5 @@
 // Small matrices as functions of time: polynomials on panels, evaluated in float64.
-// cldfast/tables.py makes them and says how; host and device code share `locate`.
+// cldfast/kernels/time_tables.py makes them and explains how. Host and device code share `locate`.
 #pragma once
 
 #include "shared/arithmetic.h"
@@ -11,9 +11,9 @@ namespace cldfast {
 struct Table {
   const double* coefficients;  // (panels, terms, stride)
   const int64_t* octaves;      // (count, 2): the octave's first panel, and bits
-  int64_t count;  // of octaves, less than 1,000
+  int64_t count;  // of octaves
   int64_t terms;
-  int64_t stride;  // at least the matrix's entries; whole vectors
+  int64_t stride;  // entries of a matrix and padding: a multiple of 8
   double end;
   uint64_t used;  // bit j: column j of the matrices is not 0 at all times
 };
@@ -21,7 +21,7 @@ struct Table {
 namespace CLDFAST_LEVEL {
 namespace {
 
-// Whether the table covers a time. End times of another precision may lie just beyond.
+// Whether the table covers a time. An end time that was rounded to float32 may lie just beyond the end.
 CLDFAST_HD bool covers(const Table& table, double t) {
   const double s = t / table.end;
   return s > float_of((1023 - static_cast<uint64_t>(table.count)) << 52) && s <= 1.0 + 0x1p-20;
@@ -32,11 +32,12 @@ CLDFAST_HD void locate(const Table& table, double t, int64_t& panel, double& x) 
   constexpr int MANTISSA_BITS = 52;
   constexpr uint64_t ONE = 1;
   const double s = t / table.end;
-  // The bits of a positive double grow with it, octaves and panels alike are runs of them; less one,
-  // the upper ends belong to them.
+  // The bits of a positive double, read as an integer, grow with the number, so that octaves and panels
+  // are ranges of integers. One is subtracted because each range includes its upper end.
   const double inside = s < 1.0 ? s : 1.0;
   const uint64_t bits = bits_of(inside) - 1;
-  // Times are looked at before, or their bounds are known; whatever they are, no other memory is read.
+  // The caller has checked the times or knows their bounds. No time at all leads outside the table's
+  // memory.
   const uint64_t last = static_cast<uint64_t>(table.count) - 1;
   const uint64_t found = (bits_of(1.0) - 1 - bits) >> MANTISSA_BITS;
   const uint64_t octave = found < last ? found : last;

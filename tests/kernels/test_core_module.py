@@ -56,12 +56,11 @@ def test_imports_without_torch() -> None:
 def test_one_openmp_runtime() -> None:
     code = """
 import torch
-from cldfast import _core
-from cldfast.kernels.backends.cpu import stage as cpu
+from cldfast import _core, kernels
 torch.set_num_threads(2)
 u = torch.randn(100_000, 2)
 w = torch.randn(1, 2, 4, dtype=torch.float64)
-cpu.stage(u, [], [], w)
+kernels.stage(u, weights=w, backend="cpu")
 torch.randn(1000, 1000) @ torch.randn(1000, 1000)
 names = {line.split()[-1] for line in open("/proc/self/maps") if "/" in line}
 runtimes = [n for n in names if any(k in n.rsplit("/", 1)[-1] for k in ("gomp", "iomp", "libomp"))]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-# Dtype codes of csrc/shared/stage.h.
+# Dtype codes of csrc/shared/call.h.
 CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 WORD = 2**64 - 1
 

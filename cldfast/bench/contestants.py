@@ -1,4 +1,4 @@
-"""Everything that is timed on one case, as calls without arguments on shared inputs."""
+"""Everything that is timed: stages as calls without arguments on shared inputs, and whole runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cldfast import kernels
-from cldfast.bench.baselines import MergedEager, PublishedSteps
+from cldfast.bench.baselines import MergedEager, PublishedSteps, published_sample
 from cldfast.bench.cases import (
     COPY,
     EM,
@@ -20,11 +20,14 @@ from cldfast.bench.cases import (
     RANDN,
     SSCS,
     Inputs,
+    Network,
     stage_time,
     stage_weights,
 )
 from cldfast.kernels import NoiseAddress, native
+from cldfast.planner.solvers import make_plan
 from cldfast.process.sde import CLD
+from cldfast.sampling import run as sampling
 
 # Names in the results; "cldfast <level>" is the compiled kernel, in place as a sampler runs it.
 FUSED, FUSED_OUT = "cldfast", "cldfast to other memory"
@@ -116,4 +119,19 @@ def _published(inputs: Inputs, compiled: bool) -> list[Contestant]:
         for operation, step in ((SSCS, traced.sscs), (EM, traced.em)):
             fast = torch.compile(step, fullgraph=True, dynamic=False)
             found.append(Contestant(COMPILED, operation, partial(fast, *arguments)))
+    return found
+
+
+def loops(shape: tuple[int, ...], steps: int) -> dict[str, Callable[[Network], object]]:
+    """The sampling loops by contestant: each takes a velocity score and returns samples."""
+    sde = CLD()
+    grid = make_plan(sde, SSCS, steps=steps).grid.tolist()
+    ours = partial(
+        sampling.sample, sde=sde, shape=shape, solver=SSCS, steps=steps, device="cpu"
+    )  # fmt: skip
+    found: dict[str, Callable[[Network], object]] = {}
+    if not kernels.missing_backend("cpu"):
+        found[FUSED] = partial(ours, backend="cpu")
+    found[REFERENCE] = partial(ours, backend="reference")
+    found[PUBLISHED] = partial(published_sample, PublishedSteps(sde), shape=shape, grid=grid)
     return found

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cldfast.bench import contestants as names
-from cldfast.bench.cases import LARGE, NOISE_FREE, POINTS, RANDN, SSCS, TOY, WIDE
+from cldfast.bench.cases import INTEGRATOR, LARGE, NOISE_FREE, POINTS, RANDN, SSCS, TOY, WIDE
 from cldfast.bench.results import SAMPLING, STAGE, STEADY, Environment, Row
-from cldfast.bench.runs import INTEGRATOR
 
 # The resident set is counted in batches of pages; less than this is nothing.
 _RESIDENT_RESOLUTION = 2**20

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cldfast.bench import contestants as names
-from cldfast.bench.cases import CASES, COPY, EM, LARGE, NOISE_FREE, RANDN, SSCS, TOY
+from cldfast.bench.cases import CASES, COPY, EM, LARGE, NOISE_FREE, RANDN, RUN_CASES, SSCS, TOY
 from cldfast.bench.report import Results
 from cldfast.bench.results import Environment, Row
-from cldfast.bench.runs import RUN_CASES
 
 # Title, contestant and operation of each column of the table of stages.
 COLUMNS: tuple[tuple[str, str, str], ...] = (

@@ -1,80 +1,61 @@
-"""Whole runs: where the time goes with a real network, and memory after the first step."""
+"""Measuring: one stage by all contestants, whole runs, and memory after a run's first step."""
 
 from __future__ import annotations
 
 import gc
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from cldfast import kernels
-from cldfast.bench.baselines import PublishedSteps, published_sample
-from cldfast.bench.cases import SSCS
-from cldfast.bench.contestants import FUSED, PUBLISHED, REFERENCE, best_level
-from cldfast.bench.memory import AllocationRecord, ResidentRecord
-from cldfast.bench.results import SAMPLING, STEADY, Row, measured_row
-from cldfast.bench.timing import Timing
-from cldfast.lab.models import MLPScore, UNetScore
+from cldfast.bench.cases import COPY, SSCS, STEADY_CASE, TRAFFIC, Case, Inputs, Network, RunCase
+from cldfast.bench.contestants import FUSED, REFERENCE, best_level, contestants, loops
+from cldfast.bench.memory import AllocationRecord, ResidentRecord, allocated_peak, resident_peak
+from cldfast.bench.results import SAMPLING, STAGE, STEADY, Row, measured_row
+from cldfast.bench.timing import FULL, QUICK, Effort, Timing, interleaved, threads_set
 from cldfast.planner.solvers import make_plan
 from cldfast.process.sde import CLD
 from cldfast.sampling import run as sampling
 
-Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
+def measure_case(
+    case: Case, threads: Sequence[int], *, quick: bool, effort: Effort | None = None
+) -> list[Row]:
+    """Rows of one stage, a row per contestant and thread count.
 
-@dataclass(frozen=True, slots=True)
-class RunCase:
-    """Sampling with a network: steps of SSCS on the quadratic grid.
-
-    network: makes the network for a data shape. quick_shape, quick_steps: in a quick run.
+    threads: ascending; memory is measured at the last. quick: the smaller size, without
+    `torch.compile`, and less effort if none is given.
     """
+    inputs = Inputs(case.quick if quick else case.shape)
+    entrants = contestants(inputs, compiled=not quick)
+    calls = [contestant.call for contestant in entrants]
+    timings = interleaved(calls, threads, effort or (QUICK if quick else FULL), inputs.reset)
 
-    name: str
-    shape: tuple[int, ...]
-    steps: int
-    quick_shape: tuple[int, ...]
-    quick_steps: int
-    network: Callable[[tuple[int, ...]], Network]
-    about: str
+    def rate(operation: str, timing: Timing) -> float:
+        return TRAFFIC[operation] * inputs.pairs / timing.median / 1e9
 
-
-def _constant(shape: tuple[int, ...]) -> Network:
-    output = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    return lambda u, t: output
-
-
-def _mlp(shape: tuple[int, ...]) -> Network:
-    return _scaled(MLPScore(dim=shape[1], width=512))
-
-
-def _unet(shape: tuple[int, ...]) -> Network:
-    return _scaled(UNetScore(channels=shape[1]))
-
-
-def _scaled(model: MLPScore | UNetScore) -> Network:
-    """An untrained model returns zero; small weights in the last layer make its output random."""
-    torch.nn.init.normal_(model.last.weight, std=0.01)
-    return model.eval()
-
-
-INTEGRATOR, MLP, UNET = "sample-1024x64", "mlp-1024x100", "unet-64x3x32x32"
-RUN_CASES: dict[str, RunCase] = {
-    case.name: case
-    for case in (
-        RunCase(INTEGRATOR, (1024, 64), 50, (1024, 64), 10, _constant, "a free network"),
-        RunCase(MLP, (1024, 100), 50, (256, 100), 10, _mlp, "MLP, width 512"),
-        RunCase(UNET, (64, 3, 32, 32), 20, (4, 3, 32, 32), 2, _unet, "U-Net, width 32"),
-    )
-}  # fmt: skip
-
-STEADY_CASE = "run-1000000x2"
-# Shape and steps of a full run and of a quick one.
-_STEADY, _STEADY_QUICK = ((1_000_000, 2), 1000), ((100_000, 2), 50)
+    copying = timings[[contestant.operation for contestant in entrants].index(COPY)]
+    ceilings = [rate(COPY, timing) for timing in copying]
+    rows: list[Row] = []
+    gc.collect()  # what dies during a memory measurement would hide what is taken
+    for contestant, per_count in zip(entrants, timings, strict=True):
+        with threads_set(threads[-1]):
+            inputs.reset()
+            taken: dict[str, Any] = {"allocated_bytes": allocated_peak(contestant.call)}
+            taken["resident_bytes"] = resident_peak(contestant.call)
+        for timing, ceiling in zip(per_count, ceilings, strict=True):
+            speed = rate(contestant.operation, timing)
+            row = measured_row(
+                STAGE, case.name, inputs.shape, timing, quick=quick, contestant=contestant.name,
+                operation=contestant.operation, level=contestant.level, gb_per_s=speed,
+                copy_share=speed / ceiling, **(taken if timing.threads == threads[-1] else {}),
+            )  # fmt: skip
+            rows.append(row)
+    return rows
 
 
 class TimedNetwork:
@@ -90,29 +71,15 @@ class TimedNetwork:
         return output
 
 
-def loops(shape: tuple[int, ...], steps: int) -> dict[str, Callable[[Network], object]]:
-    """The sampling loops by contestant: each takes a velocity score and returns samples."""
-    sde = CLD()
-    grid = make_plan(sde, SSCS, steps=steps).grid.tolist()
-    ours = partial(
-        sampling.sample, sde=sde, shape=shape, solver=SSCS, steps=steps, device="cpu"
-    )  # fmt: skip
-    found: dict[str, Callable[[Network], object]] = {}
-    if not kernels.missing_backend("cpu"):
-        found[FUSED] = partial(ours, backend="cpu")
-    found[REFERENCE] = partial(ours, backend="reference")
-    found[PUBLISHED] = partial(published_sample, PublishedSteps(sde), shape=shape, grid=grid)
-    return found
-
-
-def measure_run(case: RunCase, rounds: int, *, quick: bool) -> list[Row]:
+def measure_run(case: RunCase, *, quick: bool) -> list[Row]:
     """Rows of one run case, a row per loop, round-robin, at PyTorch's present thread count.
 
     Integrator seconds are those of the run less those inside the network: initial states, noise,
     coefficient tables and the Python of the loop all count.
     """
-    shape = case.quick_shape if quick else case.shape
-    steps = case.quick_steps if quick else case.steps
+    shape, steps, rounds = (
+        (case.quick_shape, case.quick_steps, 2) if quick else (case.shape, case.steps, 5)
+    )
     torch.manual_seed(0)
     net = case.network(shape)
     runs = loops(shape, steps)
@@ -192,4 +159,5 @@ def measure_steady(shape: tuple[int, ...], steps: int, *, quick: bool = False) -
 
 def measure_steady_case(*, quick: bool) -> list[Row]:
     """The row of the steady case: 1,000 steps at (1,000,000, 2), less in a quick run."""
-    return [measure_steady(*(_STEADY_QUICK if quick else _STEADY), quick=quick)]
+    shape, steps = ((100_000, 2), 50) if quick else ((1_000_000, 2), 1000)
+    return [measure_steady(shape, steps, quick=quick)]

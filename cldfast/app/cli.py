@@ -74,9 +74,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_train_options(train: argparse.ArgumentParser) -> None:
-    train.add_argument(
-        "data", nargs="?", choices=DATASETS, metavar="data", help=", ".join(DATASETS)
-    )
+    names = ", ".join(DATASETS)
+    train.add_argument("data", nargs="?", choices=DATASETS, metavar="data", help=names)
     train.add_argument("--out", required=True, metavar="DIR", help="the run folder")
     train.add_argument("--resume", action="store_true", help="go on with the run in DIR")
     data = train.add_argument_group("data")

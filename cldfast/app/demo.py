@@ -47,6 +47,8 @@ REPORT = "report.json"
 TIMING_ROUNDS = 2
 
 Report = dict[str, Any]
+Curve = dict[str, list[float | None]]
+_say = partial(print, flush=True)
 # `draw(net, steps=...)`, with more options of `cldfast.sample`; each run ends with one evaluation
 # more than it has steps, the clean estimate.
 Draw = Callable[..., Tensor]
@@ -160,9 +162,9 @@ def _compare_backends(net: Network, draw: Draw) -> tuple[Tensor, Report]:
     return drawn[names[0]], speed
 
 
-def _quality(net: Network, draw: Draw, test: Tensor) -> dict[str, list[float | None]]:
+def _quality(net: Network, draw: Draw, test: Tensor) -> Curve:
     """Sliced W2 to the test set by solver and number of evaluations; None where it diverged."""
-    curve: dict[str, list[float | None]] = {name: [] for name in SOLVERS}
+    curve: Curve = {name: [] for name in SOLVERS}
     for name, values in curve.items():
         for evaluations in CURVE_EVALUATIONS:
             try:
@@ -175,9 +177,7 @@ def _quality(net: Network, draw: Draw, test: Tensor) -> dict[str, list[float | N
     return curve
 
 
-def _plot_quality(
-    curve: dict[str, list[float | None]], floor: float, path: Path, title: str
-) -> None:
+def _plot_quality(curve: Curve, floor: float, path: Path, title: str) -> None:
     series = {
         name: (CURVE_EVALUATIONS, [np.nan if w is None or w > DIVERGED else w for w in values])
         for name, values in curve.items()
@@ -227,7 +227,3 @@ def _table(report: Report) -> str:
     seconds, training = report["seconds"], report["training"]["seconds"]
     lines += ["", f"{seconds:.0f} s in all, {training:.0f} s of them training"]
     return "\n".join(lines)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

@@ -16,10 +16,9 @@ import torch
 
 from cldfast.bench.cases import CASES, RUN_CASES, STEADY_CASE
 from cldfast.bench.measure import measure_case, measure_run, measure_steady_case
-from cldfast.bench.plot import bandwidth
 from cldfast.bench.report import Results, summary
 from cldfast.bench.results import Row, environment, read_csv, write_csv
-from cldfast.bench.tables import markdown
+from cldfast.bench.tables import bandwidth, markdown
 from cldfast.bench.timing import threads_set
 from cldfast.files import write_atomic
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -109,19 +110,6 @@ def measure_run(case: RunCase, *, quick: bool) -> list[Row]:
     return rows
 
 
-class _Marker:
-    """A constant network that calls `mark` once, when the first step lies behind."""
-
-    def __init__(self, output: torch.Tensor, mark: Callable[[], None]) -> None:
-        self.output, self.mark, self.count = output, mark, 0
-
-    def __call__(self, u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        self.count += 1
-        if self.count == 2:
-            self.mark()
-        return self.output
-
-
 def measure_steady(shape: tuple[int, ...], steps: int, *, quick: bool = False) -> Row:
     """Memory that `cldfast.run` takes between the second network call of a run and its end.
 
@@ -134,8 +122,19 @@ def measure_steady(shape: tuple[int, ...], steps: int, *, quick: bool = False) -
     u = torch.randn((shape[0], 2 * shape[1], *shape[2:]), generator=generator)
     output = torch.randn(shape, generator=generator)
     allocations, resident = AllocationRecord(), ResidentRecord()
+
+    def calling_after_a_step(mark: Callable[[], None]) -> Network:
+        calls = itertools.count(1)
+
+        def net(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            if next(calls) == 2:
+                mark()
+            return output
+
+        return net
+
     try:
-        sampling.run(plan, _Marker(output, allocations.start), u)
+        sampling.run(plan, calling_after_a_step(allocations.start), u)
     finally:
         allocations.stop()
 
@@ -147,7 +146,7 @@ def measure_steady(shape: tuple[int, ...], steps: int, *, quick: bool = False) -
         resident.start()
         start = time.perf_counter()
 
-    sampling.run(plan, _Marker(output, mark), u)
+    sampling.run(plan, calling_after_a_step(mark), u)
     seconds = (time.perf_counter() - start) / (steps - 1)
     timing = Timing(torch.get_num_threads(), steps - 1, 1, [seconds])
     return measured_row(

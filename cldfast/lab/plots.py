@@ -94,7 +94,6 @@ def quality_curve(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     floor: float | None,
     path: PathLike,
-    *,
     title: str = "",
 ) -> None:
     """Draw a distance against network evaluations, one line a sampler, both axes logarithmic.

@@ -27,8 +27,8 @@ from cldfast.compat.psld.plans import exact_plan
 from cldfast.compat.psld.process import factor, forward_grid, process_of, rows_of
 from cldfast.compat.strasman import published as strasman_published
 from cldfast.planner.law import exact_network
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
-from cldfast.planner.solvers import make_plan
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 

@@ -33,11 +33,11 @@ from output import RESULTS, new_parser, write_csv
 from torch import nn
 from training_step import T_MIN, PublishedLoop
 
-from cldfast import CLD, hsm_loss, kernels
+from cldfast import CLD, NoiseAddress, hsm_loss, kernels
 from cldfast.bench.memory import allocated_peak
 from cldfast.bench.results import environment
 from cldfast.bench.timing import Effort, interleaved
-from cldfast.kernels.philox import STREAM_PERTURBATION
+from cldfast.kernels import Stream
 from cldfast.training.row_weights import loss_tables
 
 EFFORT = Effort(rounds=15, sample=0.02, budget=1.5)
@@ -73,10 +73,9 @@ def contestants(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
         published.loss(data).backward()
 
     def by_ops(t: torch.Tensor = given) -> torch.Tensor:
-        u, offset = kernels.perturb((x0,), first.at(t), seed=1, stream=STREAM_PERTURBATION)
-        return kernels.residual(
-            net.output, offset, second.at(t), planes=1, reduction="mean", overwrite=True
-        )
+        address = NoiseAddress(1, stream=Stream.PERTURBATION)
+        u, offset = kernels.perturb((x0,), first.at(t), noise=address)
+        return kernels.residual(net.output, offset, second.at(t), reduction="mean", overwrite=True)
 
     def by_kernels() -> None:
         net.output.grad = None

@@ -5,8 +5,8 @@ from cldfast.kernels import BackendWarning, NoiseAddress, stage
 from cldfast.planner.error_budget import ErrorBudget
 from cldfast.planner.grid_search import optimise_grid
 from cldfast.planner.grids import make_grid
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
-from cldfast.planner.solvers import make_plan
 from cldfast.planner.stage import Stage
 from cldfast.process.schedules import (
     CallableBeta,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from cldfast.lab.models import MLPScore, UNetScore
-from cldfast.planner.solvers import make_plan
+from cldfast.planner.make_plan import make_plan
 from cldfast.process.sde import CLD
 
 Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

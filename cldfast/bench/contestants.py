@@ -14,7 +14,7 @@ from cldfast import kernels
 from cldfast.bench import cases
 from cldfast.bench.baselines import MergedEager, PublishedSteps, published_sample
 from cldfast.kernels import NoiseAddress, native
-from cldfast.planner.solvers import make_plan
+from cldfast.planner.make_plan import make_plan
 from cldfast.process.sde import CLD
 from cldfast.sampling import run as sampling
 

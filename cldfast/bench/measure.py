@@ -18,7 +18,7 @@ from cldfast.bench.contestants import FUSED, REFERENCE, best_level, contestants,
 from cldfast.bench.memory import AllocationRecord, ResidentRecord, allocated_peak, resident_peak
 from cldfast.bench.results import SAMPLING, STAGE, STEADY, Row, measured_row
 from cldfast.bench.timing import FULL, QUICK, Effort, Timing, interleaved, threads_set
-from cldfast.planner.solvers import make_plan
+from cldfast.planner.make_plan import make_plan
 from cldfast.process.sde import CLD
 from cldfast.sampling import run as sampling
 

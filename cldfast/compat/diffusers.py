@@ -10,8 +10,8 @@ import torch
 
 from cldfast import kernels
 from cldfast.kernels import NoiseAddress, Stream
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
-from cldfast.planner.solvers import make_plan
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import CLD, LinearPhaseSDE, sde_from_config
 from cldfast.sampling.steps import Steps

@@ -6,6 +6,7 @@ Each operation has a file; `address` says where noise comes from, `backends` hol
 import torch
 
 import cldfast.kernels.backends  # noqa: F401, registers the backends
+from cldfast.kernels import philox
 from cldfast.kernels.address import NoiseAddress, Stream, check_seed
 from cldfast.kernels.backends.protocol import ALL_COLUMNS, Backend, Noise, StageResult
 from cldfast.kernels.backends.reference import noise_planes
@@ -38,9 +39,9 @@ def pair_words(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The words of `kernels.philox.pair_words` by the fastest backend that has a kernel."""
     device = torch.device(device)
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    found = get_backend("reference", "cpu") if traced else automatic_backend(device.type)
-    return found.words(address, count, device)
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return philox.pair_words(address, count, device)
+    return automatic_backend(device.type).words(address, count, device)
 
 
 __all__ = [

@@ -14,6 +14,7 @@ from enum import IntEnum, unique
 
 SEED_LIMIT = 2**64
 _WORD_LIMIT = 2**32
+_set = object.__setattr__
 
 
 @unique
@@ -60,8 +61,14 @@ class NoiseAddress:
             object.__setattr__(self, "stream", _whole("stream", self.stream, _WORD_LIMIT))
 
     def at_stage(self, stage_index: int) -> NoiseAddress:
-        """The same samples in another stage of the run."""
-        return NoiseAddress(self.seed, self.first_index, stage_index, self.stream)
+        """The same samples in another stage of the run, which is taken as valid."""
+        # Once for each stage of a run: the other parts are checked already.
+        made = object.__new__(NoiseAddress)
+        _set(made, "seed", self.seed)
+        _set(made, "first_index", self.first_index)
+        _set(made, "stage_index", stage_index)
+        _set(made, "stream", self.stream)
+        return made
 
     def in_stream(self, stream: int) -> NoiseAddress:
         """The same samples in another stream."""

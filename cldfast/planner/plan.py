@@ -16,9 +16,9 @@ from cldfast.process.sde import LinearPhaseSDE
 class Plan:
     """A sampler on a fixed grid: stages in order, from the law at T to that at `grid[-1]`.
 
-    stages: the rows. sde, solver, parameterization: what they were made from. order: of weak (law)
-    convergence in the step. grid: (steps + 1,) descending times. guidance_term: whether the last
-    output is a term added to the score, not a network's.
+    stages: the affine updates. sde, solver, parameterization: what the stages were made from.
+    order: of convergence in law. grid: (steps + 1,) descending times. guidance_term: whether the
+    last output is a term added to the score, not a network's.
     """
 
     stages: tuple[Stage, ...]

@@ -32,8 +32,7 @@ import torch
 from cldfast import kernels
 from cldfast.kernels import NoiseAddress
 from cldfast.network import Network
-from cldfast.planner.denoiser import x0_map
-from cldfast.planner.parameterization import check_parameterization, score_map
+from cldfast.planner.parameterization import check_parameterization, score_map, x0_map
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.sampling.probability_flow import Flow, check_t_min, combine, solve
 from cldfast.training.losses import perturb

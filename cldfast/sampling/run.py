@@ -11,12 +11,11 @@ from cldfast import kernels
 from cldfast.kernels import Backend, NoiseAddress, Stream
 from cldfast.network import Network, device_of, draw_seed
 from cldfast.planner.grids import Grid
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
-from cldfast.planner.solvers import make_plan
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.sampling import graphs
-from cldfast.sampling.graphs import shares_memory
 from cldfast.sampling.inpainting import Inpainting
 from cldfast.sampling.steps import Outputs, Steps, stage_times
 
@@ -160,10 +159,13 @@ class _Loop:
         if self.differentiable or given is not None:
             self.u = self.steps.take(index, stage, self.u, outputs, noise, checked=True)
         else:
-            reuse = self.owned and not any(shares_memory(o, self.u) for o in outputs)
-            self.u = self.steps.take(
-                index, stage, self.u, outputs, noise, out=self.u if reuse else None
-            )
+            u = self.u
+            reuse = self.owned
+            for output in outputs:
+                # The state is a whole storage once it is ours: a view of it begins inside.
+                if reuse and 0 <= output.data_ptr() - u.data_ptr() < u.nbytes:
+                    reuse = False
+            self.u = self.steps.take(index, stage, u, outputs, noise, out=u if reuse else None)
             self.owned = True
         return self.u
 

@@ -39,7 +39,7 @@ class Outputs:
 
     def __init__(self, net: Network, parameterization: str) -> None:
         self.net, self.parameterization = net, parameterization
-        self._known: object = None
+        self._known: list[object] = []
 
     def __call__(self, stage: Stage, u: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The network's outputs for a state and the times of its rows, as the stage reads them.
@@ -48,10 +48,11 @@ class Outputs:
         """
         result = self.net(u, t)
         outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
-        planes = [block.shape[1] for block in stage.E]
-        known = (planes, [(o.shape, o.dtype, o.device) for o in outputs])
+        known = [stage.E[0].shape, len(stage.E)]
+        for output in outputs:
+            known += [output.shape, output.dtype, output.device]
         if known != self._known:
-            self._check(outputs, planes, u)
+            self._check(outputs, [block.shape[1] for block in stage.E], u)
             self._known = known
         return outputs
 

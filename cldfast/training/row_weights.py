@@ -49,13 +49,13 @@ def residual_weights(
         ell = kernel.ell
         scale: Any = {
             "reweighted": lambda: 1.0 / ell,
-            "reweighted_g2": lambda: (0.5 * sde.noise[1] * beta).sqrt() / ell,
-            "likelihood": lambda: (0.5 * sde.noise[1] * beta).sqrt(),
+            "reweighted_g2": lambda: (0.5 * sde.diffusion[1] * beta).sqrt() / ell,
+            "likelihood": lambda: (0.5 * sde.diffusion[1] * beta).sqrt(),
             "det": lambda: kernel.det.sqrt(),
         }[weighting]()
         row = VELOCITY_MAPS[parameterization](sde, hybrid)
-        columns = [row.gain, row.shift_x, row.shift_v, torch.zeros_like(ell), ell]
-        return (torch.stack(columns, 1) * scale[:, None])[:, None, :]
+        unit = torch.stack([torch.zeros_like(ell), ell], 1)[:, None, :]
+        return torch.cat([row.from_output, row.from_state, unit], 2) * scale[:, None, None]
     full = FULL_MAPS[parameterization](sde, hybrid)
     factor = kernel.factor
     zero = torch.zeros_like(kernel.det)
@@ -66,7 +66,7 @@ def residual_weights(
     )
     blocks = torch.cat([full.from_output, full.from_state, unit], 2)
     if weighting == "likelihood":
-        amplitude = torch.tensor(sde.noise, dtype=torch.float64, device=t.device).sqrt()
+        amplitude = torch.tensor(sde.diffusion, dtype=torch.float64, device=t.device).sqrt()
         return blocks * ((0.5 * beta).sqrt()[:, None] * amplitude)[:, :, None]
     if weighting == "det":
         return blocks * kernel.det.sqrt()[:, None, None]
@@ -77,7 +77,7 @@ def residual_weights(
     else:
         weights = torch.cat([factor.mT @ blocks[:, :, :4], identity], 2)
     if weighting == "reweighted_g2":
-        weights = weights * (0.5 * sde.noise[1] * beta).sqrt()[:, None, None]
+        weights = weights * (0.5 * sde.diffusion[1] * beta).sqrt()[:, None, None]
     return weights
 
 

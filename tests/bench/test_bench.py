@@ -42,7 +42,7 @@ from cldfast.bench.report import Results, checks, summary
 from cldfast.bench.results import COLUMNS, Environment, Row, environment, read_csv, write_csv
 from cldfast.bench.tables import markdown, with_table
 from cldfast.bench.timing import Effort, interleaved, takes_part
-from cldfast.planner.solvers import make_plan
+from cldfast.planner.make_plan import make_plan
 from cldfast.process.sde import CLD
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -222,7 +222,7 @@ SDE = CLD()
         ({"init": torch.zeros(4, 3)}, ValueError, "x half then v half"),
         ({"init": torch.zeros(4, 8)}, ValueError, "init must be (4, 6)"),
         ({"seed": "a"}, TypeError, "seed must be an integer"),
-        ({"colour": 1}, TypeError, "does not take ['colour']"),
+        ({"colour": 1}, TypeError, "takes no option 'colour'; it takes merge: bool"),
         ({"sde": "cld"}, TypeError, "sde must be a LinearPhaseSDE"),
         ({"net": 3}, TypeError, "net must be callable"),
         ({"noise": [None]}, ValueError, "one entry per stage"),

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from cldfast.compat.psld.process import decomposition_of, noise_to_score, process_of, rows_of
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
-from cldfast.planner.solvers import make_plan
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import PSLD
 

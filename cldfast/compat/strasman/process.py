@@ -16,8 +16,8 @@ from cldfast.compat.strasman import published
 from cldfast.compat.strasman.schedule import beta_parametric
 from cldfast.kernels import NoiseAddress, Stream
 from cldfast.network import draw_seed
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
-from cldfast.planner.solvers import make_plan
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import CLD
 from cldfast.sampling.run import initial_state, run

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
@@ -24,16 +23,9 @@ from cldfast.kernels.time_tables import AtTimes
 
 # Whether normals are made by the kernel, and their seed, first pair, stage and stream.
 NoiseWords = tuple[bool, int, int, int, int]
+# The shape of a plane, (rows, channels, positions of a channel), and the code of its dtype.
+Layout = tuple[int, int, int, int]
 _GIVEN: NoiseWords = (False, 0, 0, 0, 0)
-
-
-class Layout(NamedTuple):
-    """The shape of a plane: rows, channels, positions of a channel; and the code of its dtype."""
-
-    rows: int
-    channels: int
-    inner: int
-    dtype: int
 
 
 class CompiledBackend(Backend):
@@ -84,15 +76,18 @@ class CompiledBackend(Backend):
         used: int = ALL_COLUMNS,
         row_out: torch.Tensor | None = None,
     ) -> StageResult:
+        # A small stage costs little more than these lines: they avoid what they can.
         like = outputs[0] if u is None else u
-        rows, planes_channels, *spatial = like.shape
-        channels = planes_channels if u is None else planes_channels // 2
-        inner = math.prod(spatial)
+        shape = like.shape
+        channels = shape[1] if u is None else shape[1] // 2
+        inner = 1 if len(shape) == 2 else math.prod(shape[2:])
         if isinstance(weights, torch.Tensor) and not weights.is_contiguous():
             weights = weights.contiguous()
 
         keep: list[torch.Tensor] = []
-        inputs: Description = () if u is None else describe(u, channels, inner, keep)
+        state_read: Description = () if u is None else describe(u, channels, inner, keep)
+        in_place = out is u and u is not None and not keep
+        inputs = state_read
         for tensor in outputs:
             inputs += describe(tensor, channels, inner, keep)
         for tensor in history:
@@ -104,8 +99,11 @@ class CompiledBackend(Backend):
         else:
             inputs += describe(noise, channels, inner, keep)
 
-        state = room(2, channels, like.dtype, like) if out is None else writable(out, channels)
-        results = describe(state, channels, inner, keep)
+        if in_place and u is not None:
+            state, results = u, state_read
+        else:
+            state = room(2, channels, like.dtype, like) if out is None else writable(out, channels)
+            results = describe(state, channels, inner, keep)
         history_planes = weights.shape[1] - 2
         made = copy = None
         if history_planes:
@@ -118,7 +116,7 @@ class CompiledBackend(Backend):
             copy = room(2, channels, cast, like)
             copies = describe(copy, channels, inner, keep)
 
-        layout = Layout(rows, channels, inner, CODES[like.dtype])
+        layout = (shape[0], channels, inner, CODES[like.dtype])
         self._launch_stage(
             like.device, (inputs, results, copies), layout, weights, words, step, used
         )
@@ -158,7 +156,7 @@ class CompiledBackend(Backend):
             result = gradient_room(output, channels, offset if overwrite else None)
             written = describe(result, channels, inner, keep)
         loss = offset.new_empty(() if reduce else (rows,))
-        layout = Layout(rows, channels, inner, CODES[offset.dtype])
+        layout = (rows, channels, inner, CODES[offset.dtype])
         self._launch_residual((*read, written), layout, weights, scale, factor, loss, reduce, used)
         return loss, result
 

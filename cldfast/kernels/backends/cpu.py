@@ -28,10 +28,6 @@ class CpuBackend(CompiledBackend):
         self.core, self.level = core, level
         self._stage, self._serial_pairs = core.stage, core.SERIAL_PAIRS
 
-    def levels(self) -> tuple[str, ...]:
-        """The instruction sets that the kernels can use on this machine, the lowest first."""
-        return tuple(self.core.levels())
-
     def _threads(self, pairs: int) -> int:
         return 1 if pairs < self._serial_pairs else torch.get_num_threads()
 
@@ -45,9 +41,10 @@ class CpuBackend(CompiledBackend):
         step: torch.Tensor | None,
         used: int,
     ) -> None:
+        rows, channels, inner, _ = layout
         inside = self._stage(
             *planes, *layout, *self._address(weights), *weights.shape, *noise,
-            self._threads(layout.rows * layout.channels * layout.inner), self.level,
+            self._threads(rows * channels * inner), self.level,
         )  # fmt: skip
         if not inside:
             raise weights.table.outside()  # type: ignore[union-attr]
@@ -63,10 +60,11 @@ class CpuBackend(CompiledBackend):
         reduce: bool,
         used: int,
     ) -> None:
+        rows, channels, inner, _ = layout
         inside = self.core.residual(
             *planes, *layout, *self._address(weights), weights.shape[1], weights.shape[2],
             0 if scale is None else scale.data_ptr(), factor, False, 0, 0, 0, 0, loss.data_ptr(),
-            reduce, self._threads(layout.rows * layout.channels * layout.inner), self.level,
+            reduce, self._threads(rows * channels * inner), self.level,
         )  # fmt: skip
         if not inside:
             raise weights.table.outside()  # type: ignore[union-attr]

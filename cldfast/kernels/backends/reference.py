@@ -125,8 +125,8 @@ def covers(weights: AtTimes) -> bool:
 class ReferenceBackend(Backend):
     """Plain PyTorch on any device, differentiable in everything, as often as one likes."""
 
-    def __init__(self) -> None:
-        super().__init__("reference", fuses_gradients=False)
+    def __init__(self, name: str = "reference") -> None:
+        super().__init__(name, fuses_gradients=False)
 
     def stage(
         self,

@@ -30,6 +30,9 @@ class _Entry:
 
 
 _entries: dict[str, _Entry] = {}
+# What loading has given: a backend, or why it cannot run on this machine.
+_backends: dict[str, Backend] = {}
+_missing: dict[str, str] = {}
 
 
 def register_backend(
@@ -51,14 +54,15 @@ def register_backend(
     if name == AUTO or name in _entries:
         raise ValueError(f"a backend {name!r} is registered already")
     _entries[name] = _Entry(device_types, load, advice)
-    automatic_backend.cache_clear()
+    _automatic.cache_clear()
 
 
 def unregister_backend(name: str) -> None:
-    """Forget a backend that `register_backend` made known."""
+    """Forget a backend that `register_backend` made known; KeyError for any other name."""
     del _entries[name]
-    for function in (_load, automatic_backend):
-        function.cache_clear()
+    _backends.pop(name, None)
+    _missing.pop(name, None)
+    _automatic.cache_clear()
 
 
 def backend_names() -> tuple[str, ...]:
@@ -66,19 +70,18 @@ def backend_names() -> tuple[str, ...]:
     return (AUTO, *_entries)
 
 
-@cache
-def _load(name: str) -> Backend | str:
-    """A backend, or why it cannot run on this machine."""
-    try:
-        return _entries[name].load()
-    except ImportError as error:
-        return str(error)
-
-
 def missing_backend(name: str) -> str:
     """Why a backend cannot run on this machine, or an empty string."""
-    found = _load(name)
-    return found if isinstance(found, str) else ""
+    if name not in _backends and name not in _missing:
+        try:
+            found = _entries[name].load()
+        except ImportError as error:
+            _missing[name] = str(error) or repr(error)
+        else:
+            if found.name != name:  # an operator knows a backend by that name
+                raise ValueError(f"the backend registered as {name!r} is named {found.name!r}")
+            _backends[name] = found
+    return _missing.get(name, "")
 
 
 def _candidates(device_type: str) -> list[str]:
@@ -88,16 +91,21 @@ def _candidates(device_type: str) -> list[str]:
 
 
 @cache
+def _automatic(device_type: str) -> str:
+    """The name of the backend that "auto" takes for a type of device."""
+    return next(name for name in _candidates(device_type) if not missing_backend(name))
+
+
 def automatic_backend(device_type: str) -> Backend:
     """The backend that "auto" takes for a type of device."""
-    return next(b for b in map(_load, _candidates(device_type)) if isinstance(b, Backend))
+    return _backends[_automatic(device_type)]
 
 
 @cache
 def _warn_if_slow(device_type: str) -> None:
     """Say once that the fast kernels for a type of device are missing, where it has any."""
     fastest = _candidates(device_type)[0]
-    found = automatic_backend(device_type).name
+    found = _automatic(device_type)
     if _entries[fastest].device_types is None or _entries[found].device_types is not None:
         return
     warnings.warn(
@@ -119,14 +127,11 @@ def _constant(function: _Function) -> _Function:
 
 
 @_constant
-def get_backend(name: str, device_type: str) -> Backend:
-    """The backend that serves a type of device: the fastest one found for "auto", else the name's.
-
-    Raises ValueError for an unknown name or one that cannot serve the device or run here.
-    """
+def _serving(name: str, device_type: str) -> str:
+    """The name of the backend that serves a type of device; it is loaded then."""
     if name == AUTO:
         _warn_if_slow(device_type)
-        return automatic_backend(device_type)
+        return _automatic(device_type)
     if name not in _entries:
         raise ValueError(f"unknown backend {name!r}; expected one of {', '.join(backend_names())}")
     served = _entries[name].device_types
@@ -135,10 +140,17 @@ def get_backend(name: str, device_type: str) -> Backend:
             f"backend {name!r} needs tensors on a device of type {' or '.join(served)}, "
             f"got device {device_type}"
         )
-    found = _load(name)
-    if isinstance(found, str):
-        raise ValueError(f"backend {name!r} is not available: {found}")
-    return found
+    if reason := missing_backend(name):
+        raise ValueError(f"backend {name!r} is not available: {reason}")
+    return name
+
+
+def get_backend(name: str, device_type: str) -> Backend:
+    """The backend that serves a type of device: the fastest one found for "auto", else the name's.
+
+    Raises ValueError for an unknown name or one that cannot serve the device or run here.
+    """
+    return _backends[_serving(name, device_type)]
 
 
 def resolve_backend(backend: str | Backend, device: torch.device) -> Backend:

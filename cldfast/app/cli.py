@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import torch
+
 from cldfast.app import commands
 from cldfast.kernels import backend_names
 from cldfast.lab.data import DATASETS
@@ -35,8 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (argparse itself may raise SystemExit)."""
     args = _parser().parse_args(arguments)
     try:
-        if getattr(args, "threads", None) is not None:
-            commands.set_threads(args.threads)
+        if args.threads is not None:
+            if args.threads < 1:
+                raise ValueError(f"--threads: expected at least 1, got {args.threads}")
+            torch.set_num_threads(args.threads)  # the fused core obeys PyTorch's number
         args.run(args)
     except KeyboardInterrupt:
         print("cldfast: interrupted", file=sys.stderr)
@@ -53,28 +57,25 @@ def _parser() -> argparse.ArgumentParser:
         description="Critically-damped Langevin diffusion: train score networks, draw samples.",
     )
     parsers = parser.add_subparsers(dest="command", required=True, metavar="command")
-    _add_demo(parsers)
-    _add_train(parsers)
-    _add_sample(parsers)
-    _add_bench(parsers)
-    _add_info(parsers)
-    return parser
-
-
-def _add_demo(parsers: Any) -> None:
-    demo = _command(parsers, "demo")
+    demo = _command(parsers, "demo", with_progress=True)
     demo.add_argument("--out", default="demo", metavar="DIR", help="where to write (%(default)s)")
     demo.add_argument("--train-steps", type=int, metavar="N", help="training steps")
     demo.add_argument("--samples", type=int, metavar="N", help="images to draw")
     demo.add_argument("--seed", type=int, metavar="N", help="of everything random (0)")
-    _add_common(demo)
+    _add_train_options(_command(parsers, "train", with_progress=True))
+    _add_sample_options(_command(parsers, "sample", with_progress=True))
+    bench = _command(parsers, "bench")
+    bench.add_argument("--quick", action="store_true", help="fewer repeats and sizes")
+    bench.add_argument("--out", metavar="DIR", help="where to write the results as CSV")
+    bench.add_argument("--cases", nargs="+", metavar="CASE", help="run these cases only")
+    info = _command(parsers, "info")
+    info.add_argument("--json", action="store_true", help="as JSON")
+    return parser
 
 
-def _add_train(parsers: Any) -> None:
-    train = _command(parsers, "train")
-    train.add_argument(
-        "data", nargs="?", choices=DATASETS, metavar="data", help=", ".join(DATASETS)
-    )
+def _add_train_options(train: argparse.ArgumentParser) -> None:
+    names = ", ".join(DATASETS)
+    train.add_argument("data", nargs="?", choices=DATASETS, metavar="data", help=names)
     train.add_argument("--out", required=True, metavar="DIR", help="the run folder")
     train.add_argument("--resume", action="store_true", help="go on with the run in DIR")
     data = train.add_argument_group("data")
@@ -118,11 +119,9 @@ def _add_train(parsers: Any) -> None:
     fit.add_argument("--autocast", choices=AUTOCAST, help="half precision in the network (none)")
     fit.add_argument("--times", choices=TIME_SAMPLING, help=f"of the rows ({default.times})")
     fit.add_argument("--weighting", choices=WEIGHTINGS, help=f"of the loss ({default.weighting})")
-    _add_common(train)
 
 
-def _add_sample(parsers: Any) -> None:
-    sample = _command(parsers, "sample")
+def _add_sample_options(sample: argparse.ArgumentParser) -> None:
     solvers, grids = ", ".join(SOLVERS), ", ".join((*GRIDS, *NOISE_GRIDS))
     sample.add_argument("folder", metavar="run", help="run folder")
     sample.add_argument("-n", type=int, default=1024, help="samples (%(default)s)")
@@ -144,23 +143,9 @@ def _add_sample(parsers: Any) -> None:
     sample.add_argument("--backend", help=f"{', '.join(backend_names())} (auto)")
     sample.add_argument("--out", metavar="FILE", help=".npz to write (samples.npz in the folder)")
     sample.add_argument("--no-picture", action="store_true", help="write the .npz only")
-    _add_common(sample)
 
 
-def _add_bench(parsers: Any) -> None:
-    bench = _command(parsers, "bench")
-    bench.add_argument("--quick", action="store_true", help="fewer repeats and sizes")
-    bench.add_argument("--threads", type=int, metavar="N", help="CPU threads (PyTorch's)")
-    bench.add_argument("--out", metavar="DIR", help="where to write the results as CSV")
-    bench.add_argument("--cases", nargs="+", metavar="CASE", help="run these cases only")
-
-
-def _add_info(parsers: Any) -> None:
-    info = _command(parsers, "info")
-    info.add_argument("--json", action="store_true", help="as JSON")
-
-
-def _command(parsers: Any, name: str) -> argparse.ArgumentParser:
+def _command(parsers: Any, name: str, with_progress: bool = False) -> argparse.ArgumentParser:
     """The parser of a command, helped by the docstring of what it runs.
 
     An option that is not given is None or False, so that the command can tell.
@@ -171,9 +156,7 @@ def _command(parsers: Any, name: str) -> argparse.ArgumentParser:
         name, help=summary, description=more or summary
     )
     parser.set_defaults(run=run)
-    return parser
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (PyTorch's)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    if with_progress:
+        parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser

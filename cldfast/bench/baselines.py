@@ -141,19 +141,15 @@ class MergedEager:
 
     def __call__(self, u: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Update u in place; output (B, C, ...)."""
-        (xx, xv, xo, *_), (vx, vv, vo, *_) = self.rows
         x, v = u.chunk(2, dim=1)
-        torch.mul(x, vx, out=self.scratch)
-        x.mul_(xx).add_(v, alpha=xv)
-        v.mul_(vv).add_(self.scratch)
-        for plane, gain, into in ((output, xo, x), (output, vo, v)):
-            if gain != 0.0:
-                into.add_(plane, alpha=gain)
-        for j, z in enumerate(self.noise, start=3):
-            if z is None:
+        torch.mul(x, self.rows[1][0], out=self.scratch)
+        x.mul_(self.rows[0][0]).add_(v, alpha=self.rows[0][1])
+        v.mul_(self.rows[1][1]).add_(self.scratch)
+        for j, plane in enumerate((output, *self.noise), start=2):
+            if plane is None:
                 continue
-            z.normal_()
+            added = plane if j == 2 else plane.normal_()
             for row, into in zip(self.rows, (x, v), strict=True):
                 if row[j] != 0.0:
-                    into.add_(z, alpha=row[j])
+                    into.add_(added, alpha=row[j])
         return u

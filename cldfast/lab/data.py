@@ -201,11 +201,6 @@ class Digits:
         return pixels.round().clamp(0, cls.LEVELS).to(torch.uint8)
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1], any shape, to grey levels 0, ..., 255 (uint8), rounded and clipped."""
-    return ((images.double() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
 def _check_dim(dim: int, least: int, name: str) -> None:
     if dim < least:
         raise ValueError(f"{name}: expected dim >= {least}, got {dim}")

@@ -94,18 +94,13 @@ def quality_curve(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     floor: float | None,
     path: PathLike,
-    *,
-    floor_label: str = "train to test",
-    ylabel: str = "sliced $W_2$ to the test set",
     title: str = "",
-    ceiling: float | None = None,
 ) -> None:
     """Draw a distance against network evaluations, one line a sampler, both axes logarithmic.
 
     series: name to (evaluations, values), both positive and of one length; a run that diverged
         (non-finite value) leaves a gap in the line and is counted in its label.
-    floor: distance that no sampler is expected to pass, drawn dashed, and its name; None: no line.
-    ceiling: top of the value axis; None: as far as the values go.
+    floor: distance of the training set to the test set, drawn dashed; None: no line.
     """
     if not series:
         raise ValueError("series: expected at least one")
@@ -126,19 +121,17 @@ def quality_curve(
         kept = np.isfinite(w)
         lost = int((~kept).sum())
         label = f"{name} ({lost} diverged)" if lost else name
-        style = {
-            "color": COLOURS[index % len(COLOURS)],
-            "marker": MARKERS[index % len(MARKERS)],
-        }
-        axes.plot(n, np.where(kept, w, np.nan), label=label, markersize=5, linewidth=1.6, **style)
+        look = index % len(COLOURS)
+        axes.plot(
+            n, np.where(kept, w, np.nan), label=label, markersize=5, linewidth=1.6,
+            color=COLOURS[look], marker=MARKERS[look],
+        )  # fmt: skip
         ticks.update(n.tolist())
         drawn += int(kept.sum())
     axes.set_xscale("log")
     if floor is not None:
         axes.axhline(floor, color="0.35", linestyle="--", linewidth=1.2)
-        axes.plot([], [], color="0.35", linestyle="--", label=f"{floor_label}: {floor:.3g}")
-    if ceiling is not None:
-        axes.set_ylim(top=ceiling)
+        axes.plot([], [], color="0.35", linestyle="--", label=f"train to test: {floor:.3g}")
     axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
     # Where every run diverged there is nothing to spread a logarithmic axis over.
     if drawn:
@@ -146,7 +139,7 @@ def quality_curve(
         _decimal_ticks(axes)
     axes.minorticks_off()
     axes.set_xlabel("network evaluations")
-    axes.set_ylabel(ylabel)
+    axes.set_ylabel("sliced $W_2$ to the test set")
     axes.set_title(title)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False)

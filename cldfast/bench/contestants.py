@@ -101,7 +101,7 @@ def _eager(inputs: Inputs) -> list[Contestant]:
 
 
 def _published(inputs: Inputs, compiled: bool) -> list[Contestant]:
-    t, dt = (torch.tensor(value, dtype=torch.float64) for value in stage_time())
+    t, dt = (torch.tensor(value, dtype=torch.float64, device="cpu") for value in stage_time())
     arguments = (inputs.u, inputs.output, t, dt)
     steps = PublishedSteps(CLD())
     found = [

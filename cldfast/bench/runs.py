@@ -44,7 +44,7 @@ class RunCase:
 
 
 def _constant(shape: tuple[int, ...]) -> Network:
-    output = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    output = torch.randn(shape, generator=torch.Generator().manual_seed(1), device="cpu")
     return lambda u, t: output
 
 
@@ -164,8 +164,8 @@ def measure_steady(shape: tuple[int, ...], steps: int, *, quick: bool = False) -
     """
     plan = make_plan(CLD(), SSCS, steps=steps, parameterization="x0")
     generator = torch.Generator().manual_seed(2)
-    u = torch.randn((shape[0], 2 * shape[1], *shape[2:]), generator=generator)
-    output = torch.randn(shape, generator=generator)
+    u = torch.randn((shape[0], 2 * shape[1], *shape[2:]), generator=generator, device="cpu")
+    output = torch.randn(shape, generator=generator, device="cpu")
     allocations, resident = AllocationRecord(), ResidentRecord()
     try:
         sampling.run(plan, _Marker(output, allocations.start), u)

@@ -115,6 +115,14 @@ def test_sampling(net: MLPScore, solver: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_the_flow(net: MLPScore, device: str) -> None:
+    pytest.importorskip("torchdiffeq")
+    more = {"rtol": 1e-2, "atol": 1e-2, "seed": 1}
+    check(device, lambda: cldfast.pflow(net, SDE, (5, 3), **more)[0])
+    check(device, lambda: cldfast.likelihood(net, SDE, rows(), **more).nll)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_plans_and_runs(net: MLPScore, device: str) -> None:
     def case() -> list[object]:
         plan = cldfast.make_plan(SDE, "multistep", 5, denoise=True)

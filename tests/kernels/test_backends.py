@@ -132,6 +132,26 @@ def test_gradients_of_a_stage_find_it_by_its_name(mine: kernels.Backend) -> None
     assert calls(mine, "stage") > 1
 
 
+def test_a_plain_backend_is_traced_itself() -> None:
+    class Twice(ReferenceBackend):
+        def residual(self, *tensors, **options):  # type: ignore[no-untyped-def]
+            loss, gradient = super().residual(*tensors, **options)
+            return 2.0 * loss, gradient
+
+    output, offset = torch.randn(4, 3), torch.randn(4, 3)
+    weights = torch.randn(4, 1, 2, dtype=torch.float64)
+
+    def loss(name: str) -> torch.Tensor:
+        return kernels.residual(output, offset, weights, backend=name)
+
+    kernels.register_backend("twice", lambda: Twice("twice"))
+    try:
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled("twice"), 2.0 * loss("reference"))
+    finally:
+        kernels.unregister_backend("twice")
+
+
 def test_what_auto_takes_stays(mine: kernels.Backend) -> None:
     """The first that is registered for a device."""
     assert kernels.get_backend("auto", "cpu").name == "cpu"

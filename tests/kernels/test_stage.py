@@ -216,25 +216,13 @@ def test_opcheck(backend):
     o = torch.randn(3, 2, requires_grad=True)
     h = torch.randn(3, 2)
     weights = torch.randn(1, 3, 6, dtype=F64)
-    torch.library.opcheck(
-        torch.ops.cldfast.stage, (u, [o], [h], weights, 1, 0, 0, 0, None, torch.bfloat16, backend)
-    )
-    torch.library.opcheck(
-        torch.ops.cldfast.stage,
-        (
-            None,
-            [torch.randn(3, 2)],
-            [],
-            torch.randn(3, 2, 3, dtype=F64),
-            1,
-            0,
-            0,
-            0,
-            None,
-            None,
-            backend,
-        ),
-    )
+    x0, of_rows = torch.randn(3, 2), torch.randn(3, 2, 3, dtype=F64)
+    noise = (1, 0, 0, 0, None)
+    for arguments in (
+        (u, [o], [h], weights, *noise, torch.bfloat16, backend),
+        (None, [x0], [], of_rows, *noise, None, backend),
+    ):
+        torch.library.opcheck(torch.ops.cldfast.stage, arguments)
 
 
 def test_compiles_without_graph_breaks():

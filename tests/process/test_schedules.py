@@ -131,7 +131,11 @@ def test_callable_is_integrated() -> None:
     assert np.allclose(kink.integral(1.0), 0.3 + 3.5, rtol=1e-9)
 
 
-@pytest.mark.parametrize("schedule", [*SCHEDULES, CallableBeta(lambda t: 1.0 + t * t)], ids=lambda s: repr(s).split(" at 0x")[0])
+@pytest.mark.parametrize(
+    "schedule",
+    [*SCHEDULES, CallableBeta(lambda t: 1.0 + t * t)],
+    ids=lambda s: repr(s).split(" at 0x")[0],
+)
 def test_torch(schedule: Schedule) -> None:
     """Tensors of any float dtype in, float64 tensors out, the numbers of numpy."""
     t = np.array(TIMES)[2:]
@@ -148,7 +152,9 @@ def test_config_round_trip(schedule: Schedule) -> None:
     assert schedule_from_config(schedule_config(schedule)) == schedule
 
 
-@pytest.mark.parametrize("schedule", [*SCHEDULES, CallableBeta(math.exp)], ids=lambda s: repr(s).split(" at 0x")[0])
+@pytest.mark.parametrize(
+    "schedule", [*SCHEDULES, CallableBeta(math.exp)], ids=lambda s: repr(s).split(" at 0x")[0]
+)
 def test_a_schedule_cannot_be_changed(schedule: Schedule) -> None:
     for name in (*vars(schedule), "something_new"):
         with pytest.raises(AttributeError, match="cannot assign to field"):

@@ -1,4 +1,12 @@
-MAX_PLANES: int
+from cldfast._core import Noise, Planes, Shape, Weights
+
+Queue = tuple[int, int]
+
+MOST_PLANES: int
+MOST_COLUMNS: int
+MOST_OCTAVES: int
+LAUNCH_OUTPUTS: int
+MOST_OVERWRITTEN: int
 CUDART_VERSION: int
 ARCHITECTURES: str
 
@@ -7,56 +15,32 @@ class CudaError(RuntimeError): ...
 def device_count() -> int: ...
 def check_device(device: int) -> int: ...
 def stage(
-    inputs: tuple[int, ...],
-    outputs: tuple[int, ...],
-    copies: tuple[int, ...],
-    rows: int,
-    channels: int,
-    inner: int,
-    compute: int,
-    weights: int,
+    shape: Shape,
+    inputs: Planes,
+    outputs: Planes,
+    weights: Weights,
     on_device: bool,
-    matrices: int,
-    weight_rows: int,
-    weight_columns: int,
     step: int,
     used: int,
-    addressed_noise: bool,
-    seed: int,
-    first_pair: int,
-    stage_index: int,
-    stream_id: int,
-    device: int,
-    stream: int,
+    noise: Noise | None,
+    queue: Queue,
     /,
 ) -> None: ...
 def residual(
-    outputs: tuple[int, ...],
-    others: tuple[int, ...],
-    gradients: tuple[int, ...],
-    rows: int,
-    channels: int,
-    inner: int,
-    compute: int,
-    weights: int,
-    residuals: int,
-    weight_columns: int,
-    used: int,
+    shape: Shape,
+    outputs: Planes,
+    offsets: Planes,
+    gradients: Planes,
+    weights: Weights,
     scale: int,
     factor: float,
-    addressed_noise: bool,
-    seed: int,
-    first_pair: int,
-    stage_index: int,
-    stream_id: int,
     sums: int,
     loss: int,
     reduce: bool,
-    device: int,
-    stream: int,
+    queue: Queue,
     /,
 ) -> None: ...
-def residual_room(rows: int, channels: int, inner: int, reduce: bool) -> int: ...
+def residual_room(rows: int, width: int, reduce: bool) -> int: ...
 def matrices(
     coefficients: int,
     octaves: int,
@@ -68,22 +52,8 @@ def matrices(
     rows: int,
     entries: int,
     to: int,
-    device: int,
-    stream: int,
+    queue: Queue,
     /,
 ) -> None: ...
-def advance(
-    step: int, times: int, time: int, count: int, wide: bool, device: int, stream: int, /
-) -> None: ...
-def philox_words(
-    seed: int,
-    first_pair: int,
-    count: int,
-    stage_index: int,
-    stream_id: int,
-    radius: int,
-    angle: int,
-    device: int,
-    stream: int,
-    /,
-) -> None: ...
+def advance(step: int, times: int, time: int, count: int, wide: bool, queue: Queue, /) -> None: ...
+def philox_words(noise: Noise, count: int, radius: int, angle: int, queue: Queue, /) -> None: ...

@@ -82,7 +82,7 @@ class PublishedSteps:
         self, u: torch.Tensor, score: torch.Tensor, t: torch.Tensor, dt: torch.Tensor
     ) -> torch.Tensor:
         """Euler-Maruyama on the reverse SDE: forward drift and diffusion, reversed, per row."""
-        rows = torch.ones(u.shape[0], dtype=u.dtype) * t
+        rows = torch.ones(u.shape[0], dtype=u.dtype, device=u.device) * t
         beta = self.beta(rows).reshape(-1, *([1] * (u.dim() - 1)))
         x, v = torch.chunk(u, 2, dim=1)
         drift_x = self.mass_inv * beta * v
@@ -111,13 +111,14 @@ def published_sample(
 
     net(u, t) returns the velocity score; t is a full (n,) tensor, as published loops make it.
     """
-    times = torch.as_tensor(grid, dtype=torch.float64)
+    times = torch.as_tensor(grid, dtype=torch.float64, device="cpu")
     with torch.no_grad():
-        u = torch.cat((torch.randn(*shape), torch.randn(*shape) / steps.a), dim=1)
+        x, v = (torch.randn(*shape, device="cpu") for _ in range(2))
+        u = torch.cat((x, v / steps.a), dim=1)
         for i in range(len(times) - 1):
             t, dt = times[i], times[i] - times[i + 1]
             u = steps.half_step(u, t, dt / 2)
-            score = net(u, torch.ones(u.shape[0]) * t)
+            score = net(u, torch.ones(u.shape[0], device=u.device) * t)
             u = steps.kick(u, score, t, dt)
             u = steps.half_step(u, t, dt / 2)
         return torch.chunk(u, 2, dim=1)[0]
@@ -136,8 +137,8 @@ class MergedEager:
         n, channels, *rest = like.shape
         half = (n, channels // 2, *rest)
         # Each noise plane is memory of its own, so that the fill and the reads are contiguous.
-        self.noise = [torch.empty(half, dtype=like.dtype) if use else None for use in used]
-        self.scratch = torch.empty(half, dtype=like.dtype)
+        self.noise = [like.new_empty(half) if use else None for use in used]
+        self.scratch = like.new_empty(half)
 
     def __call__(self, u: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Update u in place; output (B, C, ...)."""

@@ -91,8 +91,8 @@ class Inputs:
         generator = torch.Generator().manual_seed(seed)
         n, channels, *rest = shape
         self.shape, self.pairs = shape, math.prod(shape)
-        self.first = torch.randn((n, 2 * channels, *rest), generator=generator)
-        self.output = torch.randn(shape, generator=generator)
+        self.first = torch.randn((n, 2 * channels, *rest), generator=generator, device="cpu")
+        self.output = torch.randn(shape, generator=generator, device="cpu")
         self.u = self.first.clone()
         self.out = torch.empty_like(self.first)
 

@@ -119,8 +119,8 @@ def measure_steady(shape: tuple[int, ...], steps: int, *, quick: bool = False) -
     """
     plan = make_plan(CLD(), SSCS, steps=steps, parameterization="x0")
     generator = torch.Generator().manual_seed(2)
-    u = torch.randn((shape[0], 2 * shape[1], *shape[2:]), generator=generator)
-    output = torch.randn(shape, generator=generator)
+    u = torch.randn((shape[0], 2 * shape[1], *shape[2:]), generator=generator, device="cpu")
+    output = torch.randn(shape, generator=generator, device="cpu")
     allocations, resident = AllocationRecord(), ResidentRecord()
 
     def calling_after_a_step(mark: Callable[[], None]) -> Network:

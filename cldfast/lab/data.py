@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch import Tensor
 from cldfast.extras import extra_module
 from cldfast.lab.mixture import GaussianMixture, sample_generator
 
+# Generators of a seed live on the CPU, so data are made there, whatever PyTorch's default device.
+_HOST: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 DATASETS = ("funnel", "gaussians25", "diamonds", "swiss_roll", "two_points", "digits")
 
 
@@ -76,7 +78,7 @@ class Funnel:
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw (n, dim) float32; same seed, same data."""
-        x = torch.randn(n, self.dim, generator=sample_generator(n, seed), dtype=torch.float64)
+        x = torch.randn(n, self.dim, generator=sample_generator(n, seed), **_HOST)
         x[:, 1:] *= torch.exp(x[:, :1] / 2)
         return x.float()
 
@@ -99,12 +101,12 @@ class SwissRoll:
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw (n, 2) float32; same seed, same data."""
         generator = sample_generator(n, seed)
-        radius = torch.rand(n, generator=generator, dtype=torch.float64)
+        radius = torch.rand(n, generator=generator, **_HOST)
         radius = math.pi * (1.5 + 3.0 * radius)
         roll = radius[:, None] * torch.stack([radius.cos(), radius.sin()], dim=1)
-        noise = torch.randn(n, 2, generator=generator, dtype=torch.float64)
-        corners = torch.tensor([[0, 0], [1, 1], [1, -1], [-1, -1], [-1, 1]], dtype=torch.float64)
-        copy = torch.randint(len(corners), (n,), generator=generator)
+        noise = torch.randn(n, 2, generator=generator, **_HOST)
+        corners = torch.tensor([[0, 0], [1, 1], [1, -1], [-1, -1], [-1, 1]], **_HOST)
+        copy = torch.randint(len(corners), (n,), generator=generator, device="cpu")
         return (self.SCALE * roll + self.NOISE * noise + self.OFFSET * corners[copy]).float()
 
 
@@ -116,12 +118,12 @@ def gaussians25(dim: int = 2) -> GaussianMixture:
     Source: Strasman, Surendran et al. (2025).
     """
     _check_dim(dim, 2, "gaussians25")
-    means = torch.zeros(25, dim, dtype=torch.float64)
-    axis = torch.arange(-2, 3, dtype=torch.float64)
+    means = torch.zeros(25, dim, **_HOST)
+    axis = torch.arange(-2, 3, **_HOST)
     means[:, :2] = torch.cartesian_prod(axis, axis)
-    variances = torch.full((25, dim), 0.1, dtype=torch.float64)
+    variances = torch.full((25, dim), 0.1, **_HOST)
     variances[:, :2] = 0.01
-    return GaussianMixture(torch.ones(25), means, variances)
+    return GaussianMixture(torch.ones(25, device="cpu"), means, variances)
 
 
 def diamonds() -> GaussianMixture:
@@ -129,10 +131,12 @@ def diamonds() -> GaussianMixture:
 
     Source: the toy data of Dockhorn, Vahdat and Kreis (2022).
     """
-    axis = torch.tensor([-0.5, 0.0, 0.5], dtype=torch.float64)
-    turn = torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=torch.float64) / math.sqrt(2.0)
+    axis = torch.tensor([-0.5, 0.0, 0.5], **_HOST)
+    turn = torch.tensor([[1.0, -1.0], [1.0, 1.0]], **_HOST) / math.sqrt(2.0)
     means = torch.cartesian_prod(axis, axis) @ turn
-    return GaussianMixture(torch.ones(9), means, torch.full((9, 2), 0.04**2))
+    return GaussianMixture(
+        torch.ones(9, device="cpu"), means, torch.full((9, 2), 0.04**2, device="cpu")
+    )
 
 
 def two_points(dim: int = 1) -> GaussianMixture:
@@ -141,9 +145,9 @@ def two_points(dim: int = 1) -> GaussianMixture:
     ValueError for a dim below 1.
     """
     _check_dim(dim, 1, "two_points")
-    means = torch.ones(2, dim, dtype=torch.float64)
+    means = torch.ones(2, dim, **_HOST)
     means[1] = -1.0
-    return GaussianMixture(torch.ones(2), means, torch.zeros(2, dim))
+    return GaussianMixture(torch.ones(2, device="cpu"), means, torch.zeros(2, dim, device="cpu"))
 
 
 class Digits:
@@ -174,7 +178,7 @@ class Digits:
         train, test = [], []
         for digit in labels.unique():
             rows = torch.nonzero(labels == digit)[:, 0]
-            rows = rows[torch.randperm(len(rows), generator=generator)]
+            rows = rows[torch.randperm(len(rows), generator=generator, device="cpu")]
             held_out = round(test_fraction * len(rows))
             if not 0 < held_out < len(rows):
                 raise ValueError(
@@ -190,7 +194,8 @@ class Digits:
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw (n, 1, 8, 8) training images with replacement; same seed, same data."""
-        rows = torch.randint(len(self.train_x), (n,), generator=sample_generator(n, seed))
+        generator = sample_generator(n, seed)
+        rows = torch.randint(len(self.train_x), (n,), generator=generator, device="cpu")
         return self.train_x[rows]
 
     @classmethod

@@ -87,7 +87,7 @@ class GaussianMixture:
         """Draw (n, d) float32; same seed, same data."""
         generator = sample_generator(n, seed)
         label = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        noise = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
+        noise = torch.randn(n, self.dim, generator=generator, dtype=torch.float64, device="cpu")
         noise *= self._variances[label].sqrt()
         if self._basis is not None:
             for k, basis in enumerate(self._basis):
@@ -271,7 +271,7 @@ def sample_generator(n: int, seed: int) -> torch.Generator:
 
 
 def _float64(value: Any, name: str) -> Tensor:
-    tensor = torch.as_tensor(value).detach().to("cpu", torch.float64, copy=True)
+    tensor = torch.as_tensor(value, device="cpu").detach().to(torch.float64, copy=True)
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name}: expected finite numbers")
     return tensor

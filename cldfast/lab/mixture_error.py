@@ -95,5 +95,5 @@ def _exact_sample(plan: Plan, mixture: GaussianMixture, n: int, seed: int) -> to
     kernel = plan.sde.marginal(plan.stages[-1].t_next)
     # Not the generator that the mixture has drawn from with this seed.
     generator = torch.Generator().manual_seed(seed + 2**32)
-    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu")
     return float(kernel.mean[0]) * x + math.sqrt(float(kernel.cov[0, 0])) * noise

@@ -30,15 +30,16 @@ class TritonBackend(Backend):
         noise: Noise,
         *,
         out: torch.Tensor | None = None,
-        cast: torch.dtype | None = None,
+        seen_planes: int = 0,
+        seen_dtype: torch.dtype | None = None,
         step: torch.Tensor | None = None,
         used: int = ALL_COLUMNS,
         row_out: torch.Tensor | None = None,
     ) -> StageResult:
         assert isinstance(weights, torch.Tensor)
         return stage(
-            u, outputs, history, weights, noise, out=out, cast=cast, step=step, used=used,
-            row_out=row_out,
+            u, outputs, history, weights, noise, out=out, seen_planes=seen_planes,
+            seen_dtype=seen_dtype, step=step, used=used, row_out=row_out,
         )  # fmt: skip
 
     def residual(
@@ -52,7 +53,6 @@ class TritonBackend(Backend):
         reduce: bool = False,
         gradient: bool = True,
         overwrite: bool = False,
-        used: int = ALL_COLUMNS,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         assert isinstance(weights, torch.Tensor)
         return residual(

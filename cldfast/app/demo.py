@@ -214,11 +214,9 @@ def _table(report: Report) -> str:
         lines.append(f"  {name:<26}{cells}")
     lines += ["", f"seconds, {EVALUATIONS} evaluations      {'network':>9}{'integrator':>12}"]
     for name in ("fused", "reference"):
-        row = speed[name]
-        if row is not None:
-            lines.append(
-                f"  {name:<26}{row['network_seconds']:>9.2f}{row['integrator_seconds']:>12.4f}"
-            )
+        if row := speed[name]:
+            network, integrator = row["network_seconds"], row["integrator_seconds"]
+            lines.append(f"  {name:<26}{network:>9.2f}{integrator:>12.4f}")
     if speed["fused"] is not None:
         lines.append(
             f"  integrator {speed['integrator_reference_over_fused']:.1f} times faster, same "

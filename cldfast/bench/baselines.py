@@ -146,11 +146,9 @@ class MergedEager:
         torch.mul(x, self.rows[1][0], out=self.scratch)
         x.mul_(self.rows[0][0]).add_(v, alpha=self.rows[0][1])
         v.mul_(self.rows[1][1]).add_(self.scratch)
-        for j, plane in enumerate((output, *self.noise), start=2):
-            if plane is None:
-                continue
-            added = plane if j == 2 else plane.normal_()
+        planes = [output, *(None if z is None else z.normal_() for z in self.noise)]
+        for j, plane in enumerate(planes, start=2):
             for row, into in zip(self.rows, (x, v), strict=True):
-                if row[j] != 0.0:
-                    into.add_(added, alpha=row[j])
+                if plane is not None and row[j] != 0.0:
+                    into.add_(plane, alpha=row[j])
         return u

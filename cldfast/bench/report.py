@@ -176,8 +176,8 @@ def summary(results: Results) -> str:
     if results.quick:
         lines.append("  a quick run: sizes are smaller than those that the targets are for")
     words = {True: "met", False: "NOT MET", None: "-"}
-    for check in checks(results):
-        lines.append(
-            f"  {words[check.met]:8}{check.what}: {check.measured} (target {check.target})"
-        )
+    lines += [
+        f"  {words[check.met]:8}{check.what}: {check.measured} (target {check.target})"
+        for check in checks(results)
+    ]
     return "\n".join(lines)

@@ -159,9 +159,9 @@ def bandwidth(where: Environment, rows: Sequence[Row], path: Path) -> None:
     axes.set_yscale("log")
     # In two lines: neighbours would touch.
     axes.set_xticks(at, [row.shape.replace("x", "\nx ", 1) for row in copies.values()])
-    axes.set_xlabel("batch x shape")
-    axes.set_ylabel("GB/s, each input read once, each output written once")
-    axes.set_title(f"One sampler stage: {where.device}, {where.simd}, {results.threads} threads")
+    once = "GB/s, each input read once, each output written once"
+    title = f"One sampler stage: {where.device}, {where.simd}, {results.threads} threads"
+    axes.set(xlabel="batch x shape", ylabel=once, title=title)
     axes.grid(axis="y", alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     plots.save(figure, path)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cldfast.extras import extra_module
-from cldfast.lab.mixture import GaussianMixture, check_sample_count
+from cldfast.lab.mixture import GaussianMixture, sample_generator
 
 # Generators of a seed live on the CPU, so data are made there, whatever PyTorch's default device.
 _HOST: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
@@ -31,6 +31,9 @@ class Dataset(Protocol):
     def sample(self, n: int, seed: int = 0) -> Tensor: ...
 
 
+Maker = Callable[..., Dataset]
+
+
 def make_data(name: str, dim: int | None = None) -> Dataset:
     """Build a data set by name.
 
@@ -41,17 +44,17 @@ def make_data(name: str, dim: int | None = None) -> Dataset:
     Raises ValueError for an unknown name or a dimension that the data set does not come in,
     ImportError for "digits" without scikit-learn.
     """
-    of_any_dim: dict[str, Callable[..., Dataset]] = {
-        "funnel": Funnel, "gaussians25": gaussians25, "two_points": two_points
-    }  # fmt: skip
-    of_one_dim: dict[str, Callable[[], Dataset]] = {
-        "diamonds": diamonds, "swiss_roll": SwissRoll, "digits": Digits
-    }  # fmt: skip
-    if name in of_any_dim:
-        return of_any_dim[name](*(() if dim is None else (dim,)))
-    if name not in of_one_dim:
+    free: dict[str, Maker] = {
+        "funnel": Funnel,
+        "gaussians25": gaussians25,
+        "two_points": two_points,
+    }
+    fixed: dict[str, Maker] = {"diamonds": diamonds, "swiss_roll": SwissRoll, "digits": Digits}
+    if name in free:
+        return free[name]() if dim is None else free[name](dim)
+    if name not in fixed:
         raise ValueError(f"unknown data set {name!r}; expected one of {', '.join(DATASETS)}")
-    made = of_one_dim[name]()
+    made = fixed[name]()
     if dim not in (None, made.dim):
         raise ValueError(f"data set {name!r} has dimension {made.dim}, got dim={dim}")
     return made
@@ -75,7 +78,7 @@ class Funnel:
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw (n, dim) float32; same seed, same data."""
-        x = torch.randn(check_sample_count(n), self.dim, generator=_generator(seed), **_HOST)
+        x = torch.randn(n, self.dim, generator=sample_generator(n, seed), **_HOST)
         x[:, 1:] *= torch.exp(x[:, :1] / 2)
         return x.float()
 
@@ -97,8 +100,8 @@ class SwissRoll:
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw (n, 2) float32; same seed, same data."""
-        generator = _generator(seed)
-        radius = torch.rand(check_sample_count(n), generator=generator, **_HOST)
+        generator = sample_generator(n, seed)
+        radius = torch.rand(n, generator=generator, **_HOST)
         radius = math.pi * (1.5 + 3.0 * radius)
         roll = radius[:, None] * torch.stack([radius.cos(), radius.sin()], dim=1)
         noise = torch.randn(n, 2, generator=generator, **_HOST)
@@ -171,7 +174,7 @@ class Digits:
         bunch = extra_module("sklearn.datasets", "the digits need scikit-learn").load_digits()
         images = torch.from_numpy(bunch.images).float()[:, None] * (2.0 / self.LEVELS) - 1.0
         labels = torch.from_numpy(bunch.target).long()
-        generator = _generator(seed)
+        generator = torch.Generator().manual_seed(seed)
         train, test = [], []
         for digit in labels.unique():
             rows = torch.nonzero(labels == digit)[:, 0]
@@ -191,9 +194,8 @@ class Digits:
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw (n, 1, 8, 8) training images with replacement; same seed, same data."""
-        rows = torch.randint(
-            len(self.train_x), (check_sample_count(n),), generator=_generator(seed), device="cpu"
-        )
+        generator = sample_generator(n, seed)
+        rows = torch.randint(len(self.train_x), (n,), generator=generator, device="cpu")
         return self.train_x[rows]
 
     @classmethod
@@ -206,7 +208,3 @@ class Digits:
 def _check_dim(dim: int, least: int, name: str) -> None:
     if dim < least:
         raise ValueError(f"{name}: expected dim >= {least}, got {dim}")
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

@@ -85,10 +85,8 @@ class GaussianMixture:
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw (n, d) float32; same seed, same data."""
-        generator = torch.Generator().manual_seed(seed)
-        label = torch.multinomial(
-            self.weights, check_sample_count(n), replacement=True, generator=generator
-        )
+        generator = sample_generator(n, seed)
+        label = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         noise = torch.randn(n, self.dim, generator=generator, dtype=torch.float64, device="cpu")
         noise *= self._variances[label].sqrt()
         if self._basis is not None:
@@ -135,9 +133,7 @@ class GaussianMixture:
         """Exact E[x_0 | u_t = u], shape (B, d) or (B, C, H, W); arguments as for `score`."""
         return self._by_time(u, t, sde, "x0")
 
-    def network(
-        self, sde: Any, parameterization: str = "score"
-    ) -> Callable[[Tensor, Tensor], Tensor]:
+    def network(self, sde: Any, parameterization: str = "score") -> Callable[..., Tensor]:
         """A perfect network net(u, t) for this data, in the calling convention of the samplers.
 
         sde: as for `score`. parameterization: what it returns, as `cldfast.make_plan` names it;
@@ -267,11 +263,11 @@ def sufficient_statistic(
     return a, (-m_v, m_x), kappa, max(det, 0.0) / kappa
 
 
-def check_sample_count(n: int) -> int:
-    """The number of samples asked for; ValueError below 1."""
+def sample_generator(n: int, seed: int) -> torch.Generator:
+    """What n samples are drawn with; ValueError for n below 1."""
     if n < 1:
         raise ValueError(f"n: expected at least 1 sample, got {n}")
-    return n
+    return torch.Generator().manual_seed(seed)
 
 
 def _float64(value: Any, name: str) -> Tensor:

@@ -84,9 +84,7 @@ def scatter(samples: Any, reference: Any, path: PathLike) -> None:
         axes.scatter(*shown.T, s=size, c=COLOURS[index], linewidths=0, alpha=0.6, rasterized=True)
         axes.set_xlim(low[0] - margin[0], high[0] + margin[0])
         axes.set_ylim(low[1] - margin[1], high[1] + margin[1])
-        axes.set_title(f"{name} ({len(shown):,})")
-        axes.set_xlabel("$x_1$")
-        axes.set_ylabel("$x_2$")
+        axes.set(title=f"{name} ({len(shown):,})", xlabel="$x_1$", ylabel="$x_2$")
     save(figure, path)
 
 
@@ -138,9 +136,8 @@ def quality_curve(
         axes.set_yscale("log")
         _decimal_ticks(axes)
     axes.minorticks_off()
-    axes.set_xlabel("network evaluations")
-    axes.set_ylabel("sliced $W_2$ to the test set")
-    axes.set_title(title)
+    distance = "sliced $W_2$ to the test set"
+    axes.set(xlabel="network evaluations", ylabel=distance, title=title)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False)
     save(figure, path)
@@ -169,8 +166,7 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float], path: PathLike) 
     if (loss > 0).all():
         axes.set_yscale("log")
         _decimal_ticks(axes)
-    axes.set_xlabel("training step")
-    axes.set_ylabel("loss")
+    axes.set(xlabel="training step", ylabel="loss")
     axes.grid(alpha=0.25, linewidth=0.6)
     save(figure, path)
 

@@ -93,7 +93,7 @@ def _eager(inputs: cases.Inputs) -> list[Contestant]:
 
 
 def _published(inputs: cases.Inputs, compiled: bool) -> list[Contestant]:
-    t, dt = (torch.tensor(value, dtype=torch.float64) for value in cases.stage_time())
+    t, dt = (torch.tensor(value, dtype=torch.float64, device="cpu") for value in cases.stage_time())
     arguments = (inputs.u, inputs.output, t, dt)
     steps = PublishedSteps(CLD())
     found = [

@@ -34,7 +34,7 @@ class FunctionBeta:
         return _call(self.antiderivative, t)
 
     def inverse(self, tau: Any) -> Any:
-        """Bracketed root finding (`scipy.optimize.brentq`) on [0, T]."""
+        """Bracketed root finding (`scipy.optimize.brentq`) on [0, T]; ValueError outside."""
         return _call(self._inverse, tau)
 
     def _inverse(self, tau: torch.Tensor) -> torch.Tensor:
@@ -58,5 +58,5 @@ def _call(function: Rate, value: Any) -> Any:
     array = as_float64(value)
     if isinstance(array, torch.Tensor):
         return function(array) + 0.0 * array
-    tensor = torch.tensor(np.asarray(array))
+    tensor = torch.tensor(np.asarray(array), device="cpu")
     return (function(tensor) + 0.0 * tensor).numpy()

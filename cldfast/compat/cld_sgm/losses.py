@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from cldfast import kernels
-from cldfast.compat.cld_sgm.calls import network, state_shape
-from cldfast.compat.cld_sgm.interface import Kernel, PublishedInterface
-from cldfast.compat.cld_sgm.sde import as_served
+from cldfast.compat.cld_sgm.sde import Kernel, PublishedInterface, as_served, objective_of
+from cldfast.compat.published import check_name
 from cldfast.kernels.philox import STREAM_PERTURBATION
 from cldfast.network import draw_seed
 
@@ -36,14 +35,8 @@ def get_loss_fn(
     Raises ValueError for an unknown weighting or objective, or a v0 that it has no use for.
     """
     served = as_served(sde, mode)
-    if config.weighting not in WEIGHTINGS:
-        raise ValueError(
-            f"weighting must be one of {', '.join(WEIGHTINGS)}, got {config.weighting!r}"
-        )
-    objective = getattr(config, "cld_objective", "hsm")
-    if served.is_augmented and objective not in ("hsm", "dsm"):
-        raise ValueError(f"cld_objective must be hsm or dsm, got {objective!r}")
-    with_velocity = served.is_augmented and objective == "dsm"
+    weighting = check_name("weighting", config.weighting, WEIGHTINGS)
+    with_velocity = served.is_augmented and objective_of(config) == "dsm"
 
     def loss_fn(
         model: Any,
@@ -62,16 +55,16 @@ def get_loss_fn(
         if t is None:
             uniform = torch.rand(x.shape[0], device=x.device, dtype=torch.float64)
             t = uniform * (1.0 - config.loss_eps) + config.loss_eps
-        shape = state_shape(served, x.shape)
+        shape = served.state_shape(x.shape)
         if noise is None and served.mode == "published":
             noise = torch.randn(shape, dtype=x.dtype, device=x.device)
         seed = draw_seed() if noise is None else 0
         z = None if noise is None else served.pack(noise)
         kernel = served.kernel(t)
         u = _perturb(served, x, v0, kernel, seed, z)
-        output = network(served, model, shape)(u, t)
+        output = served.network(model, shape)(u, t)
         assert isinstance(output, Tensor)
-        weights = _residual_weights(served, t, kernel, config.weighting)
+        weights = _residual_weights(served, t, kernel, weighting)
         return kernels.residual(
             output, u, weights, seed=seed, stream=STREAM_PERTURBATION,
             noise=None if z is None else z.to(u.dtype),

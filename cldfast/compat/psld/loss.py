@@ -8,15 +8,8 @@ from typing import Any
 import torch
 
 from cldfast import kernels
-from cldfast.compat.draws import Draws
-from cldfast.compat.psld import published
-from cldfast.compat.psld.process import (
-    decomposition_of,
-    factor,
-    process_of,
-    rows_of,
-    training_mode,
-)
+from cldfast.compat.draws import Draws, widened
+from cldfast.compat.psld.process import factor, law_of, process_of, rows_of, training_mode
 from cldfast.compat.psld.samplers import Score
 from cldfast.compat.published import check_mode
 from cldfast.kernels.philox import STREAM_PERTURBATION, STREAM_VELOCITY
@@ -69,8 +62,7 @@ class PSLDScoreLoss(torch.nn.Module):
                 x_0.shape, x_0.dtype, x_0.device
             )
             if eps is None:
-                wide = (x_0.shape[0], 2 * x_0.shape[1], *x_0.shape[2:])
-                eps = Draws().normal(wide, x_0.dtype, x_0.device)
+                eps = Draws().normal(widened(x_0.shape), x_0.dtype, x_0.device)
         planes: tuple[torch.Tensor, ...] = (x_0,)
         if self.training_mode == "dsm":
             planes = (x_0, self._momentum(x_0, momentum, seed))
@@ -97,23 +89,16 @@ class PSLDScoreLoss(torch.nn.Module):
 
     def _kernel(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
         """Propagator and factor at times t, (B, 2, 2) float64, and the variance of momenta."""
-        t = t.to(torch.float64)
-        process = process_of(self.sde)
-        hybrid = self.training_mode == "hsm"
-        if self.mode == "published":
-            m_var = float(self.sde.mm_0)
-            phi, root = published.kernel(self.sde, m_var if hybrid else 0.0, t)
-            return phi, root, m_var
-        cov = process.marginal(t, self.training_mode).covariance
-        phi = process.transition(process.tau(t)).phi
-        return phi, factor(cov, decomposition_of(self.sde)), process.v0_var
+        law = law_of(self.sde, t.to(torch.float64), self.training_mode, self.mode)
+        root = factor(law.covariance, self.sde.decomp_mode)
+        return law.phi, root, process_of(self.sde).v0_var
 
     @staticmethod
     def _momentum(x_0: torch.Tensor, momentum: torch.Tensor | None, seed: int) -> torch.Tensor:
         """Unit normals like x_0."""
         if momentum is not None:
             return momentum
-        table = torch.zeros(1, 2, 3, dtype=torch.float64)
+        table = torch.zeros(1, 2, 3, dtype=torch.float64, device="cpu")
         table[0, 0, 1] = 1.0
         state, _, _ = kernels.stage(None, (x_0,), (), table, seed=seed, stream=STREAM_VELOCITY)
         return state[:, : x_0.shape[1]]

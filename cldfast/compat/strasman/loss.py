@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cldfast import kernels
-from cldfast.compat.draws import Draws
+from cldfast.compat.draws import Draws, widened
 from cldfast.compat.strasman import published
 from cldfast.compat.strasman.process import CriticallyDampedLangevin, Score, process_of
 from cldfast.training.losses import hsm_loss
@@ -64,8 +64,7 @@ class loss_hsm:
             uniform = torch.rand(x0.shape[0], device=x0.device)
             t = uniform * (sde.final_time - self.eps) + self.eps
         if noise is None:
-            wide = (x0.shape[0], 2 * x0.shape[1], *x0.shape[2:])
-            noise = Draws().normal(wide, x0.dtype, x0.device)
+            noise = Draws().normal(widened(x0.shape), x0.dtype, x0.device)
         state, _, _ = sde.generate_forward(x0, t, hsm=True, noise=noise)
         entries = sde.cov_hsm(t)
         weights = _velocity(entries) if is_cld else _both(entries, sde.factor(t, hsm=True))

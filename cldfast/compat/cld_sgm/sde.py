@@ -9,17 +9,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from cldfast.compat.draws import Draws
+from cldfast.compat.draws import Draws, widened
 from cldfast.compat.laws import LAWS, checked, jittered
 from cldfast.compat.published import check_mode
 from cldfast.compat.schedule import FunctionBeta, Rate
-from cldfast.network import Network
 from cldfast.planner.parameterization import ScoreMap
 from cldfast.process.linear_flow import Covariance, Transition
 from cldfast.process.sde import CLD as CriticallyDamped
@@ -30,20 +29,6 @@ Tensor = torch.Tensor
 ScoreFunction = Callable[[Tensor, Tensor], Tensor]
 StepFunction = Callable[[Tensor, Any, Any], tuple[Tensor, Tensor]]
 Samples = tuple[Tensor, Tensor | None, int]
-
-
-class Kernel(NamedTuple):
-    """Law of `U_s` given the start, and the meaning of a network's output; n times each.
-
-    mean: (n, 2, 2). factor: lower (n, 2, 2). ell: (n,), the score is `-ell` times unit noise.
-    gain, shift: (n,), see `PublishedInterface.gain_and_shift`.
-    """
-
-    mean: Tensor
-    factor: Tensor
-    ell: Tensor
-    gain: Tensor
-    shift: Tensor
 
 
 class PublishedInterface(nn.Module, ABC):
@@ -62,6 +47,8 @@ class PublishedInterface(nn.Module, ABC):
     rows: np.ndarray
     # Inverse stationary variance of each plane of the state.
     precisions: tuple[float, ...]
+    # Variances of x and v at the start of the Gaussian whose score a mixed score adds.
+    mixed_start: tuple[float, float]
     numerical_eps = 0.0
 
     def __init__(
@@ -70,31 +57,27 @@ class PublishedInterface(nn.Module, ABC):
         super().__init__()
         self.config, self.beta_fn, self.beta_int_fn = config, beta_fn, beta_int_fn
         self.mode = check_mode(self.mode if mode is None else mode)
+        self.mixed_score = bool(getattr(config, "mixed_score", False))
         self.process = self._process(FunctionBeta(beta_fn, beta_int_fn))
-
-    # --- what the samplers and losses here ask ---------------------------------------------------
 
     @abstractmethod
     def _process(self, beta: FunctionBeta) -> LinearPhaseSDE: ...
 
-    @abstractmethod
-    def law(self, t: Tensor, *variances: Tensor | float | None) -> Transition:
+    # --- what the samplers and losses here ask ---------------------------------------------------
+
+    def law(
+        self, t: Tensor, var0x: Tensor | float | None = None, var0v: Tensor | float | None = None
+    ) -> Transition:
         """Of the state over [0, t], t of any shape, from a start of these variances.
 
-        variances: of x, and of v where augmented; none or None: 0, for v what the objective says.
+        None: 0, but hybrid score matching integrates the start's velocity out.
         """
-
-    @abstractmethod
-    def mixed_variance(self, t: Tensor, dtype: torch.dtype) -> Tensor:
-        """Variance of the Gaussian that a mixed score adds to, (n,), from a start rounded to dtype.
-
-        The published code takes the start's variance in the state's precision.
-        """
-
-    @property
-    def mixed_score(self) -> bool:
-        """Whether a Gaussian's score is added to the network's output."""
-        return bool(getattr(self.config, "mixed_score", False))
+        if not self.is_augmented:
+            var0v = var0x  # the pair's planes are alike
+        elif var0v is None and objective_of(self.config) == "hsm":
+            var0v = self.process.v0_var
+        start = [0.0 if variance is None else variance for variance in (var0x, var0v)]
+        return LAWS[self.mode](self.process, self.process.tau(t), *start)
 
     def scaling(self, law: Transition) -> Covariance:
         """The covariance that the network's output is scaled by."""
@@ -105,6 +88,14 @@ class PublishedInterface(nn.Module, ABC):
         if self.mode == "exact":
             return law.covariance
         return checked(self.scaling(law), "numerical_eps")
+
+    def mixed_variance(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """Variance of the Gaussian that a mixed score adds to, (n,), from a start rounded to dtype.
+
+        The published code takes the start's variance in the state's precision.
+        """
+        start = torch.tensor(self.mixed_start, dtype=dtype, device="cpu").tolist()
+        return self.scaling(self.law(t, *start)).vv
 
     def gain_and_shift(self, t: Tensor, law: Transition | None = None) -> tuple[Tensor, Tensor]:
         """`score = gain output + shift state` at times t (n,), on the rows of `rows`; each (n,).
@@ -123,15 +114,7 @@ class PublishedInterface(nn.Module, ABC):
         gain, shift = (value.numpy()[:, None, None] for value in values)
         return ScoreMap(gain * self.rows, shift * (self.rows @ self.rows.T))
 
-    def kernel(self, t: Tensor) -> Kernel:
-        """What a loss needs at times t (n,); hybrid score matching starts with velocity 0."""
-        law = self.law(t)
-        own = self.noised(law)
-        return Kernel(
-            law.phi, own.factor, torch.sqrt(own.xx / own.det), *self.gain_and_shift(t, law)
-        )
-
-    def network(self, model: Any, shape: Sequence[int]) -> Network:
+    def network(self, model: Any, shape: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
         """The model as a `net(u, t)` of cldfast; it is called in float32, as the codebase does.
 
         shape: of the states that the model sees.
@@ -145,8 +128,7 @@ class PublishedInterface(nn.Module, ABC):
 
     def state_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Of the states whose positions have `shape`."""
-        rows, channels, *rest = shape
-        return (rows, channels * len(self.precisions), *rest)
+        return widened(shape) if self.is_augmented else tuple(shape)
 
     def prior(self, shape: Sequence[int], seed: int) -> Tensor:
         """States of the stationary law whose positions have `shape`.
@@ -164,9 +146,8 @@ class PublishedInterface(nn.Module, ABC):
 
     def samples(self, u: Tensor, shape: Sequence[int], evaluations: int) -> Samples:
         """`x, v, nfe` of packed states u; shape: of the positions."""
-        states = self.unpack(u, self.state_shape(shape))
-        x, v = states.chunk(2, dim=1) if self.is_augmented else (states, None)
-        return x, v, evaluations
+        x, *v = self._planes(self.unpack(u, self.state_shape(shape)))
+        return x, v[0] if v else None, evaluations
 
     def pack(self, x: Tensor) -> Tensor:
         """Positions, or states where augmented, or outputs, as planes of a stage."""
@@ -177,8 +158,12 @@ class PublishedInterface(nn.Module, ABC):
         return u
 
     def normals_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Of the normals that an Euler step draws for a state of this dtype."""
-        return dtype
+        """Of the normals that an Euler step draws for a state of this dtype.
+
+        The published step of `CLD` draws in the default dtype, whatever the state has become.
+        """
+        default = self.mode == "published" and self.is_augmented
+        return torch.get_default_dtype() if default else dtype
 
     def _expand(self, values: Tensor) -> Tensor:
         """(B,) with the trailing dimensions of the data."""
@@ -326,25 +311,8 @@ class CLD(PublishedInterface):
         self.g = 1.0 / self.f
         self.numerical_eps = config.numerical_eps or 0.0
         self.precisions = (1.0, config.m_inv)
+        self.mixed_start = (0.0, config.gamma / config.m_inv)
         return CriticallyDamped.from_mass(config.m_inv, config.gamma, beta)
-
-    def law(
-        self, t: Tensor, var0x: Tensor | float | None = None, var0v: Tensor | float | None = None
-    ) -> Transition:
-        """See the base class; hybrid score matching integrates the start's velocity out."""
-        if var0v is None:
-            var0v = self.process.v0_var if objective_of(self.config) == "hsm" else 0.0
-        start = 0.0 if var0x is None else var0x
-        return LAWS[self.mode](self.process, self.process.tau(t), start, var0v)
-
-    def mixed_variance(self, t: Tensor, dtype: torch.dtype) -> Tensor:
-        """See the base class; hybrid whatever the objective."""
-        start = torch.tensor(self.gamma / self.m_inv, dtype=dtype, device="cpu").item()
-        return self.scaling(self.law(t, None, start)).vv
-
-    def normals_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The published step draws in the default dtype, whatever the state has become."""
-        return torch.get_default_dtype() if self.mode == "published" else dtype
 
 
 class VPSDE(PublishedInterface):
@@ -354,19 +322,10 @@ class VPSDE(PublishedInterface):
     is_augmented = False
     rows = np.eye(2)
     precisions = (1.0,)
+    mixed_start = (1.0, 1.0)
 
     def _process(self, beta: FunctionBeta) -> LinearPhaseSDE:
-        """Two independent coordinates, packed as a pair."""
         return LinearPhaseSDE([[-0.5, 0.0], [0.0, -0.5]], [1.0, 1.0], 0.0, beta)
-
-    def law(self, t: Tensor, var0x: Tensor | float | None = None) -> Transition:
-        """See the base class."""
-        start = 0.0 if var0x is None else var0x
-        return LAWS[self.mode](self.process, self.process.tau(t), start, start)
-
-    def mixed_variance(self, t: Tensor, dtype: torch.dtype) -> Tensor:
-        """See the base class; that of the stationary law."""
-        return torch.ones_like(t)
 
     def pack(self, x: Tensor) -> Tensor:
         """Flat rows, with a zero where their number is odd."""
@@ -374,7 +333,6 @@ class VPSDE(PublishedInterface):
         return nn.functional.pad(flat, (0, 1)) if flat.shape[1] % 2 else flat
 
     def unpack(self, u: Tensor, shape: Sequence[int]) -> Tensor:
-        """See the base class."""
         return u[:, : math.prod(shape[1:])].reshape(u.shape[0], *shape[1:])
 
 

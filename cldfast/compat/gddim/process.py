@@ -12,8 +12,8 @@ import numpy as np
 from cldfast.compat.gddim.published import (
     ORDER0_SUM_POINTS,
     SUM_POINTS,
-    TableFactors,
     factor_table,
+    interpolate,
 )
 from cldfast.compat.laws import propagator
 from cldfast.compat.published import check_mode
@@ -83,14 +83,17 @@ class CLD:
         self.Gamma = 2.0 / math.sqrt(m_inv)
         self.numerical_eps, self.mixed_score = float(numerical_eps), bool(mixed_score)
         self.mode = mode
-        self._factors: BridgeFactors | TableFactors = BridgeFactors(self.sde, self.numerical_eps)
+        self.beta, self.beta_int = self.sde.beta, self.sde.tau
+        self._bridge = Bridge(self.sde)
+        if self.numerical_eps > 0.0:
+            self._bridge = _JitteredBridge(self.sde, self.numerical_eps)
+        self._table: tuple[np.ndarray, np.ndarray] | None = None
         if published:
             start = math.sqrt(self.sde.v0_var + self.numerical_eps)
-            table = factor_table(
+            self._table = factor_table(
                 self.m_inv, self.beta_0, self.beta_1, math.sqrt(self.numerical_eps), start,
                 bool(is_R_rk), float(R_dt),
             )  # fmt: skip
-            self._factors = TableFactors(*table)
 
     def times(self, rev_timesteps: Any) -> np.ndarray:
         """Times of a sampler as float64 (N + 1,), checked.
@@ -106,14 +109,6 @@ class CLD:
         if self.mode == "exact" and not np.all(np.diff(times) < 0.0):
             raise ValueError(f"rev_timesteps must descend, got {rev_timesteps!r}")
         return times
-
-    def beta(self, t: Any) -> Any:
-        """`beta(t)`."""
-        return self.sde.beta(t)
-
-    def beta_int(self, t: Any) -> Any:
-        """The integral of beta from 0 to t."""
-        return self.sde.tau(t)
 
     def F(self, t: Any) -> np.ndarray:
         """Drift matrix at times t, (..., 2, 2)."""
@@ -131,15 +126,23 @@ class CLD:
 
     def R(self, t: Any) -> np.ndarray:
         """The square root of the covariance that the probability flow carries, (..., 2, 2)."""
-        return self._factors.R(_times(t))
-
-    def L(self, t: Any) -> np.ndarray:
-        """The lower triangular square root, (..., 2, 2)."""
-        return self._factors.L(_times(t))
+        t = _times(t)
+        if self._table is not None:
+            return interpolate(t, *self._table)
+        return self._bridge.factor(self.sde.tau(t))
 
     def cov(self, t: Any) -> np.ndarray:
         """Covariance of the state given the data, (..., 2, 2)."""
-        return self._factors.cov(_times(t))
+        R = self.R(t)
+        result: np.ndarray = R @ np.swapaxes(R, -1, -2)
+        return result
+
+    def L(self, t: Any) -> np.ndarray:
+        """The lower triangular square root, (..., 2, 2)."""
+        if self._table is not None:
+            result: np.ndarray = np.linalg.cholesky(self.cov(t))
+            return result
+        return self._bridge.kernel(self.sde.tau(_times(t))).factor
 
     def factor(self, t: Any, form: str = "R") -> np.ndarray:
         """R or L by name."""
@@ -165,10 +168,10 @@ class CLD:
         start and s the end of each step, (n,).
         """
         s, t, nodes = (np.asarray(times, np.float64) for times in (s, t, nodes))
-        if isinstance(self._factors, TableFactors):
+        if self._table is not None:
             return self._left_sums(s, t, nodes, form, SUM_POINTS)
         rule = Exponential(self.sde, np.array([1.0, self.sampling_eps]), "full_score", _form(form))
-        rule.bridge = self._factors.bridge
+        rule.bridge = self._bridge
         edges = np.exp(np.linspace(np.log(t), np.log(s), _PIECES + 1))
         edges[0], edges[-1] = t, s
         total = np.zeros((*nodes.shape, 2, 2))
@@ -185,7 +188,7 @@ class CLD:
         for end, start, at in zip(s, t, nodes, strict=True):
             r = np.linspace(start, end, points, endpoint=False)
             inner = self.psi(r, end) @ self.pull(r, form)
-            basis = constant_or_lagrange(at[None], r[None])[0]
+            basis = lagrange(at[None], r[None])[0][0]
             sums.append(np.einsum("kp,pab->kab", basis, inner) * ((end - start) / points))
         return np.stack(sums)
 
@@ -247,28 +250,6 @@ class CLD:
         return np.stack([self.psi(t, s), weights[:, 0]], axis=1)
 
 
-class BridgeFactors:
-    """R_t and what follows in closed form; numerical_eps is added to both initial variances."""
-
-    def __init__(self, sde: Process, numerical_eps: float) -> None:
-        self.sde = sde
-        self.bridge = _JitteredBridge(sde, numerical_eps) if numerical_eps > 0.0 else Bridge(sde)
-
-    def R(self, t: np.ndarray) -> np.ndarray:
-        """At times t, (..., 2, 2)."""
-        return self.bridge.factor(self.sde.tau(t))
-
-    def cov(self, t: np.ndarray) -> np.ndarray:
-        """`R R^T`."""
-        result: np.ndarray = self.bridge.kernel(self.sde.tau(t)).cov
-        return result
-
-    def L(self, t: np.ndarray) -> np.ndarray:
-        """The lower factor of `R R^T`."""
-        result: np.ndarray = self.bridge.kernel(self.sde.tau(t)).factor
-        return result
-
-
 class _JitteredBridge(Bridge):
     """With numerical_eps on both initial variances, of which v0_var has one already."""
 
@@ -295,11 +276,3 @@ def _times(t: Any) -> np.ndarray:
     if not np.all((t >= 0.0) & (t <= CLD.T)):
         raise ValueError(f"times must lie in [0, {CLD.T}], got {t}")
     return t
-
-
-def constant_or_lagrange(nodes: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Lagrange's polynomials of nodes (n, k) at times (n, p), (n, k, p)."""
-    if nodes.shape[1] == 1:
-        return np.ones((len(nodes), 1, times.shape[1]))
-    result: np.ndarray = lagrange(nodes, times)[0]
-    return result

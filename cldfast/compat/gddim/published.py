@@ -75,28 +75,10 @@ def _ahead(R: Entries, slope: Entries, way: float) -> Entries:
     return tuple(r + way * s for r, s in zip(R, slope, strict=True))
 
 
-class TableFactors:
-    """R_t linear between the entries of a table, times (n,) and R (n, 2, 2), and what follows."""
-
-    def __init__(self, times: np.ndarray, values: np.ndarray) -> None:
-        self._times, self._values = times, values
-
-    def R(self, t: np.ndarray) -> np.ndarray:
-        """At times t, (..., 2, 2); past the last entry with the last slope."""
-        times, values = self._times, self._values
-        index = np.clip(np.searchsorted(times, t, side="right"), 1, len(times) - 1)
-        share = (t - times[index - 1]) / (times[index] - times[index - 1])
-        low, high = values[index - 1], values[index]
-        result: np.ndarray = low + share[..., None, None] * (high - low)
-        return result
-
-    def cov(self, t: np.ndarray) -> np.ndarray:
-        """`R R^T`."""
-        R = self.R(t)
-        result: np.ndarray = R @ np.swapaxes(R, -1, -2)
-        return result
-
-    def L(self, t: np.ndarray) -> np.ndarray:
-        """The lower factor of `R R^T`."""
-        result: np.ndarray = np.linalg.cholesky(self.cov(t))
-        return result
+def interpolate(t: np.ndarray, times: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Linear between the entries of a table, (..., 2, 2), and on with the last ones' slope."""
+    index = np.clip(np.searchsorted(times, t, side="right"), 1, len(times) - 1)
+    share = (t - times[index - 1]) / (times[index] - times[index - 1])
+    low, high = values[index - 1], values[index]
+    result: np.ndarray = low + share[..., None, None] * (high - low)
+    return result

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from scipy.integrate import solve_ivp
 
-from cldfast.compat.gddim.process import CLD, constant_or_lagrange
+from cldfast.compat.gddim.process import CLD
+from cldfast.planner.solvers.exponential import lagrange
 
 # Of the Runge-Kutta method of order 8 for C and the integrals, all of order 1.
 _RTOL, _ATOL = 1e-11, 1e-13
@@ -86,7 +87,7 @@ class LambdaCLD:
             inverse = self.cld.inverse_factor(r)
             half = inverse @ self.cld.pull(r)
             rate = (C @ half[:, None]) * (r * span)[:, None, None, None]
-            basis = constant_or_lagrange(nodes, r[:, None])
+            basis, _ = lagrange(nodes, r[:, None])
             inner = rate @ (inverse @ self.cld.psi(start, r))[:, None]
             parts = -squared * rate, -(1.0 + squared) * inner * basis[..., None]
             return np.concatenate(parts, axis=1).ravel()

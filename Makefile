@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint sanitize bench gpu-check gpu-bench clean
+.PHONY: demo test lint house sanitize bench gpu-check gpu-bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m cldfast demo --out demo
@@ -16,6 +16,11 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/house.py
+
+# Who imports whom, floor by floor.
+house:
+	$(PYTHON) tools/house.py
 
 # The sanitizers' runtimes must be loaded before Python; its own leaks are none of ours.
 sanitize: $(VENV)/installed

@@ -11,27 +11,21 @@ medians. Lines of codebases that were not run are kept in `results/backends.csv`
 
 from __future__ import annotations
 
-import argparse
 import csv
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import backends_psld
 import backends_strasman
 import torch
 import upstream_cld_sgm
 from checkouts import missing
+from output import RESULTS, new_parser, write_csv
 
-RESULTS = Path(__file__).parent / "results" / "backends.csv"
-FIELDS = (
-    "codebase", "case", "mode", "published_s", "cldfast_s", "ratio", "target", "rounds",
-    "threads", "device", "torch", "date",
-)  # fmt: skip
+from cldfast.bench.results import processor
 
 Call = Callable[[], object]
 
@@ -144,24 +138,16 @@ def measure(case: Case) -> tuple[float, float]:
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def device_name() -> str:
-    """The processor's name, as far as it is known."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main() -> None:
     """Measure the chosen codebases and write their lines."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = new_parser(__doc__, RESULTS / "backends.csv")
     parser.add_argument("codebases", nargs="*", metavar="codebase", help=", ".join(CODEBASES))
-    chosen = parser.parse_args().codebases or list(CODEBASES)
+    arguments = parser.parse_args()
+    chosen = arguments.codebases or list(CODEBASES)
     unknown = sorted(set(chosen) - set(CODEBASES))
     if unknown:
         parser.error(f"unknown codebase {unknown[0]}; expected one of {', '.join(CODEBASES)}")
-    rows = []
+    rows: list[dict[str, object]] = []
     for name in chosen:
         reason = missing(name)
         if reason:
@@ -171,23 +157,23 @@ def main() -> None:
             for case in cases:
                 published, replaced = measure(case)
                 ratio = published / replaced
-                values = (
-                    name, case.name, case.mode, f"{published:.6g}", f"{replaced:.6g}",
-                    f"{ratio:.3g}", case.target or "", case.rounds, torch.get_num_threads(),
-                    device_name(), torch.__version__, time.strftime("%Y-%m-%d"),
-                )  # fmt: skip
-                rows.append(dict(zip(FIELDS, map(str, values), strict=True)))
+                row = {
+                    "codebase": name, "case": case.name, "mode": case.mode,
+                    "published_s": f"{published:.6g}", "cldfast_s": f"{replaced:.6g}",
+                    "ratio": f"{ratio:.3g}", "target": str(case.target or ""),
+                    "rounds": case.rounds, "threads": torch.get_num_threads(),
+                    "device": processor(), "torch": torch.__version__,
+                    "date": time.strftime("%Y-%m-%d"),
+                }  # fmt: skip
+                rows.append(row)
                 print(f"{name}: {case.name} [{case.mode}]: {ratio:.3g} times", flush=True)
     if not rows:
         return
     fresh = {row["codebase"] for row in rows}
-    if RESULTS.exists():
-        with RESULTS.open(encoding="utf-8", newline="") as file:
+    if arguments.out.exists():
+        with arguments.out.open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["codebase"] not in fresh] + rows
-    with RESULTS.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(arguments.out, rows)
 
 
 if __name__ == "__main__":

@@ -11,31 +11,29 @@ x alone: v is what the network is last asked at.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import backends_psld
 import backends_strasman
 import numpy as np
 import torch
+from output import RESULTS, write_csv
 
 from cldfast.compat.psld import published as psld_published
 from cldfast.compat.psld.plans import exact_plan
 from cldfast.compat.psld.process import factor, forward_grid, process_of, rows_of
 from cldfast.compat.strasman import published as strasman_published
 from cldfast.planner.law import exact_network
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
-from cldfast.planner.solvers import make_plan
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 
 MEAN, VARIANCE, ROWS, EPS = 0.5, 0.3, 1_000_000, 1e-3
 STRASMAN_STEPS, PSLD_STEPS = 200, 100
-RESULTS = Path(__file__).parent / "results" / "backends_moments.csv"
 FIELDS = (
     "codebase", "case", "sampler", "moment", "value", "standard error",
     "from the codebase in standard errors", "computed law of the plan",
@@ -70,14 +68,15 @@ def computed(
     return [float(law.mean[0]), float(law.mean[1]), float(law.cov[0, 0]), float(law.cov[1, 1])]
 
 
-class ExactScore:
-    """The score of the data, of v or of both; keeps the velocity it was last asked at."""
+class ExactScore(torch.nn.Module):
+    """What a perfect network returns; keeps the velocity that it was last asked at."""
 
     def __init__(self, process: LinearPhaseSDE, parameterization: str) -> None:
+        super().__init__()
         self.process = process
         self.parameterization = parameterization
 
-    def __call__(self, u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def forward(self, u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """u (B, 2), t (B,) or a scalar, one time a call."""
         self.velocity = u[:, 1:].clone()  # our samplers write over their state
         at = [float(t.reshape(-1)[0])]
@@ -183,8 +182,8 @@ def psld_cases() -> Iterator[tuple[str, dict[str, Contestant]]]:
                 yield f"{name}, {model}, {PSLD_STEPS} steps", found
 
 
-def compared(codebase: str, case: str, found: dict[str, Contestant]) -> Iterator[list[str]]:
-    """The rows of a case."""
+def compared(codebase: str, case: str, found: dict[Any, Contestant]) -> Iterator[list[Any]]:
+    """The rows of a case, columns as in `FIELDS`."""
     reference: tuple[Moments, Moments] | None = None
     for who, (call, law) in found.items():
         values, errors = measured(*call())
@@ -206,11 +205,8 @@ def main() -> None:
         for case, found in cases():
             for row in compared(codebase, case, found):
                 print(*row, sep=", ", flush=True)
-                rows.append(row)
-    with RESULTS.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(FIELDS)
-        writer.writerows(rows)
+                rows.append(dict(zip(FIELDS, row, strict=True)))
+    write_csv(RESULTS / "backends_moments.csv", rows)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ distance from the codebase's in standard errors of the difference.
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import math
 import os
@@ -30,11 +29,11 @@ import torch
 import upstream_psld
 import upstream_strasman
 from checkouts import VARIABLE
+from output import RESULTS, write_csv
 
 from cldfast.compat import psld, strasman
 from cldfast.compat.psld.process import rows_of
 
-RESULTS = Path(__file__).parent / "results" / "backends_training.csv"
 FIELDS = (
     "codebase", "case", "loss", "tenth", "mean loss", "standard error",
     "from the codebase's in standard errors",
@@ -132,15 +131,13 @@ def main() -> None:
             for who in CONTESTANTS:
                 apart = (means[who] - means["theirs"]) / np.hypot(errors[who], errors["theirs"])
                 for k, (mean, error) in enumerate(zip(means[who], errors[who], strict=True)):
-                    rows.append(
-                        [codebase, case, who, k + 1, f"{mean:.5g}", f"{error:.2g}",
-                         f"{round(apart[k], 2) + 0.0:.2f}"]
+                    row = (
+                        codebase, case, who, k + 1, f"{mean:.5g}", f"{error:.2g}",
+                        f"{round(apart[k], 2) + 0.0:.2f}",
                     )  # fmt: skip
-                    print(*rows[-1], sep=", ", flush=True)
-    with RESULTS.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(FIELDS)
-        writer.writerows(rows)
+                    rows.append(dict(zip(FIELDS, row, strict=True)))
+                    print(*row, sep=", ", flush=True)
+    write_csv(RESULTS / "backends_training.csv", rows)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,16 @@ N(0.5, 0.25) with a score error of 0.01, from the stationary law at T to t_min =
 
 from __future__ import annotations
 
-import csv
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from output import RESULTS, write_csv
 
 from cldfast import CLD, make_plan
+from cldfast.lab import plots
 from cldfast.planner.error_budget import ErrorBudget
 
-RESULTS = Path(__file__).parent / "results"
 STEPS = tuple(int(round(n)) for n in np.geomspace(10, 2000, 16))
 SOLVERS = ("em", "sscs")
 DATA_MEAN, DATA_VAR, SCORE_ERROR = 0.5, 0.25, 0.01
@@ -35,20 +35,14 @@ def budgets(beta: float, solver: str) -> list[ErrorBudget]:
 
 def plot(results: dict[tuple[float, str], list[ErrorBudget]], path: Path) -> None:
     """One panel a process and solver, one line a source."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     styles = {
         "discretisation": ("tab:blue", "-"),
         "initialisation": ("tab:green", "-"),
         "score": ("tab:orange", "-"),
         "total": ("black", "--"),
     }
-    figure, axes = plt.subplots(
-        len(BETAS), len(SOLVERS), figsize=(9.0, 6.6), sharex=True, sharey=True
-    )
+    figure = plots.new_figure(9.0, 6.6)
+    axes = figure.subplots(len(BETAS), len(SOLVERS), sharex=True, sharey=True)
     for axis, ((beta, solver), rows) in zip(axes.flat, results.items(), strict=True):
         for source, (colour, line) in styles.items():
             values = [getattr(row, source) for row in rows]
@@ -62,22 +56,20 @@ def plot(results: dict[tuple[float, str], list[ErrorBudget]], path: Path) -> Non
     for axis in axes[:, 0]:
         axis.set_ylabel("W2 in x, per coordinate")
     axes[0, 0].legend(frameon=False, fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    plots.save(figure, path)
 
 
 def main() -> None:
     """Compute, write, and say where."""
-    RESULTS.mkdir(exist_ok=True)
     results = {(beta, solver): budgets(beta, solver) for beta in BETAS for solver in SOLVERS}
     table = RESULTS / "error_budget.csv"
-    with table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["beta", "solver", "steps", *(f.name for f in fields(ErrorBudget))])
-        for (beta, solver), rows in results.items():
-            for steps, row in zip(STEPS, rows, strict=True):
-                values = (f"{x:.6e}" for x in asdict(row).values())
-                writer.writerow([beta, solver, steps, *values])
+    rows = [
+        {"beta": str(beta), "solver": solver, "steps": steps}
+        | {source: f"{value:.6e}" for source, value in asdict(budget).items()}
+        for (beta, solver), found in results.items()
+        for steps, budget in zip(STEPS, found, strict=True)
+    ]
+    write_csv(table, rows)
     picture = RESULTS / "error_budget.png"
     plot(results, picture)
     print(f"wrote {table} and {picture}")

@@ -7,7 +7,6 @@ same run. Eight minutes at most.
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 import statistics
@@ -20,16 +19,15 @@ from functools import partial
 from pathlib import Path
 
 import gpu_setup
+from output import RESULTS, write_csv
 
-RESULTS = Path(__file__).resolve().parent / "results"
 DEVICE = "cuda"
 PAIRS = (2**24, 2**26)
 _WIDTH = 1024
 # Bytes of a pair in float32: state read and written, and output read; a copy's.
 STAGE_BYTES, COPY_BYTES = 20, 8
-# Data read, state and offset written; output and offset read, gradient written; the state in place
-# of the offset.
-PERTURBATION_BYTES, RESIDUAL_BYTES, NOISY_RESIDUAL_BYTES = 16, 12, 16
+# Data read, state and offset written; output and offset read, gradient written.
+PERTURBATION_BYTES, RESIDUAL_BYTES = 16, 12
 # Several times the largest cache of today's GPUs, 50 MB.
 _SETS_BYTES = 400e6
 _ROUNDS, _RUN_ROUNDS = 30, 7
@@ -95,7 +93,7 @@ def stage_rows(pairs: int) -> list[Row]:
     """One noisy stage; the compiled kernels work in place, as a sampler runs them."""
     import torch
 
-    from cldfast import kernels
+    from cldfast import NoiseAddress, kernels
     from cldfast.bench.baselines import PublishedSteps
     from cldfast.bench.cases import stage_time, stage_weights
     from cldfast.process.sde import CLD
@@ -104,10 +102,8 @@ def stage_rows(pairs: int) -> list[Row]:
     (xx, xv, xo, xz, xw), (vx, vv, vo, vz, vw) = weights[0].tolist()
 
     def fused(name, u, o, i):  # type: ignore[no-untyped-def]
-        return kernels.backend_stage(name)(u, (o,), (), weights, seed=i, out=u)
-
-    def fused_half(u, o, i):  # type: ignore[no-untyped-def]
-        return kernels.backend_stage("cuda")(u, (halves[i],), (), weights, seed=i, out=u)
+        backend = kernels.get_backend(name, DEVICE)
+        return backend.stage(u, (o,), (), weights, NoiseAddress(i), out=u)
 
     def merged(u, o):  # type: ignore[no-untyped-def]
         x, v = u.chunk(2, 1)
@@ -124,7 +120,10 @@ def stage_rows(pairs: int) -> list[Row]:
         ("copy", lambda u, o, i: targets[i].copy_(u), 2 * COPY_BYTES, ""),
         ("cuda", partial(fused, "cuda"), STAGE_BYTES, "share at least 0.85"),
         ("triton", partial(fused, "triton"), STAGE_BYTES, "share at least 0.85"),
-        ("cuda, bfloat16 output", fused_half, STAGE_BYTES - 2, ""),
+        (
+            "cuda, bfloat16 output", lambda u, o, i: fused("cuda", u, halves[i], i),
+            STAGE_BYTES - 2, "",
+        ),
         ("merged, eager", lambda u, o, i: merged(u, o), STAGE_BYTES, ""),
         (
             "merged, torch.compile", lambda u, o, i: compiled(u, o), STAGE_BYTES,
@@ -147,28 +146,25 @@ def stage_rows(pairs: int) -> list[Row]:
 
 
 def loss_rows(pairs: int, copy_rate: float) -> list[Row]:
-    """A loss's two passes as training calls them, and the residual that makes its noise again."""
+    """A loss's two passes as training calls them."""
     import torch
 
-    from cldfast import kernels
+    from cldfast import NoiseAddress, kernels
 
     sets, batch = Sets(pairs), pairs // _WIDTH
     first = torch.randn(batch, 3, 3, dtype=torch.float64)
-    second, whole = (torch.randn(batch, 1, n, dtype=torch.float64) for n in (4, 5))
-    second[:, :, 2:] = 0.0
+    second = torch.randn(batch, 1, 2, dtype=torch.float64)
 
     def perturb(name, u, o, i):  # type: ignore[no-untyped-def]
-        return kernels.perturb((o,), first, seed=i, backend=name)
+        return kernels.perturb((o,), first, noise=NoiseAddress(i), backend=name)
 
     def residual(name, u, o, i):  # type: ignore[no-untyped-def]
-        return kernels.backend_residual(name)(o, u[:, :_WIDTH], second, reduce=True, used=0b11)
-
-    def noisy(name, u, o, i):  # type: ignore[no-untyped-def]
-        return kernels.backend_residual(name)(o, u, whole, seed=i, reduce=True)
+        backend = kernels.get_backend(name, DEVICE)
+        return backend.residual(o, u[:, :_WIDTH], second, reduce=True)
 
     def plain(u, o, i):  # type: ignore[no-untyped-def]
         leaf = o.detach().requires_grad_()
-        loss = kernels.residual(leaf, u, whole, seed=i, reduction="sum", backend="reference")
+        loss = kernels.residual(leaf, u[:, :_WIDTH], second, reduction="sum", backend="reference")
         return torch.autograd.grad(loss, leaf)
 
     rows = []
@@ -177,10 +173,7 @@ def loss_rows(pairs: int, copy_rate: float) -> list[Row]:
           for n in ("cuda", "triton")],
         *[("residual", n, partial(residual, n), _ROUNDS, RESIDUAL_BYTES, "share at least 0.85")
           for n in ("cuda", "triton")],
-        *[("residual, noise made again", n, partial(noisy, n), _ROUNDS, NOISY_RESIDUAL_BYTES, "")
-          for n in ("cuda", "triton")],
-        ("residual, noise made again", "reference, eager", plain, _RUN_ROUNDS,
-         NOISY_RESIDUAL_BYTES, ""),
+        ("residual", "reference, eager", plain, _RUN_ROUNDS, RESIDUAL_BYTES, ""),
     ]:  # fmt: skip
         seconds = timed(sets.calls(call), rounds)
         rate = bytes_of_pair * pairs / seconds / 1e9
@@ -224,17 +217,16 @@ def sampling_rows() -> list[Row]:
 
 def plot(rows: Sequence[Row], path: Path, device: str) -> None:
     """Shares of the copy's bandwidth, and speed-ups of whole runs."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("matplotlib is missing: no plot")
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from cldfast.lab import plots
 
     left = [row for row in rows if row.share is not None and row.pairs == PAIRS[-1]]
     right = [row for row in rows if row.share is None]
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 0.45 * max(len(left), len(right)) + 1.5))
+    try:
+        figure = plots.new_figure(13, 0.45 * max(len(left), len(right)) + 1.5)
+    except ImportError as error:
+        print(f"no plot: {error}")
+        return
+    axes = figure.subplots(1, 2)
     axes[0].barh([f"{r.case}: {r.contestant}" for r in left], [r.share for r in left])
     axes[0].axvline(0.85, color="black", linestyle=":")
     axes[0].set_xlabel(f"share of the copy's bandwidth, {PAIRS[-1] / 1e6:.0f} M pairs, float32")
@@ -244,8 +236,7 @@ def plot(rows: Sequence[Row], path: Path, device: str) -> None:
     for axis in axes:
         axis.invert_yaxis()
     figure.suptitle(device)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    plots.save(figure, path)
 
 
 def measure() -> int:
@@ -265,16 +256,11 @@ def measure() -> int:
         torch.cuda.empty_cache()
     rows += sampling_rows()
     name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
-        about = {
-            "device": device, "torch": torch.__version__, "cuda": torch.version.cuda,
-            "triton": cldfast.info()["versions"]["triton"], "cldfast": cldfast.__version__,
-        }  # fmt: skip
-        writer = csv.DictWriter(file, [*asdict(rows[0]), *about])
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({**asdict(row), **about})
+    about = {
+        "device": device, "torch": torch.__version__, "cuda": torch.version.cuda,
+        "triton": cldfast.info()["versions"]["triton"], "cldfast": cldfast.__version__,
+    }  # fmt: skip
+    write_csv(RESULTS / f"{name}.csv", [asdict(row) | about for row in rows])
     plot(rows, RESULTS / f"{name}.png", device)
     for row in rows:
         share = "" if row.share is None else f"{row.gb_per_s:7.0f} GB/s {row.share:5.2f} of a copy"

@@ -14,8 +14,6 @@ stopped goes on where it was.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import hashlib
 import json
 import time
@@ -28,10 +26,12 @@ from typing import Any
 import learned_nets
 import numpy as np
 import torch
+from output import new_parser, write_csv
 from torch import Tensor
 
 import cldfast
 from cldfast.app.run_folder import RunConfig
+from cldfast.lab import plots
 from cldfast.lab.data import Digits, Funnel
 from cldfast.lab.metrics import sliced_w2
 
@@ -221,13 +221,9 @@ def speed(
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """A panel for each problem, a line for each solver."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     problems = list(dict.fromkeys(r["problem"] for r in rows))
-    figure, axes = plt.subplots(1, len(problems), figsize=(7 * len(problems), 6), squeeze=False)
+    figure = plots.new_figure(7 * len(problems), 6)
+    axes = figure.subplots(1, len(problems), squeeze=False)
     for axis, name in zip(axes[0], problems, strict=True):
         own = [r for r in rows if r["problem"] == name]
         axis.axhline(own[0]["sliced_w2"], color="black", linestyle=":", label="floor")
@@ -245,33 +241,20 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_title(f"{name}: sliced W2 to test data, learned score")
         axis.grid(True, which="both", alpha=0.3)
     axes[0][0].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def write(rows: list[dict[str, Any]], path: Path) -> None:
-    """As CSV, numbers to five digits."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+    plots.save(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--problems", nargs="+", default=["funnel", "digits"])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--speed", action="store_true", help="times of whole runs, nothing else")
     parser.add_argument("--kept", action="store_true", help="report the runs made so far")
     args = parser.parse_args(arguments)
     if args.speed:
         timed = [r for name in args.problems for r in speed(name, SPEED_CASES, learned_nets.RUNS)]
-        write(timed, args.out / "learned_speed.csv")
+        write_csv(args.out / "learned_speed.csv", timed)
         return
     budgets = {BASELINE: BASELINE_EVALUATIONS}
     rows = [
@@ -279,7 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name in args.problems
         for row in study(name, args.seeds, CASES, budgets, learned_nets.RUNS, args.kept)
     ]
-    write(rows, args.out / "learned_study.csv")
+    write_csv(args.out / "learned_study.csv", rows)
     plot(rows, args.out / "learned_study.png")
 
 

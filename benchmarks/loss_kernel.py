@@ -21,28 +21,25 @@ medians over them, `_least` and `_most` the extremes.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from statistics import median
 
 import torch
+from output import RESULTS, new_parser, write_csv
 from torch import nn
 from training_step import T_MIN, PublishedLoop
 
-from cldfast import CLD, hsm_loss, kernels
+from cldfast import CLD, NoiseAddress, hsm_loss, kernels
 from cldfast.bench.memory import allocated_peak
 from cldfast.bench.results import environment
 from cldfast.bench.timing import Effort, interleaved
-from cldfast.kernels.philox import STREAM_PERTURBATION
+from cldfast.kernels import Stream
 from cldfast.training.row_weights import loss_tables
 
-RESULTS = Path(__file__).parent / "results"
 EFFORT = Effort(rounds=15, sample=0.02, budget=1.5)
 CASES = {"256x3x32x32": (256, 3, 32, 32), "5000x100": (5000, 100), "64x2": (64, 2)}
 PARAMETERIZATION = "mixed"  # what the published loss trains
@@ -76,10 +73,9 @@ def contestants(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
         published.loss(data).backward()
 
     def by_ops(t: torch.Tensor = given) -> torch.Tensor:
-        u, offset = kernels.perturb((x0,), first.at(t), seed=1, stream=STREAM_PERTURBATION)
-        return kernels.residual(
-            net.output, offset, second.at(t), planes=1, reduction="mean", overwrite=True
-        )
+        address = NoiseAddress(1, stream=Stream.PERTURBATION)
+        u, offset = kernels.perturb((x0,), first.at(t), noise=address)
+        return kernels.residual(net.output, offset, second.at(t), reduction="mean", overwrite=True)
 
     def by_kernels() -> None:
         net.output.grad = None
@@ -135,8 +131,7 @@ def summary(runs: list[dict[str, float]]) -> dict[str, str]:
 
 def main() -> None:
     """Measure, print and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS / "loss_kernel.csv")
+    parser = new_parser(__doc__, RESULTS / "loss_kernel.csv")
     parser.add_argument("--processes", type=int, default=7)
     parser.add_argument("--case", choices=CASES, help="measure one in this process, print as JSON")
     arguments = parser.parse_args()
@@ -163,11 +158,7 @@ def main() -> None:
                 f"{row['published_peak_planes']}, {row['kernels_peak_planes']}",
                 flush=True,
             )
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(arguments.out, rows)
 
 
 if __name__ == "__main__":

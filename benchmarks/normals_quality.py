@@ -10,13 +10,11 @@ measured here is what is made of them.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
+from output import RESULTS, new_parser, write_csv
 
 from cldfast import _core
 
@@ -88,10 +86,8 @@ def correlations(count: int) -> Iterator[tuple[str, float]]:
 
 def main() -> None:
     """Write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__, RESULTS / "normals_quality.csv")
     parser.add_argument("--count", type=float, default=1e8, help="normals drawn (default 1e8)")
-    results = Path(__file__).parent / "results" / "normals_quality.csv"
-    parser.add_argument("--out", type=Path, default=results, help="the table's file")
     arguments = parser.parse_args()
     count = int(arguments.count)
     z = torch.stack(normals(2024, 0, count // 2), dim=1).reshape(-1)
@@ -108,13 +104,9 @@ def main() -> None:
     pairs = count // 10
     for name, r in correlations(pairs):
         rows.append((f"correlation: {name}", pairs, r, r * math.sqrt(pairs)))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["statistic", "values", "figure", "in standard errors"])
-        writer.writerows(
-            (name, n, f"{figure:.6g}", f"{score:.2f}") for name, n, figure, score in rows
-        )
+    columns = ("statistic", "values", "figure", "in standard errors")
+    cells = ((name, n, f"{figure:.6g}", f"{score:.2f}") for name, n, figure, score in rows)
+    write_csv(arguments.out, [dict(zip(columns, row, strict=True)) for row in cells])
     for name, n, figure, score in rows:
         print(f"{name:45s} n = {n:<11d} {figure:12.4e} {score:7.2f}")
 

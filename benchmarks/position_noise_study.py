@@ -12,7 +12,6 @@ both networks measured in turns.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from pathlib import Path
@@ -21,11 +20,12 @@ from typing import Any
 import learned_nets
 import numpy as np
 import torch
-from learned_study import Problem, funnel_distance, measure, write
+from learned_study import Problem, funnel_distance, measure
+from output import new_parser, write_csv
 
-from cldfast import CLD
 from cldfast.app.run_folder import RunConfig
 from cldfast.app.runs import training_data
+from cldfast.lab import plots
 from cldfast.lab.models import build_model
 from cldfast.process.sde import sde_from_config
 from cldfast.training import TrainConfig, Trainer
@@ -67,7 +67,7 @@ def study(
     seeds: int, root: Path, samples: int = 10_000, dim: int = DIM, steps: int = TRAIN_STEPS
 ) -> list[dict[str, Any]]:
     """One row for each network, solver and number of evaluations, the floor first."""
-    sde = CLD(a=1.0, sigma=math.sqrt(2.0), x_noise=0.25)
+    process = {"a": 1.0, "sigma": math.sqrt(2.0), "x_noise": 0.25}
     distance, exact = funnel_distance(dim, samples)
     floor = exact()
     rows: list[dict[str, Any]] = []
@@ -88,13 +88,13 @@ def study(
         network: [
             learned_nets.funnel(
                 dim,
-                sde=sde,
+                **process,
                 parameterization=parameterization,
                 steps=steps,
                 batch_size=256,
                 clip=1.0,
                 seed=1 + k,
-            )
+            )  # fmt: skip
             for k in range(seeds)
         ]
         for network, parameterization in NETWORKS.items()
@@ -121,12 +121,8 @@ def study(
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """One line for each network and solver."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7.5, 5.5))
+    figure = plots.new_figure(7.5, 5.5)
+    axis = figure.add_subplot()
     axis.axhline(rows[0]["sliced_w2"], color="black", linestyle=":", label="two exact samples")
     for number, label in enumerate(CASES):
         for network, style, shift in zip(NETWORKS, ("-o", "--s"), (0.98, 1.02), strict=True):
@@ -144,19 +140,16 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axis.set_title("Funnel d = 20, x_noise = 0.25: sliced W2, five trainings")
     axis.grid(True, which="both", alpha=0.3)
     axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    plots.save(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, measure, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(arguments)
     rows = study(args.seeds, learned_nets.RUNS)
-    write(rows, args.out / "position_noise_study.csv")
+    write_csv(args.out / "position_noise_study.csv", rows)
     plot(rows, args.out / "position_noise_study.png")
 
 

@@ -6,12 +6,13 @@ python benchmarks/solver_docs.py
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENT = ROOT / "docs" / "solvers.md"
+from output import RESULTS
+
+from cldfast.bench.tables import table, with_table
+
+DOCUMENT = RESULTS.parents[1] / "docs" / "solvers.md"
 
 # Columns of the table of exact scores, and those of the learned ones.
 BUDGETS = (8, 10, 12, 15, 20, 30, 50, 100, 200, 500, 1000)
@@ -26,12 +27,6 @@ def read(name: str, results: Path = RESULTS) -> Rows:
     """Rows of a result file."""
     with (results / f"{name}.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown, the first column to the left."""
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
 
 
 def number(value: float) -> str:
@@ -164,11 +159,7 @@ def sections(results: Path = RESULTS) -> dict[str, str]:
 def filled(text: str, tables: dict[str, str]) -> str:
     """The document with each table between its markers. Raises ValueError where one is missing."""
     for name, content in tables.items():
-        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        if begin not in text or end not in text:
-            raise ValueError(f"expected the markers {begin} and {end}")
-        head, rest = text.split(begin, 1)
-        text = f"{head}{begin}\n\n{content}\n\n{end}{rest.split(end, 1)[1]}"
+        text = with_table(text, content, name)
     return text
 
 

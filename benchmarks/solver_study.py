@@ -17,7 +17,6 @@ is the standard deviation over seeds, `over_floor` the ratio of mean sliced W2 t
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import time
 from collections.abc import Callable
@@ -27,9 +26,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from output import new_parser, write_csv
 from torch import Tensor
 
 import cldfast
+from cldfast.lab import plots
+from cldfast.lab.mixture import sufficient_statistic
 
 EVALUATIONS = (8, 10, 12, 15, 20, 30, 50, 100, 200, 500, 1000)
 SCALE = math.sqrt(2.01)  # standard deviation of the data: grid points -2, ..., 2 and noise of 0.1
@@ -41,42 +43,40 @@ PROJECTIONS = 64
 REFERENCES = 8
 FLOOR_SAMPLES = 16
 
-# label -> (solver, grid, evaluations per step, options)
-CASES: dict[str, tuple[str, str, int, dict[str, Any]]] = {
-    "em, linear": ("em", "linear", 1, {}),
-    "em": ("em", "auto", 1, {}),
-    "sscs": ("sscs", "auto", 1, {}),
-    "sscs2": ("sscs2", "logistic", 1, {}),
-    "sscs2, linear": ("sscs2", "linear", 1, {}),
-    "sscs2, quadratic": ("sscs2", "quadratic", 1, {}),
-    "ancestral": ("ancestral", "auto", 1, {}),
-    "leapfrog": ("leapfrog", "auto", 2, {}),
-    "aboba": ("aboba", "auto", 1, {}),
-    "obab": ("obab", "auto", 1, {}),
-    "roba": ("roba", "auto", 1, {}),
-    "stochastic_multistep": ("stochastic_multistep", "auto", 1, {}),
-    "stochastic_multistep, churn 0.3": ("stochastic_multistep", "auto", 1, {"churn": 0.3}),
+# label -> (solver, grid, options)
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "em, linear": ("em", "linear", {}),
+    "em": ("em", "auto", {}),
+    "sscs": ("sscs", "auto", {}),
+    "sscs2": ("sscs2", "logistic", {}),
+    "sscs2, linear": ("sscs2", "linear", {}),
+    "sscs2, quadratic": ("sscs2", "quadratic", {}),
+    "ancestral": ("ancestral", "auto", {}),
+    "leapfrog": ("leapfrog", "auto", {}),
+    "aboba": ("aboba", "auto", {}),
+    "obab": ("obab", "auto", {}),
+    "roba": ("roba", "auto", {}),
+    "stochastic_multistep": ("stochastic_multistep", "auto", {}),
+    "stochastic_multistep, churn 0.3": ("stochastic_multistep", "auto", {"churn": 0.3}),
     "stochastic_multistep 3, churn 0.5, quadratic": (
-        "stochastic_multistep",
-        "quadratic",
-        1,
-        {"order": 3, "churn": 0.5},
+        "stochastic_multistep", "quadratic", {"order": 3, "churn": 0.5},
     ),
-    "multistep 1": ("multistep", "auto", 1, {"order": 1}),
-    "multistep 2": ("multistep", "auto", 1, {}),
-    "multistep 2, quadratic": ("multistep", "quadratic", 1, {}),
-    "multistep 3": ("multistep", "auto", 1, {"order": 3}),
-    "multistep 3, quadratic": ("multistep", "quadratic", 1, {"order": 3}),
-    "multistep 4": ("multistep", "auto", 1, {"order": 4}),
-    "multistep 2, R": ("multistep", "auto", 1, {"form": "R"}),
-    "multistep 2, L": ("multistep", "auto", 1, {"form": "L"}),
-    "unipc": ("unipc", "logistic", 1, {}),
-    "unipc, quadratic": ("unipc", "quadratic", 1, {}),
-    "heun": ("heun", "auto", 2, {}),
-    "dpm2": ("dpm2", "auto", 2, {}),
-    "dpm3": ("dpm3", "auto", 3, {}),
-}
-
+    "multistep 1": ("multistep", "auto", {"order": 1}),
+    "multistep 2": ("multistep", "auto", {}),
+    "multistep 2, quadratic": ("multistep", "quadratic", {}),
+    "multistep 3": ("multistep", "auto", {"order": 3}),
+    "multistep 3, quadratic": ("multistep", "quadratic", {"order": 3}),
+    "multistep 4": ("multistep", "auto", {"order": 4}),
+    "multistep 2, R": ("multistep", "auto", {"form": "R"}),
+    "multistep 2, L": ("multistep", "auto", {"form": "L"}),
+    "unipc": ("unipc", "logistic", {}),
+    "unipc, quadratic": ("unipc", "quadratic", {}),
+    "heun": ("heun", "auto", {}),
+    "dpm2": ("dpm2", "auto", {}),
+    "dpm3": ("dpm3", "auto", {}),
+}  # fmt: skip
+# Evaluations per step of the solvers that take more than one.
+PER_STEP = {"leapfrog": 2, "heun": 2, "dpm2": 2, "dpm3": 3}
 
 STOCHASTIC = (
     "em", "sscs", "sscs2", "ancestral", "leapfrog", "aboba", "obab", "roba", "stochastic_multistep",
@@ -96,12 +96,8 @@ def exact_score(sde: cldfast.LinearPhaseSDE) -> Callable[[Tensor, Tensor], Tenso
 
     @cache
     def coefficients(t: float) -> tuple[float, ...]:
-        kernel = sde.marginal(t)
-        m_x, m_v = kernel.mean.tolist()
-        (xx, xv), (_, vv) = kernel.cov.tolist()
-        kappa = m_v * m_v * xx - 2.0 * m_x * m_v * xv + m_x * m_x * vv
-        along = (vv * m_x - xv * m_v) / kappa, (xx * m_v - xv * m_x) / kappa
-        return *along, -m_v, m_x, kappa, SPREAD**2 + float(kernel.det) / kappa
+        along, across, kappa, s2 = sufficient_statistic(sde.marginal(t), t)
+        return *along, *across, kappa, SPREAD**2 + s2
 
     def net(u: Tensor, t: Tensor) -> Tensor:
         a_x, a_v, q_x, q_v, kappa, var = coefficients(float(t[0]))
@@ -158,10 +154,10 @@ def fitting_plan(
 
     A grid that float64 cannot resolve at so many steps counts as none.
     """
-    solver, own_grid, per_step, options = CASES[label]
-    for steps in range(budget // per_step, 0, -1):
+    solver, own_grid, own = CASES[label]
+    for steps in range(budget // PER_STEP.get(solver, 1), 0, -1):
         try:
-            plan = cldfast.make_plan(sde, solver, steps, grid or own_grid, t_min, **options)
+            plan = cldfast.make_plan(sde, solver, steps, grid or own_grid, t_min, **own)
         except ValueError:
             return None
         if plan.evaluations <= budget:
@@ -209,12 +205,10 @@ def study(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Rows of panels: solvers with noise, without noise; columns: three measures."""
-    import matplotlib
+    from matplotlib import colormaps
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(16, 9), sharex=True, sharey="col")
+    figure = plots.new_figure(16, 9)
+    axes = figure.subplots(2, 3, sharex=True, sharey="col")
     labels = [label for label in dict.fromkeys(r["solver"] for r in rows) if label != "floor"]
     for line, noisy in zip(axes, (True, False), strict=True):
         shown = [label for label in labels if (CASES[label][0] in STOCHASTIC) == noisy]
@@ -222,7 +216,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             axis.axhline(rows[0][key], color="black", linestyle=":", label="two exact samples")
             for number, label in enumerate(shown):
                 points = [(r["evaluations"], r[key]) for r in rows if r["solver"] == label]
-                look = {"marker": "os^vDPX*"[number % 8], "color": plt.cm.tab20(number)}
+                look = {"marker": "os^vDPX*"[number % 8], "color": colormaps["tab20"](number)}
                 axis.loglog(*zip(*points, strict=True), markersize=4, label=label, **look)
             axis.set_ylim(top=top, bottom=0.6 * rows[0][key])
             axis.set_title(f"{'with' if noisy else 'without'} noise: {key.replace('_', ' ')}")
@@ -230,29 +224,21 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         line[-1].legend(fontsize=7, loc="upper right")
     for axis in axes[-1]:
         axis.set_xlabel("network evaluations")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    plots.save(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=20_000)
     parser.add_argument("--evaluations", type=int, nargs="+", default=EVALUATIONS)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), help="some rows only")
     parser.add_argument("--grid", help="one grid for all, instead of each solver's automatic one")
     parser.add_argument("--t-min", type=float, default=1e-3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(arguments)
     rows = study(args)
-    args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / "solver_study.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+    write_csv(args.out / "solver_study.csv", rows)
     plot(rows, args.out / "solver_study.png")
 
 

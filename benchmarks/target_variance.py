@@ -19,18 +19,18 @@ Source: Dockhorn, Vahdat, Kreis (2022), figure 3 and the appendix on the targets
 
 from __future__ import annotations
 
-import argparse
-import csv
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from output import new_parser, write_csv
 
 from cldfast import CLD, LinearBeta, LinearPhaseSDE
 from cldfast.classical.losses import OU
+from cldfast.lab import plots
+from cldfast.lab.mixture import sufficient_statistic
 
-RESULTS = Path(__file__).parent / "results"
 TIMES = np.geomspace(1e-3, 1.0, 121)
 PROCESSES = {
     "CLD": CLD(a=2.0, beta=4.0),
@@ -93,18 +93,14 @@ def at_time(sde: LinearPhaseSDE, data: Mixture, t: float) -> TargetVariance:
     the blurred data at y.
     """
     kernel = sde.marginal(t)
-    (m_x, m_v), cov, det = kernel.mean, kernel.cov, float(kernel.det)
-    q = np.array([-m_v, m_x])
-    kappa = float(q @ cov @ q)
-    a_v = float(cov[0, 0] * m_v - cov[0, 1] * m_x) / kappa
-    s2 = det / kappa
+    (_, a_v), (_, q_v), kappa, s2 = sufficient_statistic(kernel, t)
     fisher = data.fisher(s2)
-    of_w = float(q[1]) ** 2 / kappa
+    of_w = q_v**2 / kappa
     score = a_v**2 * fisher + of_w
     dsm = float(sde.marginal(t, "dsm").ell) ** 2
     # The normal law's velocity score is `-(P u)_v`; by parts, E[s_v (P u)_v] = -P_vv.
     precision = sde.prior().precision
-    moments = cov + data.second_moment * np.outer(kernel.mean, kernel.mean)
+    moments = kernel.cov + data.second_moment * np.outer(kernel.mean, kernel.mean)
     normal = float(precision[1] @ moments @ precision[1])
     return TargetVariance(
         t,
@@ -128,12 +124,8 @@ def plot(
     results: dict[str, list[TargetVariance]], positions: list[float], times: np.ndarray, path: Path
 ) -> None:
     """The targets of each of two processes, and xi of all."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(13.0, 3.9))
+    figure = plots.new_figure(13.0, 3.9)
+    axes = figure.subplots(1, 3)
     *targets, right = axes
     for axis, (process, rows) in zip(targets, results.items(), strict=True):
         for name, colour in (("hsm", "tab:blue"), ("dsm", "tab:orange")):
@@ -154,32 +146,28 @@ def plot(
         axis.set_xlabel("t")
         axis.grid(True, which="major", alpha=0.3)
         axis.legend(frameon=False, fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    plots.save(figure, path)
 
 
 def main() -> None:
     """Compute, write, and say where."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    folder = parser.parse_args().out
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = new_parser(__doc__).parse_args().out
     data = Mixture()
     results = {
         name: [at_time(sde, data, float(t)) for t in TIMES] for name, sde in PROCESSES.items()
     }
     positions = [vp_xi(VP, data, float(t)) for t in TIMES]
     table, picture = folder / "target_variance.csv", folder / "target_variance.png"
-    with table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["process", "t", "hsm", "dsm", "hsm_given_u", "dsm_given_u", "xi"])
-        for name, rows in results.items():
-            for r in rows:
-                values = (r.t, r.hsm, r.dsm, r.hsm_given_u, r.dsm_given_u, r.xi)
-                writer.writerow([name, *(f"{x:.6e}" for x in values)])
-        for t, xi in zip(TIMES, positions, strict=True):
-            writer.writerow(["VP", f"{t:.6e}", "", "", "", "", f"{xi:.6e}"])
+    found = [
+        {"process": name} | {key: f"{value:.6e}" for key, value in asdict(row).items()}
+        for name, rows in results.items()
+        for row in rows
+    ]
+    empty = dict.fromkeys(found[0], "") | {"process": "VP"}
+    found += [
+        empty | {"t": f"{t:.6e}", "xi": f"{xi:.6e}"} for t, xi in zip(TIMES, positions, strict=True)
+    ]
+    write_csv(table, found)
     plot(results, positions, TIMES, picture)
     print(f"wrote {table} and {picture}")
 

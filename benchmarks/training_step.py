@@ -10,14 +10,12 @@ given gradient), sampled in turns in one run.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import csv
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
+from output import RESULTS, new_parser, write_csv
 from torch import Tensor, nn
 
 from cldfast import CLD
@@ -26,7 +24,6 @@ from cldfast.bench.timing import Effort, interleaved
 from cldfast.lab.models import MLPScore
 from cldfast.training import TrainConfig, Trainer
 
-RESULTS = Path(__file__).parent / "results"
 EFFORT = Effort(rounds=21, sample=0.05, budget=4.0)
 ROWS = 5_000
 LR, CLIP, DECAY, T_MIN = 1e-3, 1.0, 0.999, 1e-3
@@ -183,15 +180,9 @@ def measure(effort: Effort = EFFORT) -> list[dict[str, object]]:
 
 def main() -> None:
     """Measure, print and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS / "training_step.csv")
-    arguments = parser.parse_args()
+    out = new_parser(__doc__, RESULTS / "training_step.csv").parse_args().out
     rows = measure()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(out, rows)
     for row in rows:
         print(
             f"{row['batch']} x {row['dim']}, width {row['width']}, {row['threads']} threads: "

@@ -1,12 +1,12 @@
 """Accelerated samplers and losses for critically-damped Langevin diffusion (CLD)."""
 
 from cldfast.info import info
-from cldfast.kernels import BackendWarning, stage
+from cldfast.kernels import BackendWarning, NoiseAddress, stage
 from cldfast.planner.error_budget import ErrorBudget
 from cldfast.planner.grid_search import optimise_grid
 from cldfast.planner.grids import make_grid
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
-from cldfast.planner.solvers import make_plan
 from cldfast.planner.stage import Stage
 from cldfast.process.schedules import (
     CallableBeta,
@@ -24,8 +24,7 @@ from cldfast.sampling.run import StopSampling, initial_state, run, sample
 from cldfast.sampling.trajectory import Trajectory
 from cldfast.training.losses import dsm_loss, hsm_loss, perturb
 from cldfast.training.times import sample_times
-
-__version__ = "0.1.0"
+from cldfast.version import __version__
 
 __all__ = [
     "CLD",
@@ -41,10 +40,12 @@ __all__ = [
     "Likelihood",
     "LinearBeta",
     "LinearPhaseSDE",
+    "NoiseAddress",
     "Plan",
     "Stage",
     "StopSampling",
     "Trajectory",
+    "__version__",
     "dsm_loss",
     "hsm_loss",
     "info",

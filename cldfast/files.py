@@ -75,7 +75,7 @@ def write_tensors(
     path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
 ) -> None:
     """Write named tensors and plain metadata as one safetensors file, atomically."""
-    save = _safetensors("torch").save
+    save = _safetensors().torch.save
     # Copies: the format takes neither views of one storage nor other memory layouts.
     host = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -99,13 +99,13 @@ def read_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise located(target, error, "not a whole safetensors file: ") from error
 
 
-def _safetensors(module: str = "") -> Any:
+def _safetensors() -> Any:
     try:
         import safetensors
         import safetensors.torch
     except ImportError as error:
         raise ImportError("run folders need safetensors: pip install 'cldfast[demo]'") from error
-    return safetensors.torch if module else safetensors
+    return safetensors
 
 
 def located(path: Path, error: Exception, what: str = "") -> ValueError:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cldfast import kernels
+from cldfast.kernels import native
 
 
 def _version(distribution: str) -> str | None:
@@ -26,12 +27,8 @@ def info() -> dict[str, Any]:
     of itself, None if missing), `cuda` (architectures and runtime that the CUDA kernels were built
     for, None if they were not), `threads` (PyTorch's count), `platform`, `device`.
     """
-    missing = {name: kernels.missing_backend(name) for name in kernels.BACKENDS if name != "auto"}
-    core: dict[str, Any] | None = None
-    if not missing["cpu"]:
-        from cldfast import _core
-
-        core = _core.info()
+    names = [name for name in kernels.backend_names() if name != "auto"]
+    missing = {name: kernels.missing_backend(name) for name in names}
     packages = ("cldfast", "torch", "numpy", "scipy", "triton")
     return {
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
@@ -39,8 +36,8 @@ def info() -> dict[str, Any]:
             name: f"not available: {reason}" if reason else "available"
             for name, reason in missing.items()
         },
-        "auto": {device: kernels.automatic_backend(device) for device in ("cpu", "cuda")},
-        "core": core,
+        "auto": {device: kernels.automatic_backend(device).name for device in ("cpu", "cuda")},
+        "core": None if native.core is None else native.core.info(),
         "cuda": _cuda_build(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
@@ -49,8 +46,9 @@ def info() -> dict[str, Any]:
 
 
 def _cuda_build() -> dict[str, Any] | None:
-    try:
-        from cldfast import _cuda
-    except ImportError:
+    if native.cuda is None:
         return None
-    return {"architectures": _cuda.ARCHITECTURES.split(), "runtime": _cuda.CUDART_VERSION}
+    return {
+        "architectures": native.cuda.ARCHITECTURES.split(),
+        "runtime": native.cuda.CUDART_VERSION,
+    }

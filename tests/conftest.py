@@ -11,7 +11,7 @@ import torch
 from cldfast import kernels
 
 BACKENDS = [
-    name for name in kernels.BACKENDS if name != "auto" and not kernels.missing_backend(name)
+    name for name in kernels.backend_names() if name != "auto" and not kernels.missing_backend(name)
 ]
 GPU_BACKENDS = ("cuda", "triton")
 GPU = "cpu" if "emulated_gpu" in sys.modules else "cuda"

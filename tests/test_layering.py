@@ -1,176 +1,101 @@
-"""Who may import whom: the two halves of the library, and where they meet.
-
-    linalg2, schedules <- sde <- {parameterization, law, plan, ...} <- solvers       the planner
-    _core <- backends <- ops,  philox <- reference <- ops                            the executor
-
-The planner imports no torch, the executor no process; `sampling` and `losses` (with their parts
-`graphs`, `inpainting`, `loss_weights` and `times`) bring them together, and what stands above may
-use both. A new module of the planner or the executor is not importable by its neighbours before it
-has its line here.
-"""
+"""Who may import whom: the package against the rules of `tools/house.py`, and the rules themselves."""
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
-from pathlib import Path
-
+import house
 import pytest
 
-import cldfast
+MODULES = house.modules()
+EDGES = house.graph()
 
-PACKAGE = Path(cldfast.__file__).parent
 
-PLANNER = {
-    "linalg2": "",
-    "schedules": "",
-    "grids": "",
-    "sde": "linalg2 schedules",
-    "parameterization": "bridge linalg2 sde",
-    "bridge": "linalg2 sde",
-    "denoiser": "linalg2 parameterization sde",
-    "noise_level": "linalg2 sde",
-    "law": "linalg2 parameterization sde",
-    "error_budget": "law parameterization sde",
-    "plan": "error_budget law parameterization sde",
-    "guidance": "parameterization plan sde",
-    "solvers": "linalg2 schedules grids sde parameterization bridge denoiser law noise_level plan "
-    "guidance solvers",
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_obeys_the_rules(module: str) -> None:
+    assert house.violations(module, MODULES[module].read_text(encoding="utf-8")) == []
+
+
+def test_no_circle() -> None:
+    assert house.circle(EDGES) == []
+    assert house.circle(house.rooms(EDGES)) == []
+
+
+def test_few_floors() -> None:
+    assert max(house.heights(EDGES).values()) <= house.MOST_FLOORS == 10
+
+
+def test_the_rules_are_of_this_package() -> None:
+    assert house.RULES.keys() == {house.room(module) for module in MODULES}
+    assert MODULES.keys() >= house.IMPORTERS_OF_NATIVE
+    for name, allowed in house.RULES.items():
+        assert set(allowed.split()) <= house.RULES.keys() - {name, "__init__", "__main__"}
+    assert house.circle({name: set(allowed.split()) for name, allowed in house.RULES.items()}) == []
+
+
+PLANTED = [
+    ("process.linear_flow", "from cldfast.planner.plan import Plan", "cldfast.planner.plan"),
+    ("process.sde", "from cldfast.kernels import stage", "cldfast.kernels.stage"),
+    ("planner.plan", "import cldfast.sampling.run", "cldfast.sampling.run"),
+    ("kernels.stage", "import cldfast.process.sde as sde", "cldfast.process.sde"),
+    ("kernels.backends.cpu.stage", "from cldfast import process", "cldfast.process"),
+    ("network", "from cldfast.files import PathLike", "cldfast.files"),
+    ("sampling.run", "from cldfast.lab.data import Funnel", "cldfast.lab.data"),
+    ("lab.data", "from cldfast.app.runs import train_run", "cldfast.app.runs"),
+    ("compat.schedule", "from cldfast.lab import metrics", "cldfast.lab.metrics"),
+    ("bench.runs", "from cldfast.app.cli import main", "cldfast.app.cli"),
+    ("planner.law", "import torch.nn as nn", "torch: planner knows no tensors"),
+    ("planner.solvers.em", "from torch import Tensor", "torch: planner knows no tensors"),
+    ("sampling.run", "from cldfast.kernels.backends.cpu.stage import stage", "to a backend"),
+    ("bench.stages", "import cldfast.kernels.backends", "to a backend"),
+    ("lab.models", "from cldfast import _core", "cldfast._core: ask cldfast.kernels"),
+    ("kernels.stage", "import cldfast._cuda", "cldfast._cuda: ask cldfast.kernels"),
+    ("app.runs", "import cldfast", "the package as a whole"),
+    ("app.runs", "from cldfast import CLD, files", "the package as a whole"),
+    ("planner.plan", "from .law import gaussian_law", "relative imports"),
+    ("planner.plan", "from .. import files", "relative imports"),
+    ("attic", "import numpy", "attic has no rule"),
+]
+PLACES = {
+    "at the top": "{}",
+    "in a function": "def f():\n    {}",
+    "for the type checker": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    {}",
 }
-EXECUTOR = {
-    "philox": "",
-    "reference": "philox",
-    "tables": "",
-    "backends": "_core _cuda backends philox reference tables",
-    "ops": "backends ops philox reference tables",
-}
-MEETING = {"sampling", "losses", "loss_weights", "inpainting", "times", "graphs"}
-# What is built on both. Only the two that report on the core itself may ask for it.
-ABOVE = {"__init__", "__main__", "bench", "certify", "cli", "compat", "demo", "info", "train"}
-ABOVE |= {"flow_likelihood", "probability_flow"}
-MAY_ASK_THE_CORE = {"bench", "info"}
 
 
-def top(module: str) -> str:
-    """`solvers.em` is part of `solvers`."""
-    return module.split(".")[0]
-
-
-def imports(source: str) -> Iterator[str]:
-    """Absolute names of all modules that a source imports, anywhere but under TYPE_CHECKING.
-
-    `from cldfast import ops` counts as `cldfast.kernels`.
-    """
-    tree = ast.parse(source)
-    skipped = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and ast.unparse(block.test).endswith("TYPE_CHECKING")
-        for statement in block.body
-        for node in ast.walk(statement)
-    }
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute here"
-            if node.module == "cldfast":
-                yield from (f"cldfast.{alias.name}" for alias in node.names)
-            else:
-                yield str(node.module)
-
-
-def violations(module: str, source: str) -> list[str]:
-    """What a module imports against the rules, in words."""
-    names = list(imports(source))
-    own = {top(name.removeprefix("cldfast.")) for name in names if name.startswith("cldfast.")}
-    roots = {name.split(".")[0] for name in names}
-    layer = top(module)
-    table = PLANNER | EXECUTOR
-    found = []
-    if layer in table:
-        allowed = set(table[layer].split())
-        found += [f"{module} may not import cldfast.{name}" for name in sorted(own - allowed)]
-        if "cldfast" in names:
-            found.append(f"{module} may not import the package as a whole")
-    elif own & {"_core", "_cuda", "backends"} and layer not in MAY_ASK_THE_CORE:
-        found.append(f"{module} may not go past cldfast.kernels to a backend")
-    if layer in PLANNER and "torch" in roots:
-        found.append(f"{module} is planner: it may not import torch")
-    halves = own & PLANNER.keys() and own & EXECUTOR.keys()
-    if halves and layer not in table.keys() | MEETING | ABOVE:
-        found.append(f"{module} imports from both halves; they meet in sampling and losses")
-    return found
-
-
-def modules() -> dict[str, Path]:
-    """Dotted name below the package -> file; `solvers/__init__.py` is `solvers`."""
-    result = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
-        if parts[-1] == "__init__" and len(parts) > 1:
-            parts.pop()
-        result[".".join(parts)] = path
-    return result
-
-
-@pytest.mark.parametrize("module", modules())
-def test_layers(module: str) -> None:
-    assert violations(module, modules()[module].read_text(encoding="utf-8")) == []
-
-
-def test_the_table_is_of_this_package() -> None:
-    present = {top(module) for module in modules()}
-    assert PLANNER.keys() | EXECUTOR.keys() | MEETING <= present
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("module", "statement", "message"), PLANTED)
+def test_planted_imports_are_caught(module: str, statement: str, message: str, place: str) -> None:
+    (found,) = house.violations(module, PLACES[place].format(statement))
+    assert message in found
 
 
 @pytest.mark.parametrize(
-    ("module", "source", "message"),
+    ("module", "source"),
     [
-        (
-            "linalg2",
-            "from cldfast.process.sde import CLD",
-            "linalg2 may not import cldfast.process.sde",
-        ),
-        ("sde", "import torch", "sde is planner: it may not import torch"),
-        ("law", "def f():\n    import torch.nn as nn", "law is planner: it may not import torch"),
-        ("plan", "from cldfast import solvers", "plan may not import cldfast.planner.solvers"),
-        ("plan", "import cldfast", "plan may not import the package as a whole"),
-        (
-            "solvers.em",
-            "from cldfast.kernels import stage",
-            "solvers.em may not import cldfast.kernels",
-        ),
-        ("solvers.em", "from torch import Tensor", "solvers.em is planner"),
-        ("ops", "from cldfast.planner.plan import Plan", "ops may not import cldfast.planner.plan"),
-        (
-            "reference",
-            "from cldfast.kernels.backends import cpu",
-            "reference may not import cldfast.back",
-        ),
-        (
-            "backends.cpu",
-            "import cldfast.process.sde",
-            "backends.cpu may not import cldfast.process.sde",
-        ),
-        (
-            "sampling",
-            "from cldfast.kernels.backends.cpu.stage import stage",
-            "may not go past cldfast.kernels",
-        ),
-        ("models", "from cldfast import _core", "models may not go past cldfast.kernels"),
-        ("models", "from cldfast import ops, sde", "models imports from both halves"),
+        ("planner.solvers.em", "from cldfast.planner.stage import Stage\nimport numpy"),
+        ("sampling.run", "from cldfast import kernels, network\nimport torch"),
+        ("kernels.native", "from cldfast import _core, _cuda"),
+        ("kernels.dispatch", "from cldfast.kernels.backends import reference"),
+        ("bench.results", "from cldfast.version import __version__"),
+        ("__init__", "from cldfast.process.sde import CLD"),
     ],
 )
-def test_planted_imports_are_caught(module: str, source: str, message: str) -> None:
-    found = violations(module, source)
-    assert len(found) == 1 and message in found[0]
+def test_what_is_allowed(module: str, source: str) -> None:
+    assert house.violations(module, source) == []
 
 
-def test_what_is_allowed() -> None:
-    hints = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from cldfast.planner.plan import Plan"
-    assert violations("law", hints) == []
-    assert violations("solvers.em", "from cldfast.planner.plan import Stage\nimport numpy") == []
-    assert violations("sampling", "from cldfast import ops, plan\nimport torch") == []
+def test_circles_and_floors() -> None:
+    tower = {"c": {"a", "b"}, "b": {"a"}, "a": set()}
+    assert house.circle(tower) == [] and house.floors(tower) == {"a": 1, "b": 2, "c": 3}
+    found = house.circle(tower | {"a": {"c"}})
+    assert found[0] == found[-1] and set(found) <= {"a", "b", "c"}
+
+
+def test_a_new_fault_ends_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(house, "violations", lambda module, source: [])
+    assert house.main() == 0
+    assert "no circle, no import against the rules" in capsys.readouterr().out
+    monkeypatch.setattr(house, "MOST_FLOORS", 1)
+    assert house.main() == 1
+    assert "floors, more than 1" in capsys.readouterr().err

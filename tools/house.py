@@ -8,46 +8,49 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cldfast"
-EVERYTHING = "*"
 
-# What each room may import of the others. `docs/architecture.md` draws the same.
-RULES = {
-    "network": "",
-    "files": "",
-    "process": "",
-    "planner": "process",
-    "kernels": "",
-    "training": "network files process planner kernels",
-    "sampling": "network process planner kernels training",
-    "classical": "network process planner kernels",
-    "lab": "network files process planner kernels sampling training classical",
-    "compat": "network files process planner kernels sampling training",
-    "info": "kernels",
-    "bench": "network files process planner kernels sampling training classical lab compat info",
-    "app": "network files process planner kernels sampling training classical lab compat info bench",
-    "__init__": "kernels process planner sampling training info",
+# What each room may import of the others. The README draws the same.
+BASE = "network files extras version caller"  # files that import nothing of ours
+CORE = f"{BASE} process planner kernels"
+MIDDLE = f"{CORE} sampling training classical"
+RULES = dict.fromkeys(BASE.split(), "") | {
+    "process": "caller",
+    "planner": "caller process",
+    "kernels": BASE,
+    "training": CORE,
+    "sampling": f"{CORE} training",
+    "classical": CORE,
+    "lab": MIDDLE,
+    "compat": MIDDLE,
+    "info": f"{BASE} kernels",
+    "bench": f"{MIDDLE} lab compat info",
+    "app": f"{MIDDLE} lab compat info bench",
+    "__init__": f"{MIDDLE} info",
     "__main__": "app",
 }
+# Floors of rooms in the house, and of files in one room.
+MOST_FLOORS = 10
 # The planner's half knows no tensors, so that a plan can be made and checked without PyTorch.
 WITHOUT_TORCH = {"process", "planner"}
-# Only these know a backend; everybody else asks `cldfast.kernels`.
+# The compiled modules. Only one module knows them; all others ask `cldfast.kernels`.
 NATIVE = {"_core", "_cuda"}
 IMPORTERS_OF_NATIVE = {"kernels.native"}
+
+Graph = dict[str, set[str]]
 
 
 def modules() -> dict[str, Path]:
     """Dotted name below the package -> file; a package is named like its folder."""
     found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
-        if parts[-1] == "__init__" and len(parts) > 1:
-            parts.pop()
-        found[".".join(parts)] = path
-    return found
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = path
+    return dict(sorted(found.items()))
 
 
 def room(module: str) -> str:
@@ -55,143 +58,138 @@ def room(module: str) -> str:
     return module.split(".")[0]
 
 
-def imports(source: str) -> Iterator[str]:
-    """Absolute names of all that a source imports; `from cldfast import x` counts as `cldfast.x`."""
+def imports(source: str) -> set[str]:
+    """Dotted names that a source imports: `a.b` for `from a import b`, `.a.b` for `from .a`."""
+    found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                raise ValueError(f"line {node.lineno}: imports are absolute here")
-            yield str(node.module)
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            base = "." * node.level + (node.module or "")
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return found
 
 
-def own_imports(source: str, known: set[str]) -> set[str]:
-    """The modules of the package that a source imports, each by its longest known name."""
-    names = {name.removeprefix("cldfast.") for name in imports(source) if "cldfast." in name}
-    return {name for name in names if name in known or name in NATIVE}
+def own_imports(names: Iterable[str], known: set[str]) -> set[str]:
+    """Modules of the package among imported names; "" stands for the package as a whole."""
+    found = set()
+    for name in names:
+        top, *parts = name.split(".")
+        if top == PACKAGE.name:
+            while parts and ".".join(parts) not in known | NATIVE:
+                parts.pop()
+            found.add(".".join(parts))
+    return found
 
 
 def violations(module: str, source: str, known: set[str] | None = None) -> list[str]:
     """What a module imports against the rules, in words."""
-    known = set(modules()) if known is None else known
-    here = room(module)
+    here, names = room(module), imports(source)
     if here not in RULES:
         return [f"{here} has no rule: add it to RULES in tools/house.py"]
-    allowed = set(RULES[here].split()) | {here}
-    names = set(imports(source))
     found = []
-    for name in sorted(own_imports(source, known)):
-        if name in NATIVE:
+    for name in sorted(own_imports(names, set(modules()) if known is None else known)):
+        if not name:
+            found.append(f"{module} may not import the package as a whole")
+        elif name in NATIVE:
             if module not in IMPORTERS_OF_NATIVE:
                 found.append(f"{module} may not import cldfast.{name}: ask cldfast.kernels")
-        elif room(name) not in allowed:
+        elif room(name) not in {here, *RULES[here].split()}:
             found.append(f"{module} may not import cldfast.{name}")
-        elif here != "kernels" and name.startswith("kernels.backends."):
+        elif here != "kernels" and name.startswith("kernels.backends"):
             found.append(f"{module} may not go past cldfast.kernels to a backend")
-    if here in WITHOUT_TORCH and any(name.split(".")[0] == "torch" for name in names):
-        found.append(f"{module} is {here}: it may not import torch")
-    if here not in ("__init__", "__main__") and "cldfast" in names - {"cldfast.__version__"}:
-        taken = {name.removeprefix("cldfast.") for name in names if name.startswith("cldfast.")}
-        if not {name for name in taken if room(name) in RULES or room(name) in NATIVE}:
-            found.append(f"{module} may not import the package as a whole")
+    roots = {name.split(".")[0] for name in names}
+    if here in WITHOUT_TORCH and "torch" in roots:
+        found.append(f"{module} may not import torch: {here} knows no tensors")
+    if "" in roots:
+        found.append(f"{module} may not use relative imports")
     return found
 
 
-def graph() -> dict[str, set[str]]:
-    """Module -> modules of the package that it imports, those that hold it left out."""
+def graph() -> Graph:
+    """Module -> modules of the package that it imports, the packages around it left out."""
     files = modules()
-    found: dict[str, set[str]] = {}
+    found = {}
     for module, path in files.items():
-        taken = own_imports(path.read_text(encoding="utf-8"), set(files))
-        found[module] = {n for n in taken - NATIVE if not f"{module}.".startswith(f"{n}.")}
+        taken = own_imports(imports(path.read_text(encoding="utf-8")), set(files)) - NATIVE - {""}
+        found[module] = {name for name in taken if not f"{module}.".startswith(f"{name}.")}
     return found
 
 
-def circle(edges: dict[str, set[str]]) -> list[str]:
-    """The modules of one circle of imports, or an empty list."""
-    state: dict[str, int] = {}
-    path: list[str] = []
-
-    def visit(node: str) -> list[str]:
-        state[node] = 1
-        path.append(node)
-        for other in sorted(edges.get(node, ())):
-            if state.get(other) == 1:
-                return path[path.index(other) :]
-            if other not in state and (found := visit(other)):
-                return found
-        path.pop()
-        state[node] = 2
-        return []
-
-    return next(
-        (found for node in sorted(edges) if node not in state and (found := visit(node))), []
-    )
+def rooms(edges: Graph) -> Graph:
+    """The same graph with rooms for modules."""
+    found: Graph = {}
+    for module, others in edges.items():
+        found.setdefault(room(module), set()).update({*map(room, others)} - {room(module)})
+    return found
 
 
-def floors(edges: dict[str, set[str]]) -> dict[str, int]:
+def inside(top: str, edges: Graph) -> Graph:
+    """The part of the graph of modules that lies in one room."""
+    own = {module for module in edges if room(module) == top}
+    return {module: edges[module] & own for module in own}
+
+
+def circle(edges: Graph) -> list[str]:
+    """The nodes of one circle of imports, the first one again at the end, or an empty list."""
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def floors(edges: Graph) -> dict[str, int]:
     """The floor of each node of a graph without circles, 1 for one that imports nothing."""
     found: dict[str, int] = {}
-
-    def floor(node: str) -> int:
-        if node not in found:
-            found[node] = 1 + max((floor(other) for other in edges.get(node, ())), default=0)
-        return found[node]
-
-    for node in edges:
-        floor(node)
+    for node in TopologicalSorter(edges).static_order():
+        found[node] = 1 + max((found[other] for other in edges.get(node, ())), default=0)
     return found
 
 
-def rooms(edges: dict[str, set[str]]) -> dict[str, set[str]]:
-    """The same graph with rooms for modules."""
-    found: dict[str, set[str]] = {}
-    for module, others in edges.items():
-        found.setdefault(room(module), set()).update(
-            room(other) for other in others if room(other) != room(module)
-        )
-    return found
+def heights(edges: Graph) -> dict[str, int]:
+    """How many floors the house of rooms has, under the name "", and each room of files."""
+    parts = {"": rooms(edges)} | {top: inside(top, edges) for top in rooms(edges)}
+    return {name: max(floors(part).values()) for name, part in parts.items()}
 
 
-def main() -> int:
+def faults() -> list[str]:
+    """All that is against the rules in this package, in words."""
     edges = graph()
-    house = rooms(edges)
-    wrong = [
+    found = [
         line
         for module, path in modules().items()
         for line in violations(module, path.read_text(encoding="utf-8"))
     ]
-    for what, found in (("modules", circle(edges)), ("rooms", circle(house))):
-        if found:
-            wrong.append(f"circle of {what}: {' -> '.join([*found, found[0]])}")
-    if not wrong:
-        levels = floors(house)
-        for level in range(max(levels.values()), 0, -1):
-            names = sorted(name for name in levels if levels[name] == level)
-            print(f"floor {level}: " + "; ".join(_described(n, house) for n in names))
-        inside = {top: _depth(top, edges) for top in house}
-        deepest = max(inside, key=lambda name: inside[name])
-        print(
-            f"{max(levels.values())} floors of rooms; the deepest room is {deepest}, with "
-            f"{inside[deepest]} floors of files inside; no circle, no import against the rules"
-        )
-    print("\n".join(wrong), file=sys.stderr)
-    return int(bool(wrong))
+    circles = {"modules": circle(edges), "rooms": circle(rooms(edges))}
+    found += [f"circle of {what}: {' -> '.join(path)}" for what, path in circles.items() if path]
+    if not any(circles.values()):
+        found += [
+            f"{name or 'the house'} has {height} floors, more than {MOST_FLOORS}"
+            for name, height in heights(edges).items()
+            if height > MOST_FLOORS
+        ]
+    return found
 
 
-def _described(name: str, house: dict[str, set[str]]) -> str:
-    return f"{name} <- {' '.join(sorted(house[name]))}" if house[name] else name
-
-
-def _depth(top: str, edges: dict[str, set[str]]) -> int:
-    own = {
-        module: {other for other in others if room(other) == top}
-        for module, others in edges.items()
-        if room(module) == top
-    }
-    return 0 if circle(own) else max(floors(own).values(), default=0)
+def main() -> int:
+    """Print the floors, or what is wrong; 0 where nothing is."""
+    if wrong := faults():
+        print("\n".join(wrong), file=sys.stderr)
+        return 1
+    edges = graph()
+    house, height = rooms(edges), heights(edges)
+    levels = floors(house)
+    for level in range(height.pop(""), 0, -1):
+        names = sorted(name for name in levels if levels[name] == level)
+        lines = (" <- ".join(filter(None, (n, " ".join(sorted(house[n]))))) for n in names)
+        print(f"floor {level}: " + "; ".join(lines))
+    deepest = max(height, key=lambda name: height[name])
+    print(
+        f"{max(levels.values())} floors of rooms; the deepest room is {deepest}, with "
+        f"{height[deepest]} floors of files; no circle, no import against the rules"
+    )
+    return 0
 
 
 if __name__ == "__main__":

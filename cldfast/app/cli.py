@@ -7,12 +7,13 @@ an interrupt.
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from cldfast.app import commands
-from cldfast.kernels import BACKENDS
+from cldfast.kernels import backend_names
 from cldfast.lab.data import DATASETS
 from cldfast.planner.grids import GRIDS, NOISE_GRIDS
 from cldfast.planner.parameterization import PARAMETERIZATIONS
@@ -61,33 +62,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(parsers: Any) -> None:
-    demo = parsers.add_parser(
-        "demo",
-        help="train on handwritten digits, sample them, report quality and speed",
-        description="Trains a U-Net on scikit-learn's handwritten digits, draws samples with 50 "
-        "network evaluations, and writes samples.png, quality.png, report.json and the run folder "
-        "run/. About five minutes on two cores.",
-    )
+    demo = _command(parsers, "demo")
     demo.add_argument("--out", default="demo", metavar="DIR", help="where to write (%(default)s)")
     demo.add_argument("--train-steps", type=int, metavar="N", help="training steps")
     demo.add_argument("--samples", type=int, metavar="N", help="images to draw")
-    demo.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    demo.add_argument("--seed", type=int, metavar="N", help="of everything random (0)")
     _add_common(demo)
-    demo.set_defaults(run=commands.demo)
 
 
 def _add_train(parsers: Any) -> None:
-    train = parsers.add_parser(
-        "train",
-        help="train a score network on a data set",
-        description="Trains by hybrid score matching and leaves a run folder that `sample` reads. "
-        "A run that was stopped goes on, bit for bit, with: train --resume --out DIR.",
-        # Only what was given is in the result, so that a resumed run can tell.
-        argument_default=argparse.SUPPRESS,
-    )
-    # Its own default: argparse would check the suppressed one against the choices.
+    train = _command(parsers, "train")
     train.add_argument(
-        "data", nargs="?", choices=DATASETS, default=None, metavar="data", help=", ".join(DATASETS)
+        "data", nargs="?", choices=DATASETS, metavar="data", help=", ".join(DATASETS)
     )
     train.add_argument("--out", required=True, metavar="DIR", help="the run folder")
     train.add_argument("--resume", action="store_true", help="go on with the run in DIR")
@@ -107,10 +93,8 @@ def _add_train(parsers: Any) -> None:
     net = train.add_argument_group("network: a residual MLP, for images a U-Net")
     net.add_argument("--width", type=int, help="features (256, U-Net 32)")
     net.add_argument("--depth", type=int, help="blocks of the MLP (3)")
-    net.add_argument(
-        "--parameterization", choices=PARAMETERIZATIONS, metavar="P",
-        help=f"what it returns: {', '.join(PARAMETERIZATIONS)} (mixed)",
-    )  # fmt: skip
+    returns = f"what it returns: {', '.join(PARAMETERIZATIONS)} (mixed)"
+    net.add_argument("--parameterization", choices=PARAMETERIZATIONS, metavar="P", help=returns)
     fit = train.add_argument_group("training")
     default = TrainConfig()
     for name, kind, text in (
@@ -135,73 +119,61 @@ def _add_train(parsers: Any) -> None:
     fit.add_argument("--times", choices=TIME_SAMPLING, help=f"of the rows ({default.times})")
     fit.add_argument("--weighting", choices=WEIGHTINGS, help=f"of the loss ({default.weighting})")
     _add_common(train)
-    train.set_defaults(run=commands.train)
 
 
 def _add_sample(parsers: Any) -> None:
-    sample = parsers.add_parser(
-        "sample",
-        help="draw samples from a run folder",
-        description="Writes an .npz file with the array `samples` and the JSON text `settings`, "
-        "and beside it a picture: a grid of images, or a scatter plot of two coordinates.",
-    )
+    sample = _command(parsers, "sample")
+    solvers, grids = ", ".join(SOLVERS), ", ".join((*GRIDS, *NOISE_GRIDS))
     sample.add_argument("folder", metavar="run", help="run folder")
     sample.add_argument("-n", type=int, default=1024, help="samples (%(default)s)")
-    sample.add_argument(
-        "--solver", default="sscs",
-        help=f"{', '.join(SOLVERS)}, or pflow, the adaptive flow (%(default)s)",
-    )  # fmt: skip
-    sample.add_argument("--steps", type=int, help="grid intervals (50)")
-    sample.add_argument("--grid", help=f"{', '.join((*GRIDS, *NOISE_GRIDS))}, or auto (quadratic)")
-    sample.add_argument("--t-min", type=float, help="last time (the run's)")
-    sample.add_argument(
-        "--denoise", action="store_const", const=True,
-        help="end with one more evaluation, the clean estimate",
-    )  # fmt: skip
-    sample.add_argument(
-        "--option", nargs="+", metavar="NAME=VALUE", help="the solver's own, such as order=3"
-    )
+    flow = "pflow, the adaptive flow (%(default)s)"
+    sample.add_argument("--solver", default="sscs", help=f"{solvers}, or {flow}")
+    sample.add_argument("--steps", type=int, metavar="N", help="grid intervals (50)")
+    sample.add_argument("--grid", help=f"{grids}, or auto (quadratic)")
+    sample.add_argument("--t-min", type=float, metavar="X", help="last time (the run's)")
+    clean = "end with one more evaluation, the clean estimate"
+    sample.add_argument("--denoise", action="store_const", const=True, help=clean)
+    own = "the solver's own, such as order=3"
+    sample.add_argument("--option", nargs="+", metavar="NAME=VALUE", default=(), help=own)
     sample.add_argument("--tolerance", type=float, metavar="X", help="of pflow (1e-5)")
-    sample.add_argument("--seed", type=int, default=0, help="noise key (%(default)s)")
-    sample.add_argument(
-        "--first-index", type=int, default=0, metavar="I",
-        help="number of the first sample: shards of one seed fit together (%(default)s)",
-    )  # fmt: skip
-    sample.add_argument(
-        "--batch-size", type=int, metavar="N", help="samples in one network call (all)"
-    )
-    sample.add_argument("--backend", help=f"{', '.join(BACKENDS)} (auto)")
+    sample.add_argument("--seed", type=int, metavar="N", help="noise key (0)")
+    first = "number of the first sample: shards of one seed fit together (0)"
+    sample.add_argument("--first-index", type=int, metavar="I", help=first)
+    at_once = "samples in one network call (all)"
+    sample.add_argument("--batch-size", type=int, metavar="N", help=at_once)
+    sample.add_argument("--backend", help=f"{', '.join(backend_names())} (auto)")
     sample.add_argument("--out", metavar="FILE", help=".npz to write (samples.npz in the folder)")
     sample.add_argument("--no-picture", action="store_true", help="write the .npz only")
     _add_common(sample)
-    sample.set_defaults(run=commands.sample)
 
 
 def _add_bench(parsers: Any) -> None:
-    bench = parsers.add_parser(
-        "bench",
-        help="measure the kernels on this machine",
-        description="Times the fused operations beside the plain PyTorch reference.",
-    )
+    bench = _command(parsers, "bench")
     bench.add_argument("--quick", action="store_true", help="fewer repeats and sizes")
     bench.add_argument("--threads", type=int, metavar="N", help="CPU threads (PyTorch's)")
     bench.add_argument("--out", metavar="DIR", help="where to write the results as CSV")
     bench.add_argument("--cases", nargs="+", metavar="CASE", help="run these cases only")
-    bench.set_defaults(run=commands.bench)
 
 
 def _add_info(parsers: Any) -> None:
-    info = parsers.add_parser(
-        "info",
-        help="versions, backends and what is missing",
-        description="Prints what this installation can do on this machine.",
-    )
+    info = _command(parsers, "info")
     info.add_argument("--json", action="store_true", help="as JSON")
-    info.set_defaults(run=commands.info)
+
+
+def _command(parsers: Any, name: str) -> argparse.ArgumentParser:
+    """The parser of a command, helped by the docstring of what it runs.
+
+    An option that is not given is None or False, so that the command can tell.
+    """
+    run = getattr(commands, name)
+    summary, _, more = inspect.cleandoc(run.__doc__ or "").partition("\n\n")
+    parser: argparse.ArgumentParser = parsers.add_parser(
+        name, help=summary, description=more or summary
+    )
+    parser.set_defaults(run=run)
+    return parser
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads (PyTorch's)", default=None
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar", default=False)
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (PyTorch's)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -6,28 +6,27 @@ Writes into one folder: `run/` (a run folder), `samples.png`, `quality.png`, `re
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cldfast.app.run_folder import RunConfig, load_run
-from cldfast.app.runs import plot_losses, remove_run, require, sample_run, train_run
+from cldfast.app.runs import plot_losses, remove_run, run_config, sample_run, train_run
+from cldfast.bench.results import processor
+from cldfast.bench.runs import Network, TimedNetwork
+from cldfast.extras import require
 from cldfast.files import PathLike, write_json
 from cldfast.info import info
-from cldfast.kernels import missing_core
+from cldfast.kernels import missing_backend
 from cldfast.lab.data import Digits
 from cldfast.lab.metrics import class_fractions, sliced_w2
-from cldfast.lab.models import UNetScore
 from cldfast.lab.plots import image_grid, quality_curve
-from cldfast.process.sde import CLD, LinearPhaseSDE
-from cldfast.training.config import TrainConfig
+from cldfast.process.sde import LinearPhaseSDE
 
 TRAIN_STEPS = 3_000
 SAMPLES = 1_024
@@ -46,22 +45,9 @@ REPORT = "report.json"
 # Times are the smaller of so many rounds, taken in turns: other work only ever adds to them.
 TIMING_ROUNDS = 2
 
-Network = Callable[[Tensor, Tensor], Tensor]
 Report = dict[str, Any]
-
-
-class TimedNetwork:
-    """Calls a network and adds up the seconds spent in it."""
-
-    def __init__(self, net: Network) -> None:
-        self.net = net
-        self.seconds = 0.0
-
-    def __call__(self, u: Tensor, t: Tensor) -> Tensor:
-        start = time.perf_counter()
-        output = self.net(u, t)
-        self.seconds += time.perf_counter() - start
-        return output
+# `draw(net, evaluations, ...)`, with more options of `cldfast.sample`.
+Draw = Callable[..., Tensor]
 
 
 def run_demo(
@@ -83,9 +69,11 @@ def run_demo(
     if samples < 2:
         raise ValueError(f"samples: expected at least 2, got {samples}")
     started = time.perf_counter()
-    settings = TrainConfig(
-        steps=train_steps, batch_size=128, lr=2e-3, decay="cosine", ema_decay=0.998,
-        parameterization="noise", seed=seed,
+    config = run_config(
+        {
+            "data": "digits", "width": 32, "steps": train_steps, "batch_size": 128, "lr": 2e-3,
+            "decay": "cosine", "ema_decay": 0.998, "parameterization": "noise", "seed": seed,
+        }
     )  # fmt: skip
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -97,15 +85,6 @@ def run_demo(
     remove_run(run)
     for name in (SAMPLES_PLOT, QUALITY_PLOT, REPORT):
         (folder / name).unlink(missing_ok=True)
-    config = RunConfig(
-        sde=CLD().config(),
-        model=UNetScore(channels=1, width=32).config(),
-        shape=digits.shape,
-        parameterization=settings.parameterization,
-        t_min=settings.t_min,
-        data={"name": "digits", "dim": digits.dim, "scale": 1.0},
-        train=asdict(settings),
-    )
     _say(f"training a U-Net on {len(digits.train_x)} digits, {train_steps} steps")
     training = train_run(run, config, progress=progress)
     plot_losses(run)
@@ -114,10 +93,11 @@ def run_demo(
 
     _say(f"drawing {samples} digits with {EVALUATIONS} network evaluations")
     floor = sliced_w2(digits.train_x, digits.test_x)
-    drawn, speed = _compare_backends(net, sde, config, samples, seed)
+    draw = _recipe(sde, config, samples, seed)
+    drawn, speed = _compare_backends(net, draw)
     image_grid(drawn, folder / SAMPLES_PLOT)
     _say("measuring quality against network evaluations")
-    curve = _quality(net, sde, config, digits.test_x, samples, seed)
+    curve = _quality(net, draw, digits.test_x)
     _plot_quality(curve, floor, folder / QUALITY_PLOT, f"{samples} digits, {GRID} grid")
     distance = sliced_w2(drawn, digits.test_x)
     fractions = class_fractions(drawn, digits.train_x, digits.train_y)
@@ -138,40 +118,36 @@ def run_demo(
         },
         "speed": speed,
         "seconds": round(time.perf_counter() - started, 3),
-        "machine": {"processor": _processor(), "cpus": os.cpu_count(), **info()},
+        "machine": {"processor": processor(), "cpus": os.cpu_count(), **info()},
     }  # fmt: skip
     write_json(folder / REPORT, report)
     _say(_table(report))
     return report
 
 
-def _draw(
-    net: Network,
-    sde: LinearPhaseSDE,
-    config: RunConfig,
-    samples: int,
-    evaluations: int,
-    **options: Any,
-) -> Tensor:
-    """Samples by the demo's recipe; the last of the evaluations makes the clean estimate."""
-    return sample_run(
-        net, sde, config, samples, steps=evaluations - 1, grid=GRID, denoise=True, **options
-    )
+def _recipe(sde: LinearPhaseSDE, config: RunConfig, samples: int, seed: int) -> Draw:
+    """How the demo draws; the last of the evaluations makes the clean estimate."""
+
+    def draw(net: Network, evaluations: int, **options: Any) -> Tensor:
+        return sample_run(
+            net, sde, config, samples, steps=evaluations - 1, grid=GRID, denoise=True, seed=seed,
+            **options,
+        )  # fmt: skip
+
+    return draw
 
 
-def _compare_backends(
-    net: nn.Module, sde: LinearPhaseSDE, config: RunConfig, samples: int, seed: int
-) -> tuple[Tensor, Report]:
+def _compare_backends(net: Network, draw: Draw) -> tuple[Tensor, Report]:
     """Samples of the fused kernel, and its times beside those of plain PyTorch, noise alike."""
-    names = ["reference"] if missing_core() else ["cpu", "reference"]
+    names = ["reference"] if missing_backend("cpu") else ["cpu", "reference"]
     drawn: dict[str, Tensor] = {}
     speed: Report = {"rounds": TIMING_ROUNDS}
     for name in names * TIMING_ROUNDS:
         # Thread pools start and memory is mapped before the clock runs.
-        _draw(net, sde, config, samples, 2, seed=seed, backend=name)
+        draw(net, 2, backend=name)
         timed = TimedNetwork(net)
         start = time.perf_counter()
-        drawn[name] = _draw(timed, sde, config, samples, EVALUATIONS, seed=seed, backend=name)
+        drawn[name] = draw(timed, EVALUATIONS, backend=name)
         seconds = {
             "network_seconds": timed.seconds,
             "integrator_seconds": time.perf_counter() - start - timed.seconds,
@@ -179,9 +155,9 @@ def _compare_backends(
         best = speed.setdefault("fused" if name == "cpu" else name, seconds)
         for what, value in seconds.items():
             best[what] = min(best[what], value)
-    if missing_core():
+    if missing_backend("cpu"):
         speed["fused"] = None
-        speed["core_missing"] = missing_core()
+        speed["core_missing"] = missing_backend("cpu")
     else:
         reference = drawn["reference"]
         gap = (drawn["cpu"] - reference).abs().max() / reference.abs().max()
@@ -192,21 +168,17 @@ def _compare_backends(
     return drawn[names[0]], speed
 
 
-def _quality(
-    net: nn.Module, sde: LinearPhaseSDE, config: RunConfig, test: Tensor, samples: int, seed: int
-) -> dict[str, list[float | None]]:
+def _quality(net: Network, draw: Draw, test: Tensor) -> dict[str, list[float | None]]:
     """Sliced W2 to the test set by solver and number of evaluations; None where it diverged."""
     curve: dict[str, list[float | None]] = {name: [] for name in SOLVERS}
     for name, values in curve.items():
         for evaluations in CURVE_EVALUATIONS:
             try:
-                drawn = _draw(net, sde, config, samples, evaluations, seed=seed, solver=name)
+                values.append(sliced_w2(draw(net, evaluations, solver=name), test))
             except ValueError as error:
                 if "diverged" not in str(error):
                     raise
                 values.append(None)
-            else:
-                values.append(sliced_w2(drawn, test))
     return curve
 
 
@@ -262,17 +234,6 @@ def _table(report: Report) -> str:
     seconds, training = report["seconds"], report["training"]["seconds"]
     lines += ["", f"{seconds:.0f} s in all, {training:.0f} s of them training"]
     return "\n".join(lines)
-
-
-def _processor() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _say(text: str) -> None:

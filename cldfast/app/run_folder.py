@@ -25,10 +25,21 @@ from cldfast.files import PathLike, located, read_json, read_tensors, write_json
 from cldfast.lab.models import build_model
 from cldfast.planner.parameterization import check_parameterization
 from cldfast.process.sde import LinearPhaseSDE, sde_from_config
+from cldfast.version import __version__
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
 METRICS = "metrics.json"
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries in use, for a record."""
+    return {
+        "cldfast": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ class RunConfig:
     t_min: float = 1e-3
     data: dict[str, Any] | None = None
     train: dict[str, Any] | None = None
-    versions: dict[str, str] = field(default_factory=lambda: versions())
+    versions: dict[str, str] = field(default_factory=versions)
 
     def __post_init__(self) -> None:
         for name in ("sde", "model", "data", "train", "versions"):
@@ -83,25 +94,12 @@ class RunConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """The inverse of `dataclasses.asdict`; ValueError for unknown or missing keys."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
-        missing = sorted(known - set(values))
+        known = [f.name for f in fields(cls)]
+        unknown, missing = sorted(values.keys() - known), sorted(set(known) - values.keys())
         if unknown or missing:
             what = f"unknown {', '.join(unknown)}" if unknown else f"no {', '.join(missing)}"
-            raise ValueError(f"{what}; expected {', '.join(f.name for f in fields(cls))}")
+            raise ValueError(f"{what}; expected {', '.join(known)}")
         return cls(**values)
-
-
-def versions() -> dict[str, str]:
-    """Versions of the libraries in use, for a record."""
-    from cldfast import __version__
-
-    return {
-        "cldfast": __version__,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def save_config(folder: PathLike, config: RunConfig) -> Path:
@@ -126,9 +124,8 @@ def save_run(
     model: the network to sample from (averaged weights), of the layout that `config.model` says.
     metrics: plain numbers and texts for `metrics.json`; None writes no such file.
 
-    Raises:
-        ValueError: weights or metrics that are not finite, a path that is a file.
-        ImportError: safetensors is missing.
+    Raises ValueError for weights or metrics that are not finite and for a path that is a file,
+    ImportError without safetensors.
     """
     # Whatever can be refused is refused before the first file.
     weights = dict(model.state_dict())
@@ -155,10 +152,9 @@ def load_config(folder: PathLike) -> RunConfig:
 def load_run(folder: PathLike) -> tuple[nn.Module, LinearPhaseSDE, RunConfig]:
     """Read a run folder: the network in evaluation mode on the CPU, the process, the config.
 
-    Raises:
-        ValueError: a missing, unreadable or cut file, unknown keys or kinds, weights of the wrong
-            shape or not finite; one line that names the file.
-        ImportError: safetensors is missing.
+    Raises ValueError, in one line that names the file, for a missing, unreadable or cut file,
+    unknown keys or kinds, and weights that do not fit or are not finite; ImportError without
+    safetensors.
     """
     path = Path(folder)
     config = load_config(path)
@@ -170,18 +166,11 @@ def load_run(folder: PathLike) -> tuple[nn.Module, LinearPhaseSDE, RunConfig]:
     if not 0 < config.t_min < sde.T:
         raise ValueError(f"{path / CONFIG}: expected t_min in (0, T = {sde.T}), got {config.t_min}")
     weights, _ = read_tensors(path / MODEL)
-    expected = net.state_dict()
-    for name in sorted(expected.keys() ^ weights.keys()):
-        what = "lacks the tensor" if name in expected else "has a tensor that the network lacks:"
-        raise ValueError(f"{path / MODEL}: {what} {name!r}")
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            raise ValueError(
-                f"{path / MODEL}: expected {name!r} of shape {tuple(expected[name].shape)}, "
-                f"got {tuple(tensor.shape)}"
-            )
     _check_finite(weights, str(path / MODEL))
-    net.load_state_dict(weights)
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise located(path / MODEL, error, "does not fit the network: ") from error
     return net.eval(), sde, config
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,13 @@ from torch import Tensor
 
 from cldfast.app.run_folder import CONFIG, METRICS, MODEL, RunConfig, save_config, save_run
 from cldfast.files import PathLike
-from cldfast.lab.data import Digits, make_data
-from cldfast.lab.models import build_model
-from cldfast.process.sde import LinearPhaseSDE, sde_from_config
+from cldfast.lab.data import DATASETS, Digits, make_data
+from cldfast.lab.models import MLPScore, UNetScore, build_model
+from cldfast.lab.plots import loss_curve
+from cldfast.network import Network
+from cldfast.planner.parameterization import FULL_MAPS
+from cldfast.process.schedules import LinearBeta
+from cldfast.process.sde import CLD, LinearPhaseSDE, sde_from_config
 from cldfast.sampling.probability_flow import pflow
 from cldfast.sampling.run import sample
 from cldfast.training import CHECKPOINT, FAILED, LOG, TrainConfig, Trainer
@@ -25,11 +28,49 @@ HELD_OUT_ROWS = 2_000
 LOSS_PLOT = "loss.png"
 
 
-def require(*modules: str) -> None:
-    """ImportError that names those of the demo extra's modules that are missing."""
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f"this needs {', '.join(missing)}: pip install 'cldfast[demo]'")
+def run_config(given: dict[str, Any]) -> RunConfig:
+    """The config of a training from the options of `cldfast train` that were given, by name.
+
+    Raises ValueError or TypeError for options that do not fit each other.
+    """
+    if "data" not in given:
+        raise ValueError(f"train needs a data set: {', '.join(DATASETS)}")
+    settings = {k: v for k, v in given.items() if k in TrainConfig.__dataclass_fields__}
+    if settings.get("clip") == 0:
+        settings["clip"] = None
+    train = TrainConfig(**settings)
+    source = make_data(given["data"], given.get("dim"))
+    data = {"name": given["data"], "dim": source.dim, "scale": given.get("scale", 1.0)}
+    planes = 2 if train.parameterization in FULL_MAPS else 1
+    sizes = {k: given[k] for k in ("width", "depth") if k in given}
+    net: UNetScore | MLPScore
+    shape: tuple[int, ...] = (source.dim,)
+    if isinstance(source, Digits):
+        shape = source.shape
+        for name in ("rows", "depth"):
+            if name in given:
+                raise ValueError(f"--{name} does not go with the digits")
+        net = UNetScore(shape[0], planes * shape[0], **sizes)
+    else:
+        data |= {"rows": given.get("rows", 50_000), "seed": train.seed}
+        net = MLPScore(source.dim, planes * source.dim, **sizes)
+    return RunConfig(
+        _process(given).config(), net.config(), shape, train.parameterization, train.t_min, data,
+        asdict(train),
+    )  # fmt: skip
+
+
+def _process(given: dict[str, Any]) -> CLD:
+    beta: Any = given.get("beta", 4.0)
+    if "beta_end" in given:
+        beta = LinearBeta(beta, given["beta_end"])
+    options = {"x_noise": given.get("x_noise", 0.0), "beta": beta}
+    by_scale = {k: given[k] for k in ("a", "sigma", "v0_var") if k in given}
+    by_mass = {k: given[k] for k in ("mass_inv", "gamma") if k in given}
+    if by_scale and by_mass:
+        names = ", ".join(f"--{n.replace('_', '-')}" for n in [*by_scale, *by_mass])
+        raise ValueError(f"give the process by (a, sigma, v0-var) or (mass-inv, gamma): {names}")
+    return CLD.from_mass(**by_mass, **options) if by_mass else CLD(**by_scale, **options)
 
 
 def training_data(data: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -94,8 +135,6 @@ def train_run(
 
 def plot_losses(folder: PathLike) -> Path:
     """Draw a run's log as `loss.png`; ImportError without matplotlib."""
-    from cldfast.lab.plots import loss_curve
-
     log = read_rows(Path(folder) / LOG)
     path = Path(folder) / LOSS_PLOT
     loss_curve([row["step"] for row in log], [row["loss"] for row in log], path)
@@ -109,11 +148,7 @@ def remove_run(folder: PathLike) -> None:
 
 
 def sample_run(
-    net: Callable[[Tensor, Tensor], Tensor],
-    sde: LinearPhaseSDE,
-    config: RunConfig,
-    n: int,
-    **options: Any,
+    net: Network, sde: LinearPhaseSDE, config: RunConfig, n: int, **options: Any
 ) -> Tensor:
     """n samples (n, *shape) of a loaded run, in the units of its data.
 
@@ -121,38 +156,30 @@ def sample_run(
 
     Raises ValueError for bad options, and where samples come out non-finite.
     """
-    options.setdefault("t_min", config.t_min)
-    options.setdefault("parameterization", config.parameterization)
-    drawn = sample(net, sde, (n, *config.shape), **options)
+    drawn = sample(net, sde, **_arguments(config, n, options))
     assert isinstance(drawn, Tensor)  # no velocity is asked for
     return _in_units(drawn, config)
 
 
 def flow_run(
-    net: Callable[[Tensor, Tensor], Tensor],
-    sde: LinearPhaseSDE,
-    config: RunConfig,
-    n: int,
-    **options: Any,
+    net: Network, sde: LinearPhaseSDE, config: RunConfig, n: int, **options: Any
 ) -> tuple[Tensor, int]:
-    """n samples of a loaded run by the adaptive flow, and the number of evaluations.
-
-    options: of `cldfast.pflow`; `t_min` is the run's own where it is not given.
-
-    Raises ValueError for bad options, and where samples come out non-finite.
-    """
-    options.setdefault("t_min", config.t_min)
-    options.setdefault("parameterization", config.parameterization)
-    drawn, evaluations = pflow(net, sde, (n, *config.shape), **options)
+    """The same by the adaptive flow, with options of `cldfast.pflow`, and its evaluations."""
+    drawn, evaluations = pflow(net, sde, **_arguments(config, n, options))
     return _in_units(drawn, config), evaluations
+
+
+def _arguments(config: RunConfig, n: int, options: dict[str, Any]) -> dict[str, Any]:
+    own = {"t_min": config.t_min, "parameterization": config.parameterization}
+    return {"shape": (n, *config.shape)} | own | options
 
 
 def _in_units(drawn: Tensor, config: RunConfig) -> Tensor:
     """The samples in the units of the run's data; ValueError where some are not finite."""
-    n = len(drawn)
     lost = int((~drawn.flatten(1).isfinite()).any(1).sum())
     if lost:
         raise ValueError(
-            f"{lost} of {n} samples diverged to infinity: take more steps, another solver or grid"
+            f"{lost} of {len(drawn)} samples diverged to infinity: "
+            "take more steps, another solver or grid"
         )
     return drawn / config.scale

@@ -17,11 +17,12 @@ import torch
 from cldfast.bench.cases import CASES
 from cldfast.bench.plot import bandwidth
 from cldfast.bench.report import Results, summary
-from cldfast.bench.results import Row, environment, read_csv, write_atomically, write_csv
+from cldfast.bench.results import Row, environment, read_csv, write_csv
 from cldfast.bench.runs import RUN_CASES, STEADY_CASE, measure_run, measure_steady_case
 from cldfast.bench.stages import measure_case
 from cldfast.bench.tables import markdown
 from cldfast.bench.timing import FULL, QUICK, threads_set
+from cldfast.files import write_atomic
 
 __all__ = ["ALL_CASES", "main", "measure"]
 
@@ -79,18 +80,18 @@ def main(args: argparse.Namespace) -> int:
     Raises ValueError before anything is measured for a bad argument, and for an `out` whose parent
     directory does not exist.
     """
-    quick = bool(getattr(args, "quick", False))
-    cases = tuple(getattr(args, "cases", None) or ALL_CASES)
-    count = getattr(args, "threads", None)
-    threads = (count,) if count is not None else tuple(sorted({1, torch.get_num_threads()}))
-    target = _target(getattr(args, "out", None), quick, set(cases) != set(ALL_CASES))
-    rows = measure(cases, threads, quick, lambda line: print(line, file=sys.stderr, flush=True))
+    cases = tuple(args.cases or ALL_CASES)
+    threads = sorted({1, torch.get_num_threads()}) if args.threads is None else [args.threads]
+    target = _target(args.out, args.quick, set(cases) != set(ALL_CASES))
+    rows = measure(
+        cases, threads, args.quick, lambda line: print(line, file=sys.stderr, flush=True)
+    )
     where = environment()
     target.parent.mkdir(exist_ok=True)
     write_csv(target, where, rows)
     where, rows = read_csv(target)  # as many digits as the file has, or the tables could differ
     table = markdown(where, rows)
-    write_atomically(target.with_suffix(".md"), table)
+    write_atomic(target.with_suffix(".md"), table.encode())
     written = [target, target.with_suffix(".md")]
     if any(name in CASES for name in cases):
         try:

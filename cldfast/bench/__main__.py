@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-from cldfast.bench.results import read_csv, write_atomically
+from cldfast.bench.results import read_csv
 from cldfast.bench.tables import markdown, with_table
+from cldfast.files import write_atomic
 
 
 def _main(arguments: list[str]) -> int:
@@ -14,7 +15,7 @@ def _main(arguments: list[str]) -> int:
     source, document = map(Path, arguments)
     try:
         text = with_table(document.read_text(encoding="utf-8"), markdown(*read_csv(source)))
-        write_atomically(document, text)
+        write_atomic(document, text.encode())
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cldfast.planner.solvers import make_plan
+from cldfast.planner.make_plan import make_plan
 from cldfast.process.sde import CLD
 
 
@@ -55,11 +55,6 @@ TRAFFIC = {
 _PLAN_STEPS = 50
 
 
-def pairs(shape: tuple[int, ...]) -> int:
-    """Coordinate pairs (x, v) of a data shape."""
-    return math.prod(shape)
-
-
 def stage_time() -> tuple[float, float]:
     """Time and step of the stage that is measured: the middle of a plan of 50 steps."""
     grid = make_plan(CLD(), "em", steps=_PLAN_STEPS).grid
@@ -95,7 +90,7 @@ class Inputs:
     def __init__(self, shape: tuple[int, ...], seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         n, channels, *rest = shape
-        self.shape, self.pairs = shape, pairs(shape)
+        self.shape, self.pairs = shape, math.prod(shape)
         self.first = torch.randn((n, 2 * channels, *rest), generator=generator)
         self.output = torch.randn(shape, generator=generator)
         self.u = self.first.clone()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -21,13 +23,14 @@ from cldfast.bench.cases import (
     stage_time,
     stage_weights,
 )
-from cldfast.kernels.backends import reference
+from cldfast.kernels import NoiseAddress, native
 from cldfast.process.sde import CLD
 
 # Names in the results; "cldfast <level>" is the compiled kernel, in place as a sampler runs it.
 FUSED, FUSED_OUT = "cldfast", "cldfast to other memory"
 PUBLIC_OP, PUBLIC_OP_INPLACE = "cldfast.stage", "cldfast.stage in place"
 REFERENCE, PUBLISHED, COMPILED = "reference", "published", "published, torch.compile"
+ADDRESS = NoiseAddress()
 MERGED, RANDN_LIKE, COPY_CALL = "merged eager", "torch.randn_like", "copy_"
 
 
@@ -43,20 +46,12 @@ class Contestant:
 
 def levels() -> tuple[str, ...]:
     """SIMD levels of the compiled core on this machine, lowest first; () where it is missing."""
-    if kernels.missing_core():
-        return ()
-    from cldfast import _core
-
-    return tuple(_core.levels())
+    return () if native.core is None else tuple(native.core.levels())
 
 
 def best_level() -> str:
     """The SIMD level that the core takes by itself, or "" where it is missing."""
-    if kernels.missing_core():
-        return ""
-    from cldfast import _core
-
-    return str(_core.info()["level"])
+    return "" if native.core is None else str(native.core.info()["level"])
 
 
 def contestants(inputs: Inputs, compiled: bool = True) -> list[Contestant]:
@@ -71,40 +66,34 @@ def contestants(inputs: Inputs, compiled: bool = True) -> list[Contestant]:
 
 
 def _fused(inputs: Inputs) -> list[Contestant]:
-    found: list[Contestant] = []
-    u, output, out = inputs.u, inputs.output, inputs.out
-    if not kernels.missing_core():
-        from cldfast.kernels.backends.cpu import stage as cpu
+    u, outputs, best = inputs.u, (inputs.output,), best_level()
 
-        for level in levels():
-            for operation in OPERATIONS:
-                call = partial(
-                    cpu.stage, u, (output,), (), stage_weights(operation), out=u, level=level
-                )
-                found.append(Contestant(FUSED, operation, call, level))
-        for operation in (SSCS, NOISE_FREE):
-            call = partial(cpu.stage, u, (output,), (), stage_weights(operation), out=out)
-            found.append(Contestant(FUSED_OUT, operation, call, best_level()))
-    weights = stage_weights(SSCS)
-    found.append(
-        Contestant(
-            PUBLIC_OP, SSCS, lambda: kernels.stage(u, (output,), weights=weights), best_level()
-        )
-    )
-    found.append(
-        Contestant(
-            PUBLIC_OP_INPLACE, SSCS, lambda: kernels.stage(u, (output,), weights=weights, out=u),
-            best_level(),
-        )
-    )  # fmt: skip
+    def fused(operation: str, out: torch.Tensor, level: str = "") -> Callable[[], object]:
+        cpu: Any = copy(kernels.get_backend("cpu", "cpu"))
+        cpu.level = level
+        return partial(cpu.stage, u, outputs, (), stage_weights(operation), ADDRESS, out=out)
+
+    found = [
+        Contestant(FUSED, operation, fused(operation, u, level), level)
+        for level in levels()
+        for operation in OPERATIONS
+    ]
+    if best:
+        found += [
+            Contestant(FUSED_OUT, operation, fused(operation, inputs.out), best)
+            for operation in (SSCS, NOISE_FREE)
+        ]
+    public = partial(kernels.stage, u, outputs, weights=stage_weights(SSCS))
+    found.append(Contestant(PUBLIC_OP, SSCS, public, best))
+    found.append(Contestant(PUBLIC_OP_INPLACE, SSCS, partial(public, out=u), best))
     return found
 
 
 def _eager(inputs: Inputs) -> list[Contestant]:
-    found = []
+    found, reference = [], kernels.get_backend("reference", "cpu")
     for operation in OPERATIONS:
         weights = stage_weights(operation)
-        call = partial(reference.stage, inputs.u, (inputs.output,), (), weights)
+        call = partial(reference.stage, inputs.u, (inputs.output,), (), weights, ADDRESS)
         found.append(Contestant(REFERENCE, operation, call))
         merged = MergedEager(weights, inputs.u)
         found.append(Contestant(MERGED, operation, partial(merged, inputs.u, inputs.output)))

@@ -11,7 +11,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch.profiler import ProfilerActivity
@@ -19,18 +20,18 @@ from torch.profiler import ProfilerActivity
 _KIBI = 1024
 
 
-class _SilentStderr:
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
     """Points the file descriptor elsewhere: the profiler's library writes to it, past Python."""
-
-    def __init__(self) -> None:
-        sys.stderr.flush()
-        self._saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 2)
-        os.close(null)
-
-    def restore(self) -> None:
-        os.dup2(self._saved, 2)
-        os.close(self._saved)
+    sys.stderr.flush()
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 class AllocationRecord:
@@ -43,28 +44,23 @@ class AllocationRecord:
 
     def __init__(self) -> None:
         self.peak = self.total = 0
-        self._silence: _SilentStderr | None = None
-        self._profile = torch.profiler.profile(
-            activities=[ProfilerActivity.CPU], profile_memory=True
-        )
+        self._open = ExitStack()
 
     def start(self) -> None:
-        self._silence = _SilentStderr()
-        self._profile.start()
+        self._open.enter_context(_silent_stderr())
+        profile = torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        profile.start()
+        self._open.callback(self._stop, profile)
 
     def stop(self) -> None:
-        if self._silence is None:
-            return
-        try:
-            self._profile.stop()
-        finally:
-            self._silence.restore()
-            self._silence = None
-        inner = self._profile.profiler
-        assert inner is not None and inner.kineto_results is not None
+        self._open.close()
+
+    def _stop(self, profile: torch.profiler.profile) -> None:
+        profile.stop()
+        assert profile.profiler is not None and profile.profiler.kineto_results is not None
         changes = [
             (event.start_ns(), event.nbytes())  # type: ignore[attr-defined]
-            for event in inner.kineto_results.events()
+            for event in profile.profiler.kineto_results.events()
             if event.name() == "[memory]"
         ]
         held = 0
@@ -87,14 +83,10 @@ def allocated_peak(call: Callable[[], object]) -> int:
 
 
 class ResidentRecord:
-    """Growth of the resident set since `start`: `growth()` is the high-water mark above it.
-
-    `available` is False where the kernel's counters cannot be reset (other than Linux).
-    """
+    """Growth of the resident set since `start`."""
 
     def __init__(self) -> None:
-        self.available = True
-        self._before = 0
+        self._before: int | None = None
 
     def start(self) -> None:
         try:
@@ -104,13 +96,14 @@ class ResidentRecord:
                 file.write("5")  # the high-water mark becomes the present resident set
             self._before = _status("VmRSS")
         except (OSError, AttributeError):
-            self.available = False
+            self._before = None
 
     def growth(self) -> int | None:
-        """Bytes, or None where it cannot be measured."""
-        if not self.available:
-            return None
-        return max(0, _status("VmHWM") - self._before)
+        """Bytes of the high-water mark above the start; None where they cannot be measured.
+
+        That is on other systems than Linux, whose kernel can reset its counters.
+        """
+        return None if self._before is None else max(0, _status("VmHWM") - self._before)
 
 
 def _status(key: str) -> int:

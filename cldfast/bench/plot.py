@@ -5,21 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cldfast.bench import contestants as names
-from cldfast.bench.cases import CASES, COPY, EM, NOISE_FREE, SSCS
+import numpy as np
+
+from cldfast.bench.cases import CASES, COPY, OPERATIONS
+from cldfast.bench.contestants import COPY_CALL
 from cldfast.bench.report import Results
 from cldfast.bench.results import Environment, Row
-from cldfast.lab.plots import _COLOURS, _MARKERS, _figure, _save
-
-_SERIES: tuple[tuple[str, str, str], ...] = (
-    ("cldfast, no noise", names.FUSED, NOISE_FREE),
-    ("cldfast, velocity noise (EM)", names.FUSED, EM),
-    ("cldfast, noisy (SSCS)", names.FUSED, SSCS),
-    ("merged stage, eager PyTorch", names.MERGED, SSCS),
-    ("published SSCS step", names.PUBLISHED, SSCS),
-    ("published step, torch.compile", names.COMPILED, SSCS),
-    ("reference", names.REFERENCE, SSCS),
-)
+from cldfast.bench.tables import COLUMNS
+from cldfast.lab import plots
 
 
 def bandwidth(where: Environment, rows: Sequence[Row], path: Path) -> None:
@@ -29,38 +22,33 @@ def bandwidth(where: Environment, rows: Sequence[Row], path: Path) -> None:
     ImportError where matplotlib is missing.
     """
     results = Results(where, rows)
-    copies = {case: results.stage(case, names.COPY_CALL, COPY) for case in CASES}
-    cases = [case for case, row in copies.items() if row is not None]
-    if not cases:
+    found = {case: results.stage(case, COPY_CALL, COPY) for case in CASES}
+    copies = {case: row for case, row in found.items() if row is not None}
+    if not copies:
         raise ValueError("rows: expected at least one stage case")
-    figure = _figure(9.0, 5.2)
+    figure = plots.new_figure(9.0, 5.2)
     axes = figure.add_subplot()
-    for at, case in enumerate(cases):
-        copy = copies[case]
-        ceiling = None if copy is None else copy.gb_per_s
-        axes.hlines(
-            ceiling, at - 0.42, at + 0.42, color="0.25", linewidth=2.2,
-            label="copy_ (ceiling)" if at == 0 else None,
-        )  # fmt: skip
-    for index, (label, contestant, operation) in enumerate(_SERIES):
-        found = [results.stage(case, contestant, operation) for case in cases]
-        points = [
-            (at + 0.08 * (index - 3), row.gb_per_s)
-            for at, row in enumerate(found)
-            if row is not None
-        ]
-        if points:
+    at = np.arange(len(copies))
+    ceilings = [row.gb_per_s for row in copies.values()]
+    axes.hlines(
+        ceilings, at - 0.42, at + 0.42, color="0.25", linewidth=2.2, label="copy_ (ceiling)"
+    )
+    series = [column[1:] for column in COLUMNS if column[2] in OPERATIONS]
+    for index, (contestant, operation) in enumerate(series):
+        stages = [results.stage(case, contestant, operation) for case in copies]
+        if any(stages):
             axes.plot(
-                *zip(*points, strict=True), linestyle="none", marker=_MARKERS[index],
-                color=_COLOURS[index], label=label,
+                at + 0.08 * (index - len(series) // 2),
+                [np.nan if row is None else row.gb_per_s for row in stages],
+                linestyle="none", marker=plots.MARKERS[index], color=plots.COLOURS[index],
+                label=f"{contestant}, {operation}",
             )  # fmt: skip
     axes.set_yscale("log")
-    shapes = [row.shape for row in copies.values() if row is not None]
     # In two lines: neighbours would touch.
-    axes.set_xticks(range(len(cases)), [shape.replace("x", "\nx ", 1) for shape in shapes])
+    axes.set_xticks(at, [row.shape.replace("x", "\nx ", 1) for row in copies.values()])
     axes.set_xlabel("batch x shape")
     axes.set_ylabel("GB/s, each input read once, each output written once")
     axes.set_title(f"One sampler stage: {where.device}, {where.simd}, {results.threads} threads")
     axes.grid(axis="y", alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    _save(figure, path)
+    plots.save(figure, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,12 +11,9 @@ from cldfast.bench.cases import LARGE, NOISE_FREE, POINTS, RANDN, SSCS, TOY, WID
 from cldfast.bench.results import SAMPLING, STAGE, STEADY, Environment, Row
 from cldfast.bench.runs import INTEGRATOR
 
-# Targets: fused against others in one run, at the larger thread count.
-_OVER_RANDN, _OVER_PUBLISHED, _COPY_SHARE = 6.0, 60.0, 0.8
-_PER_PAIR_LIMIT, _CALL_LIMIT, _SCALING = 1.7, 8e-6, 1.85
-_INTEGRATOR_RATIO = 10.0
 # The resident set is counted in batches of pages; less than this is nothing.
 _RESIDENT_RESOLUTION = 2**20
+_SIGNS = {">=": operator.ge, "<=": operator.le, "<": operator.lt}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,177 +38,143 @@ class Results:
             dict.fromkeys(row.level for row in rows if row.contestant == names.FUSED and row.level)
         )
 
+    def find(self, **columns: object) -> Row | None:
+        """The first row with these values in these columns."""
+        for row in self.rows:
+            if all(getattr(row, name) == value for name, value in columns.items()):
+                return row
+        return None
+
     def stage(
         self, case: str, contestant: str, operation: str, threads: int = 0, level: str = ""
     ) -> Row | None:
         """The row of a stage; level "" is the core's own for the fused kernel."""
-        if contestant == names.FUSED:
-            level = level or self.where.simd
-        for row in self.rows:
-            if (
-                (row.section, row.case, row.contestant) == (STAGE, case, contestant)
-                and (row.operation, row.threads) == (operation, threads or self.threads)
-                and (contestant != names.FUSED or row.level == level)
-            ):
-                return row
-        return None
+        of_level = {"level": level or self.where.simd} if contestant == names.FUSED else {}
+        return self.find(
+            section=STAGE, case=case, contestant=contestant, operation=operation,
+            threads=threads or self.threads, **of_level,
+        )  # fmt: skip
 
-    def run(self, section: str, case: str, contestant: str) -> Row | None:
+    def run(self, case: str, contestant: str) -> Row | None:
         """The row of a whole run."""
-        for row in self.rows:
-            if (row.section, row.case, row.contestant) == (section, case, contestant):
-                return row
-        return None
+        return self.find(section=SAMPLING, case=case, contestant=contestant)
 
     def fused(self, case: str, operation: str, level: str = "") -> Row | None:
         """The row of the fused kernel, in place."""
         return self.stage(case, names.FUSED, operation, level=level)
 
 
+# A number of the fused kernel at a SIMD level, "" being the core's own; None if not measured.
+Measure = Callable[[str], float | None]
+
+
 def checks(results: Results) -> list[Check]:
-    """Each speed target with its verdict. Sizes of a quick run are not those of the targets."""
-    return [
-        _times_faster(results, names.RANDN_LIKE, RANDN, _OVER_RANDN),
-        _times_faster(results, names.PUBLISHED, SSCS, _OVER_PUBLISHED),
-        _noise_free_bandwidth(results),
-        *(_per_pair(results, case) for case in (POINTS, WIDE)),
-        _call_cost(results),
-        _scaling(results),
-        _steady(results),
-        _integrator(results),
-    ]
+    """Each speed target with its verdict: the fused kernel against others in one run.
 
+    The larger thread count counts. Sizes of a quick run are not those of the targets.
+    """
 
-def _seconds_ratio(over: Row | None, under: Row | None) -> float | None:
-    return over.seconds / under.seconds if over is not None and under is not None else None
+    def check(
+        what: str,
+        sign: str,
+        bound: float,
+        unit: str,
+        digits: int,
+        measure: Measure,
+        beside: str = "",
+    ) -> Check:
+        """The verdict on the core's own level; those of the other levels stand in brackets."""
+        target, value = f"{sign} {bound:g}{unit}", measure("")
+        if value is None:
+            return Check(what, target, "not measured", None)
+        levels = [level for level in reversed(results.levels) if level != results.where.simd]
+        others = [(level, measure(level)) for level in levels]
+        shown = ", ".join(f"{level} {v:.{digits}f}{unit}" for level, v in others if v is not None)
+        text = f"{value:.{digits}f}{unit}" + (f" ({shown})" if shown else "") + beside
+        return Check(what, target, text, _SIGNS[sign](value, bound))
 
+    def times_faster(contestant: str, operation: str) -> Measure:
+        other = results.stage(LARGE, contestant, operation)
+        return lambda level: _ratio(other, results.fused(LARGE, SSCS, level))
 
-def _beside(results: Results, value: Callable[[str], float | None], form: str) -> str:
-    """The same number at the other SIMD levels, in brackets."""
-    others = [level for level in results.levels if level != results.where.simd]
-    found = [(level, value(level)) for level in reversed(others)]
-    text = ", ".join(f"{level} {form.format(v)}" for level, v in found if v is not None)
-    return f" ({text})" if text else ""
+    def copy_share(level: str, contestant: str = names.FUSED) -> float | None:
+        row = results.stage(LARGE, contestant, NOISE_FREE, level=level)
+        return None if row is None or row.copy_share is None else 100.0 * row.copy_share
 
+    def per_pair(case: str) -> Measure:
+        return lambda level: _ratio(
+            results.fused(case, SSCS, level), results.fused(LARGE, SSCS, level), "ns_per_pair"
+        )
 
-def _check(what: str, target: str, value: float | None, form: str, met: bool, beside: str) -> Check:
-    if value is None:
-        return Check(what, target, "not measured", None)
-    return Check(what, target, form.format(value) + beside, met)
+    def call_cost(level: str, contestant: str = names.PUBLIC_OP) -> float | None:
+        row = None if level else results.stage(TOY, contestant, SSCS)
+        return None if row is None else 1e6 * row.seconds
 
-
-def _times_faster(results: Results, contestant: str, operation: str, target: float) -> Check:
-    other = results.stage(LARGE, contestant, operation)
-
-    def ratio(level: str) -> float | None:
-        return _seconds_ratio(other, results.fused(LARGE, SSCS, level))
-
-    value, form = ratio(""), "{:.1f}x"
-    step = " SSCS step" if contestant == names.PUBLISHED else ""
-    return _check(
-        f"{LARGE}: noisy stage against {contestant}{step}", f">= {target:g}x", value, form,
-        value is not None and value >= target, _beside(results, ratio, form),
-    )  # fmt: skip
-
-
-def _noise_free_bandwidth(results: Results) -> Check:
-    def share(level: str) -> float | None:
-        row = results.fused(LARGE, NOISE_FREE, level)
-        return None if row is None else row.copy_share
-
-    value, form = share(""), "{:.0%}"
-    beside = _beside(results, share, form)
-    elsewhere = results.stage(LARGE, names.FUSED_OUT, NOISE_FREE)
-    if elsewhere is not None and elsewhere.copy_share is not None:
-        beside += f"; to other memory {elsewhere.copy_share:.0%}"
-    return _check(
-        f"{LARGE}: noise-free stage, in place, share of the copy_ bandwidth",
-        f">= {_COPY_SHARE:.0%}", value, form, value is not None and value >= _COPY_SHARE, beside,
-    )  # fmt: skip
-
-
-def _per_pair(results: Results, case: str) -> Check:
-    def ratio(level: str) -> float | None:
-        row, large = results.fused(case, SSCS, level), results.fused(LARGE, SSCS, level)
-        if row is None or large is None or row.ns_per_pair is None or large.ns_per_pair is None:
-            return None
-        return row.ns_per_pair / large.ns_per_pair
-
-    value, form = ratio(""), "{:.2f}x"
-    return _check(
-        f"{case}: noisy stage, cost of a pair against {LARGE}", f"<= {_PER_PAIR_LIMIT:g}x", value,
-        form, value is not None and value <= _PER_PAIR_LIMIT, _beside(results, ratio, form),
-    )  # fmt: skip
-
-
-def _call_cost(results: Results) -> Check:
-    row = results.stage(TOY, names.PUBLIC_OP, SSCS)
-    value = None if row is None else row.seconds
-    published, plain = (
-        results.stage(TOY, contestant, SSCS) for contestant in (names.PUBLISHED, names.REFERENCE)
-    )
-    beside = "".join(
-        f"; {other.contestant} {other.seconds * 1e6:.0f} us"
-        for other in (published, plain)
-        if other is not None
-    )
-    return Check(
-        f"{TOY}: a call of cldfast.stage", f"< {_CALL_LIMIT * 1e6:g} us",
-        "not measured" if value is None else f"{value * 1e6:.1f} us{beside}",
-        None if value is None else value < _CALL_LIMIT,
-    )  # fmt: skip
-
-
-def _scaling(results: Results) -> Check:
-    def ratio(level: str) -> float | None:
+    def scaling(level: str) -> float | None:
         if results.threads == results.fewest:
             return None
         one = results.stage(LARGE, names.FUSED, SSCS, results.fewest, level)
-        return _seconds_ratio(one, results.fused(LARGE, SSCS, level))
+        return _ratio(one, results.fused(LARGE, SSCS, level))
 
-    value, form = ratio(""), "{:.2f}x"
-    return _check(
-        f"{LARGE}: noisy stage, {results.fewest} to {results.threads} threads",
-        f">= {_SCALING:g}x", value, form, value is not None and value >= _SCALING,
-        _beside(results, ratio, form),
-    )  # fmt: skip
+    def integrator(level: str, contestant: str = names.REFERENCE) -> float | None:
+        fused = None if level else results.run(INTEGRATOR, names.FUSED)
+        return _ratio(results.run(INTEGRATOR, contestant), fused, "integrator_seconds")
+
+    noisy = f"{LARGE}: noisy stage"
+    elsewhere, published = copy_share("", names.FUSED_OUT), integrator("", names.PUBLISHED)
+    slow = ((name, call_cost("", name)) for name in (names.PUBLISHED, names.REFERENCE))
+    return [
+        check(
+            f"{noisy} against {names.RANDN_LIKE}", ">=", 6.0, "x", 1,
+            times_faster(names.RANDN_LIKE, RANDN),
+        ),
+        check(
+            f"{noisy} against {names.PUBLISHED} SSCS step", ">=", 60.0, "x", 1,
+            times_faster(names.PUBLISHED, SSCS),
+        ),
+        check(
+            f"{LARGE}: noise-free stage, in place, share of the copy_ bandwidth",
+            ">=", 80.0, "%", 0, copy_share,
+            "" if elsewhere is None else f"; to other memory {elsewhere:.0f}%",
+        ),
+        *(
+            check(
+                f"{case}: noisy stage, cost of a pair against {LARGE}", "<=", 1.7, "x", 2,
+                per_pair(case),
+            )
+            for case in (POINTS, WIDE)
+        ),
+        check(
+            f"{TOY}: a call of cldfast.stage", "<", 8.0, " us", 1, call_cost,
+            "".join(f"; {name} {cost:.0f} us" for name, cost in slow if cost is not None),
+        ),
+        check(
+            f"{noisy}, {results.fewest} to {results.threads} threads", ">=", 1.85, "x", 2, scaling
+        ),
+        _steady(results),
+        check(
+            "1024x64: integrator time of a run against the reference", ">=", 10.0, "x", 1,
+            integrator, "" if published is None else f"; against published {published:.1f}x",
+        ),
+    ]  # fmt: skip
+
+
+def _ratio(over: Row | None, under: Row | None, column: str = "seconds") -> float | None:
+    above, below = getattr(over, column, None), getattr(under, column, None)
+    return None if above is None or not below else above / below
 
 
 def _steady(results: Results) -> Check:
-    row = next((r for r in results.rows if r.section == STEADY), None)
+    row = results.find(section=STEADY)
     if row is None or row.allocated_bytes is None:
         return Check("a run takes no memory after its first step", "0 bytes", "not measured", None)
-    text = f"{row.allocated_bytes} bytes allocated"
-    met = row.allocated_bytes == 0
-    if row.resident_bytes is not None:
-        text += f", resident set +{row.resident_bytes / 2**20:.2f} MiB"
-        met = met and row.resident_bytes < _RESIDENT_RESOLUTION
+    resident = row.resident_bytes or 0
     return Check(
-        f"{row.shape}, {row.evaluations} steps: memory taken after the first step",
-        "0 bytes", text, met,
+        f"{row.shape}, {row.evaluations} steps: memory taken after the first step", "0 bytes",
+        f"{row.allocated_bytes} bytes allocated"
+        + ("" if row.resident_bytes is None else f", resident set +{resident / 2**20:.2f} MiB"),
+        row.allocated_bytes == 0 and resident < _RESIDENT_RESOLUTION,
     )  # fmt: skip
-
-
-def _integrator(results: Results) -> Check:
-    fused, plain, published = (
-        results.run(SAMPLING, INTEGRATOR, contestant)
-        for contestant in (names.FUSED, names.REFERENCE, names.PUBLISHED)
-    )
-    value = _integrator_ratio(plain, fused)
-    against = _integrator_ratio(published, fused)
-    beside = "" if against is None else f"; against published {against:.1f}x"
-    return _check(
-        "1024x64: integrator time of a run against the reference", f">= {_INTEGRATOR_RATIO:g}x",
-        value, "{:.1f}x", value is not None and value >= _INTEGRATOR_RATIO, beside,
-    )  # fmt: skip
-
-
-def _integrator_ratio(over: Row | None, under: Row | None) -> float | None:
-    if over is None or under is None:
-        return None
-    if over.integrator_seconds is None or not under.integrator_seconds:
-        return None
-    return over.integrator_seconds / under.integrator_seconds
 
 
 def summary(results: Results) -> str:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import csv
 import datetime
 import io
+import math
 import os
 import platform
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
-from importlib import metadata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-import cldfast
 from cldfast.bench.contestants import best_level
+from cldfast.bench.timing import Timing
+from cldfast.files import write_atomic
+from cldfast.version import __version__
 
 STAGE, SAMPLING, STEADY = "stage", "sampling", "steady"
-SECTIONS = (STAGE, SAMPLING, STEADY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,20 @@ class Row:
     evaluations: int | None = None
 
 
+def measured_row(
+    section: str, case: str, shape: Sequence[int], timing: Timing, **columns: Any
+) -> Row:
+    """The row of a contestant's times on data of a shape; `columns` are the others, by name."""
+    pairs, seconds = math.prod(shape), timing.median
+    low, high = timing.quartiles() if len(timing.samples) > 1 else (None, None)
+    computed: dict[str, Any] = {
+        "shape": "x".join(map(str, shape)), "pairs": pairs, "threads": timing.threads,
+        "rounds": len(timing.samples), "calls": timing.calls, "seconds": seconds,
+        "seconds_q1": low, "seconds_q3": high, "ns_per_pair": seconds * 1e9 / pairs,
+    }  # fmt: skip
+    return Row(section=section, case=case, **(computed | columns))
+
+
 @dataclass(frozen=True, slots=True)
 class Environment:
     """Where and with what a run was made; the same in every line of a file.
@@ -76,17 +93,12 @@ class Environment:
     cldfast: str
 
 
-_ENVIRONMENT = tuple(f.name for f in fields(Environment))
-_ROW = tuple(f.name for f in fields(Row))
-COLUMNS = _ENVIRONMENT + _ROW
-_INTEGERS = {
-    "cores", "pairs", "threads", "rounds", "calls", "allocated_bytes", "resident_bytes",
-    "evaluations",
+# Each column's type, as its dataclass says it, and how a cell of that type is read.
+_TYPES = {f.name: str(f.type) for of in (Environment, Row) for f in fields(of)}
+_READERS: dict[str, Callable[[str], object]] = {
+    "str": str, "int": int, "float": float, "bool": lambda text: bool(int(text))
 }  # fmt: skip
-_FLOATS = {
-    "seconds", "seconds_q1", "seconds_q3", "ns_per_pair", "gb_per_s", "copy_share",
-    "network_seconds", "integrator_seconds",
-}  # fmt: skip
+COLUMNS = tuple(_TYPES)
 _DIGITS = 5
 
 
@@ -94,21 +106,22 @@ def environment() -> Environment:
     """This machine and these versions."""
     return Environment(
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        device=_processor(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _cores(),
+        device=processor(),
+        cores=_cores(),
         simd=best_level() or "none",
         python=platform.python_version(),
         torch=torch.__version__,
-        numpy=metadata.version("numpy"),
-        cldfast=cldfast.__version__,
+        numpy=np.__version__,
+        cldfast=__version__,
     )
 
 
 def _cores() -> int:
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
     try:
         with open("/proc/cpuinfo") as file:
             pairs = [line.split(":", 1) for line in file if ":" in line]
@@ -122,31 +135,14 @@ def _processor() -> str:
     return name
 
 
-def shape_text(shape: Sequence[int]) -> str:
-    """A shape as "4096x3x32x32"."""
-    return "x".join(str(size) for size in shape)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside the target, then rename: no reader sees half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def write_csv(path: Path, where: Environment, rows: Iterable[Row]) -> None:
     """All rows, each with the environment in front."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    front = asdict(where)
-    for row in rows:
-        cells = front | asdict(row)
-        writer.writerow({key: _cell(value) for key, value in cells.items()})
-    write_atomically(path, buffer.getvalue())
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    front = astuple(where)
+    writer.writerows(map(_cell, (*front, *astuple(row))) for row in rows)
+    write_atomic(path, buffer.getvalue().encode())
 
 
 def _cell(value: object) -> str:
@@ -160,25 +156,21 @@ def _cell(value: object) -> str:
 def read_csv(path: Path) -> tuple[Environment, list[Row]]:
     """What `write_csv` wrote. Raises ValueError for a file of another form."""
     with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}")
-        lines = list(reader)
+        header, *lines = list(csv.reader(file)) or [[]]
+    if tuple(header) != COLUMNS or any(len(line) != len(COLUMNS) for line in lines):
+        raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}")
     if not lines:
         raise ValueError(f"{path}: expected at least one row")
-    parsed = [{key: _value(path, key, text) for key, text in line.items()} for line in lines]
-    where = Environment(**{key: parsed[0][key] for key in _ENVIRONMENT})  # type: ignore[arg-type]
-    return where, [Row(**{key: cells[key] for key in _ROW}) for cells in parsed]  # type: ignore[arg-type]
+    cells = [[_value(path, *cell) for cell in zip(COLUMNS, line, strict=True)] for line in lines]
+    front = len(fields(Environment))
+    return Environment(*cells[0][:front]), [Row(*row[front:]) for row in cells]
 
 
-def _value(path: Path, key: str, text: str) -> object:
+def _value(path: Path, key: str, text: str) -> Any:
+    kind, _, optional = _TYPES[key].partition(" | ")
+    if optional and not text:
+        return None
     try:
-        if key == "quick":
-            return bool(int(text))
-        if key in _INTEGERS:
-            return int(text) if text else None
-        if key in _FLOATS:
-            return float(text) if text else None
+        return _READERS[kind](text)
     except ValueError as error:
         raise ValueError(f"{path}: {key} must be a number, got {text!r}") from error
-    return text

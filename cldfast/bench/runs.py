@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from cldfast import kernels
 from cldfast.bench.baselines import PublishedSteps, published_sample
-from cldfast.bench.cases import SSCS, pairs
+from cldfast.bench.cases import SSCS
 from cldfast.bench.contestants import FUSED, PUBLISHED, REFERENCE, best_level
 from cldfast.bench.memory import AllocationRecord, ResidentRecord
-from cldfast.bench.results import SAMPLING, STEADY, Row, shape_text
+from cldfast.bench.results import SAMPLING, STEADY, Row, measured_row
+from cldfast.bench.timing import Timing
 from cldfast.lab.models import MLPScore, UNetScore
-from cldfast.planner.solvers import make_plan
+from cldfast.planner.make_plan import make_plan
 from cldfast.process.sde import CLD
 from cldfast.sampling import run as sampling
 
@@ -70,8 +73,8 @@ RUN_CASES: dict[str, RunCase] = {
 }  # fmt: skip
 
 STEADY_CASE = "run-1000000x2"
-_STEADY_SHAPE, _STEADY_STEPS = (1_000_000, 2), 1000
-_STEADY_QUICK_SHAPE, _STEADY_QUICK_STEPS = (100_000, 2), 50
+# Shape and steps of a full run and of a quick one.
+_STEADY, _STEADY_QUICK = ((1_000_000, 2), 1000), ((100_000, 2), 50)
 
 
 class TimedNetwork:
@@ -87,25 +90,18 @@ class TimedNetwork:
         return output
 
 
-def loops(shape: tuple[int, ...], steps: int) -> dict[str, Callable[[Network], torch.Tensor]]:
+def loops(shape: tuple[int, ...], steps: int) -> dict[str, Callable[[Network], object]]:
     """The sampling loops by contestant: each takes a velocity score and returns samples."""
     sde = CLD()
     grid = make_plan(sde, SSCS, steps=steps).grid.tolist()
-    published = PublishedSteps(sde)
-
-    def ours(backend: str) -> Callable[[Network], torch.Tensor]:
-        def run(net: Network) -> torch.Tensor:
-            samples = sampling.sample(
-                net, sde, shape, solver=SSCS, steps=steps, device="cpu", backend=backend
-            )
-            assert isinstance(samples, torch.Tensor)  # only return_velocity gives a pair
-            return samples
-
-        return run
-
-    found = {} if kernels.missing_core() else {FUSED: ours("cpu")}
-    found[REFERENCE] = ours("reference")
-    found[PUBLISHED] = lambda net: published_sample(published, net, shape, grid)
+    ours = partial(
+        sampling.sample, sde=sde, shape=shape, solver=SSCS, steps=steps, device="cpu"
+    )  # fmt: skip
+    found: dict[str, Callable[[Network], object]] = {}
+    if not kernels.missing_backend("cpu"):
+        found[FUSED] = partial(ours, backend="cpu")
+    found[REFERENCE] = partial(ours, backend="reference")
+    found[PUBLISHED] = partial(published_sample, PublishedSteps(sde), shape=shape, grid=grid)
     return found
 
 
@@ -122,40 +118,27 @@ def measure_run(case: RunCase, rounds: int, *, quick: bool) -> list[Row]:
     runs = loops(shape, steps)
     for run in loops(shape, 2).values():
         run(net)  # warm
-    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    totals: dict[str, list[float]] = {name: [] for name in runs}
+    networks: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             timed = TimedNetwork(net)
             start = time.perf_counter()
             run(timed)
-            spent[name].append((time.perf_counter() - start, timed.seconds))
+            totals[name].append(time.perf_counter() - start)
+            networks[name].append(timed.seconds)
     rows = []
-    for name, samples in spent.items():
-        total, network = np.array(samples).T
-        low, high = np.quantile(total, (0.25, 0.75))
-        integrator = float(np.median(total - network))
+    for name, total in totals.items():
+        integrator = float(np.median(np.subtract(total, networks[name])))
+        timing = Timing(torch.get_num_threads(), 1, rounds, total)
         rows.append(
-            Row(
-                section=SAMPLING,
-                case=case.name,
-                shape=shape_text(shape),
-                pairs=pairs(shape),
-                quick=quick,
-                operation=SSCS,
-                contestant=name,
-                level=best_level() if name == FUSED else "",
-                threads=torch.get_num_threads(),
-                rounds=rounds,
-                calls=1,
-                seconds=float(np.median(total)),
-                seconds_q1=float(low),
-                seconds_q3=float(high),
-                ns_per_pair=integrator * 1e9 / pairs(shape) / steps,
-                network_seconds=float(np.median(network)),
-                integrator_seconds=integrator,
-                evaluations=steps,
+            measured_row(
+                SAMPLING, case.name, shape, timing, quick=quick, operation=SSCS, contestant=name,
+                level=best_level() if name == FUSED else "", evaluations=steps,
+                ns_per_pair=integrator * 1e9 / math.prod(shape) / steps,
+                network_seconds=float(np.median(networks[name])), integrator_seconds=integrator,
             )
-        )
+        )  # fmt: skip
     return rows
 
 
@@ -199,28 +182,14 @@ def measure_steady(shape: tuple[int, ...], steps: int, *, quick: bool = False) -
 
     sampling.run(plan, _Marker(output, mark), u)
     seconds = (time.perf_counter() - start) / (steps - 1)
-    return Row(
-        section=STEADY,
-        case=STEADY_CASE,
-        shape=shape_text(shape),
-        pairs=pairs(shape),
-        quick=quick,
-        operation=SSCS,
-        contestant=REFERENCE if kernels.missing_core() else FUSED,
-        level=best_level(),
-        threads=torch.get_num_threads(),
-        rounds=1,
-        calls=steps - 1,
-        seconds=seconds,
-        ns_per_pair=seconds * 1e9 / pairs(shape),
-        allocated_bytes=allocations.total,
-        resident_bytes=resident.growth(),
-        evaluations=steps,
-    )
+    timing = Timing(torch.get_num_threads(), steps - 1, 1, [seconds])
+    return measured_row(
+        STEADY, STEADY_CASE, shape, timing, quick=quick, operation=SSCS,
+        contestant=REFERENCE if kernels.missing_backend("cpu") else FUSED, level=best_level(),
+        allocated_bytes=allocations.total, resident_bytes=resident.growth(), evaluations=steps,
+    )  # fmt: skip
 
 
 def measure_steady_case(*, quick: bool) -> list[Row]:
     """The row of the steady case: 1,000 steps at (1,000,000, 2), less in a quick run."""
-    if quick:
-        return [measure_steady(_STEADY_QUICK_SHAPE, _STEADY_QUICK_STEPS, quick=True)]
-    return [measure_steady(_STEADY_SHAPE, _STEADY_STEPS)]
+    return [measure_steady(*(_STEADY_QUICK if quick else _STEADY), quick=quick)]

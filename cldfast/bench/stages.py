@@ -9,7 +9,7 @@ from dataclasses import replace
 from cldfast.bench.cases import COPY, TRAFFIC, Case, Inputs
 from cldfast.bench.contestants import Contestant, contestants
 from cldfast.bench.memory import allocated_peak, resident_peak
-from cldfast.bench.results import STAGE, Row, shape_text
+from cldfast.bench.results import STAGE, Row, measured_row
 from cldfast.bench.timing import Effort, Timing, interleaved, threads_set
 
 
@@ -42,26 +42,11 @@ def _memory(contestant: Contestant, inputs: Inputs, threads: int) -> tuple[int, 
 
 
 def _row(case: Case, inputs: Inputs, quick: bool, contestant: Contestant, timing: Timing) -> Row:
-    seconds = timing.median
-    low, high = timing.quartiles()
-    return Row(
-        section=STAGE,
-        case=case.name,
-        shape=shape_text(inputs.shape),
-        pairs=inputs.pairs,
-        quick=quick,
-        operation=contestant.operation,
-        contestant=contestant.name,
-        level=contestant.level,
-        threads=timing.threads,
-        rounds=len(timing.samples),
-        calls=timing.calls,
-        seconds=seconds,
-        seconds_q1=low,
-        seconds_q3=high,
-        ns_per_pair=seconds * 1e9 / inputs.pairs,
-        gb_per_s=TRAFFIC[contestant.operation] * inputs.pairs / seconds / 1e9,
-    )
+    moved = TRAFFIC[contestant.operation] * inputs.pairs
+    return measured_row(
+        STAGE, case.name, inputs.shape, timing, quick=quick, operation=contestant.operation,
+        contestant=contestant.name, level=contestant.level, gb_per_s=moved / timing.median / 1e9,
+    )  # fmt: skip
 
 
 def with_copy_share(rows: Sequence[Row]) -> list[Row]:

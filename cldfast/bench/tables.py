@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from cldfast.bench import contestants as names
 from cldfast.bench.cases import CASES, COPY, EM, LARGE, NOISE_FREE, RANDN, SSCS, TOY
 from cldfast.bench.report import Results
-from cldfast.bench.results import SAMPLING, Environment, Row
+from cldfast.bench.results import Environment, Row
 from cldfast.bench.runs import RUN_CASES
 
-BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
-
-_COLUMNS: tuple[tuple[str, str, str], ...] = (
+# Title, contestant and operation of each column of the table of stages.
+COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("cldfast, noisy", names.FUSED, SSCS),
     ("velocity noise", names.FUSED, EM),
     ("no noise", names.FUSED, NOISE_FREE),
@@ -34,7 +33,10 @@ def number(value: float | None) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown, the first column to the left; nothing without lines."""
+    if not lines:
+        return ""
     rule = ["---", *("---:" for _ in header[1:])]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
 
@@ -52,17 +54,18 @@ def markdown(where: Environment, rows: Sequence[Row]) -> str:
     return "\n\n".join(part for part in (intro, *parts) if part) + "\n"
 
 
+def _cost(row: Row | None) -> str:
+    return number(None if row is None else row.ns_per_pair)
+
+
 def _stage_table(results: Results) -> str:
     lines = []
     for case in CASES:
-        found = [results.stage(case, contestant, op) for _, contestant, op in _COLUMNS]
+        found = [results.stage(case, contestant, op) for _, contestant, op in COLUMNS]
         present = [row for row in found if row is not None]
         if present:
-            cells = [number(row.ns_per_pair) if row is not None else "-" for row in found]
-            lines.append([present[0].shape, *cells])
-    if not lines:
-        return ""
-    return _table(["batch x shape", *(title for title, _, _ in _COLUMNS)], lines)
+            lines.append([present[0].shape, *map(_cost, found)])
+    return table(["batch x shape", *(title for title, _, _ in COLUMNS)], lines)
 
 
 def _level_table(results: Results) -> str:
@@ -71,19 +74,16 @@ def _level_table(results: Results) -> str:
         found = [results.fused(LARGE, op, level) for op in (SSCS, EM, NOISE_FREE)]
         one = results.stage(LARGE, names.FUSED, SSCS, results.fewest, level)
         if any(row is not None for row in found):
-            cells = [number(row.ns_per_pair if row else None) for row in (*found, one)]
-            lines.append([level, *cells])
-    if not lines:
-        return ""
+            lines.append([level, *map(_cost, (*found, one))])
     header = ["SIMD level, largest case", "noisy", "velocity noise", "no noise"]
-    return _table([*header, f"noisy, {results.fewest} thread(s)"], lines)
+    return table([*header, f"noisy, {results.fewest} thread(s)"], lines)
 
 
 def _run_table(results: Results) -> str:
     lines = []
     for case in RUN_CASES.values():
         for contestant in (names.FUSED, names.REFERENCE, names.PUBLISHED):
-            row = results.run(SAMPLING, case.name, contestant)
+            row = results.run(case.name, contestant)
             if row is None or row.integrator_seconds is None:
                 continue
             lines.append(
@@ -96,10 +96,8 @@ def _run_table(results: Results) -> str:
                     f"{row.integrator_seconds / row.seconds:.1%}",
                 ]
             )
-    if not lines:
-        return ""
     header = ["whole sampling", "loop", "s", "network, s", "integrator, ms", "its share"]
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def _notes(results: Results) -> str:
@@ -127,16 +125,11 @@ def _notes(results: Results) -> str:
     return " ".join(sentences)
 
 
-def between_markers(text: str) -> str:
-    """What stands between the speed markers of a document. Raises ValueError without them."""
-    begin, end = text.find(BEGIN), text.find(END)
-    if begin < 0 or end < begin:
-        raise ValueError(f"expected the markers {BEGIN} and {END}, in this order")
-    return text[begin + len(BEGIN) : end].strip("\n") + "\n"
-
-
-def with_table(text: str, table: str) -> str:
-    """The document with `table` between its speed markers."""
-    between_markers(text)
-    head, tail = text[: text.find(BEGIN)], text[text.find(END) :]
-    return f"{head}{BEGIN}\n\n{table.strip()}\n\n{tail}"
+def with_table(text: str, content: str, name: str = "speed") -> str:
+    """The document with a table between the markers of a name; ValueError where one is missing."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    head, found, rest = text.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"expected the markers {begin} and {end}, in this order")
+    return f"{head}{begin}\n\n{content.strip()}\n\n{end}{tail}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +9,12 @@ import numpy as np
 import torch
 
 from cldfast import kernels
-from cldfast.kernels.philox import STREAM_INITIAL_STATE, STREAM_SAMPLER
+from cldfast.kernels import NoiseAddress, Stream
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
-from cldfast.planner.solvers import make_plan
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import CLD, LinearPhaseSDE, sde_from_config
+from cldfast.sampling.steps import Steps
 from cldfast.training.losses import perturb
 
 try:
@@ -78,6 +78,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0)
         self._begin_index: int | None = None
+        self._steps: Steps | None = None
         self._step_index: int | None = None
         self._seeds: int | list[int] | None = None
         self._forget_run()
@@ -135,11 +136,11 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         generator: one, which gives all rows their seed; or one per row; None is PyTorch's default.
         first_index: number of row 0 among the samples of one generator.
         """
-        noise = torch.empty(tuple(shape), dtype=dtype, device=device)
-        seeds = _seeds(generator, noise.shape[0])
-        # The columns of the state are zero, so the empty tensor is not read.
-        weights = np.concatenate([np.zeros((2, 2)), np.eye(2)], axis=1)
-        return _stage(noise, None, [], weights, seeds, first_index, 0, STREAM_INITIAL_STATE)[0]
+        rows, channels, *rest = shape
+        return _normals(
+            (rows, channels // 2, *rest), _seeds(generator, rows), first_index, 0,
+            Stream.INITIAL_STATE, dtype, device,
+        )  # fmt: skip
 
     def scale_model_input(
         self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None
@@ -150,7 +151,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         if self._step_index != 0:
             return sample
         weights = np.concatenate([self._first_factor, np.zeros((2, 2))], axis=1)
-        return _stage(sample, None, [], weights, 0, 0, 0, STREAM_SAMPLER)[0]
+        return kernels.stage(sample, weights=torch.from_numpy(weights)[None]).state
 
     def step(
         self,
@@ -184,35 +185,31 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
                 f"all {len(self._groups)} timesteps of this run are done; call set_timesteps"
             )
         group = self._groups[self._step_index]
-        self._check_output(model_output, sample, self._stages[group[0]])
+        kernels.check_output(
+            "model_output", model_output, sample, sample.shape[1] // 2,
+            self._stages[group[0]].E[0].shape[1], self.config.parameterization,
+        )  # fmt: skip
         drawn = [index for index in group if self._draws[index]]
         if variance_noise is not None and len(drawn) > 1:
             raise ValueError(f"this timestep draws {len(drawn)} times; variance_noise serves one")
         if drawn and variance_noise is None and self._seeds is None:
             self._seeds = _seeds(generator, sample.shape[0])
+        if self._steps is None:
+            self._steps = self._run(sample)
         state = sample
         for index in group:
-            stage, weights = self._stages[index], self._tables[index]
-            if index == group[0] and self._step_index == 0:
-                weights = np.concatenate([weights[:, :2] @ self._first_factor, weights[:, 2:]], 1)
-            history = [self._history[k] for k in range(len(stage.H))]
-            state, row = _stage(
-                state, model_output if stage.evaluates else None, history, weights,
-                0 if self._seeds is None else self._seeds, first_index, index, STREAM_SAMPLER,
-                variance_noise if index in drawn else None,
+            stage, noise = self._stages[index], variance_noise
+            if index in drawn and noise is None:
+                noise = _normals(
+                    (len(state), state.shape[1] // 2, *state.shape[2:]), self._seeds, first_index,
+                    index, Stream.SAMPLER, state.dtype, state.device,
+                )  # fmt: skip
+            state = self._steps.take(
+                index, stage, state, (model_output,) if stage.evaluates else (),
+                NoiseAddress() if noise is None or index not in drawn else noise, checked=True,
             )  # fmt: skip
-            if row is not None:
-                self._history.appendleft(row)
         self._step_index += 1
         return SchedulerOutput(prev_sample=state) if return_dict else (state,)
-
-    def _check_output(self, output: torch.Tensor, sample: torch.Tensor, stage: Stage) -> None:
-        channels, wanted = sample.shape[1] // 2, stage.E[0].shape[1]
-        if kernels.check_planes("model_output", output, sample, channels) != wanted:
-            raise ValueError(
-                f"parameterization {self.config.parameterization!r} needs a model_output of "
-                f"{wanted * channels} channels, got {output.shape[1]}"
-            )
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
@@ -259,14 +256,21 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
 
     def _take(self, stages: tuple[Stage, ...]) -> None:
         self._stages = stages
-        self._tables = [stage.matrix() for stage in stages]
         self._draws = [bool(np.any(stage.L)) for stage in stages]
 
     def _forget_run(self) -> None:
         self._step_index = self._seeds = None
-        self._history: deque[torch.Tensor] = deque(
-            maxlen=max(0 if self.plan is None else self.plan.history_length, 1)
-        )
+        self._steps = None
+
+    def _run(self, sample: torch.Tensor) -> Steps:
+        """The stages of this run; the first one takes the unit noise that a run begins with."""
+        matrices = [stage.matrix() for stage in self._stages]
+        if self._step_index == 0:
+            first = self._groups[0][0]
+            unit = matrices[first][:, :2] @ self._first_factor
+            matrices[first] = np.concatenate([unit, matrices[first][:, 2:]], axis=1)
+        kept = max(len(stage.H) for stage in self._stages)
+        return Steps(matrices, kept, kernels.resolve_backend("auto", sample.device))
 
     def _begin(self, timestep: float | torch.Tensor | None) -> None:
         if self._step_index is not None:
@@ -323,35 +327,19 @@ def _seed(generator: torch.Generator | None) -> int:
     return int(drawn.item())
 
 
-def _stage(
-    u: torch.Tensor,
-    output: torch.Tensor | None,
-    history: list[torch.Tensor],
-    weights: np.ndarray,
-    seeds: int | list[int],
+def _normals(
+    shape: Sequence[int],
+    seeds: int | list[int] | None,
     first_index: int,
     stage_index: int,
-    stream: int,
-    noise: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """One stage; with a seed per row, row by row, each the first sample of its seed."""
-    table = torch.from_numpy(weights)[None]
-    if isinstance(seeds, int):
-        state, row, _ = kernels.stage(
-            u, () if output is None else (output,), history, table, seed=seeds,
-            first_index=first_index, stage_index=stage_index, stream=stream, noise=noise,
-        )  # fmt: skip
-        return state, row
-    parts = [
-        _stage(
-            u[i : i + 1],
-            None if output is None else output[i : i + 1],
-            [h[i : i + 1] for h in history],
-            weights, seed, 0, stage_index, stream,
-            None if noise is None else noise[i : i + 1],
-        )
-        for i, seed in enumerate(seeds)
-    ]  # fmt: skip
-    states, rows = zip(*parts, strict=True)
-    kept = [row for row in rows if row is not None]
-    return torch.cat(states), torch.cat(kept) if kept else None
+    stream: Stream,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> torch.Tensor:
+    """Unit normals for data of a shape; with a seed per row, each row is the first of its seed."""
+    if not isinstance(seeds, list):
+        address = NoiseAddress(seeds or 0, first_index, stage_index, stream)
+        return kernels.normals(shape, address, dtype=dtype, device=device)
+    one = (1, *shape[1:])
+    addresses = [NoiseAddress(seed, 0, stage_index, stream) for seed in seeds]
+    return torch.cat([kernels.normals(one, a, dtype=dtype, device=device) for a in addresses])

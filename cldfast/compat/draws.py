@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ class Draws:
         same order, so that a seed gives what it gives in the codebase.
     """
 
-    def __init__(self, recorded: Iterable[torch.Tensor] | None = None) -> None:
-        self._recorded: Iterator[torch.Tensor] | None = None if recorded is None else iter(recorded)
+    def __init__(self, recorded: Iterable[torch.Tensor | None] | None = None) -> None:
+        self._recorded = None if recorded is None else iter(recorded)
         self._taken = 0
 
     def normal(

@@ -9,60 +9,34 @@ import numpy as np
 import torch
 
 from cldfast.compat.steps import OutputMap
+from cldfast.extras import extra_module
 from cldfast.network import Network
 from cldfast.process.sde import LinearPhaseSDE
-from cldfast.sampling.probability_flow import combine
+from cldfast.sampling import probability_flow
 
 
-class Flow:
-    """`-dU/dt = beta (-A U + D score / 2)` at forward times, as the samplers follow it.
+class Flow(probability_flow.Flow):
+    """`cldfast.sampling.probability_flow.Flow` for networks whose outputs `output_map` explains."""
 
-    output_map: what the outputs of net mean. calls: of the network so far.
-    """
-
-    def __init__(self, process: LinearPhaseSDE, output_map: OutputMap, net: Network) -> None:
-        self.process, self.output_map, self.net = process, output_map, net
-        self.calls = 0
+    def __init__(self, net: Network, sde: LinearPhaseSDE, output_map: OutputMap) -> None:
+        super().__init__(net, sde, "of the codebase")
+        self.output_map = output_map
 
     def blocks(self, t: float) -> tuple[np.ndarray, np.ndarray]:
-        """(2, 2) on the state and (2, r) on the network's output."""
+        """(2, 2) on the state and (2, r) on the network output."""
         score = self.output_map(np.array([t]))
-        beta = float(self.process.beta(t))
-        half = 0.5 * beta * np.diag(self.process.D)
-        return half @ score.from_state[0] - beta * self.process.A, half @ score.from_output[0]
-
-    def output(self, t: float, u: torch.Tensor) -> torch.Tensor:
-        """What the network returns at one time."""
-        self.calls += 1
-        result = self.net(u, torch.full((len(u),), t, dtype=torch.float64, device=u.device))
-        assert isinstance(result, torch.Tensor)
-        return result
-
-    def __call__(self, t: float, u: torch.Tensor) -> torch.Tensor:
-        return combine(*self.blocks(t), u, self.output(t, u))
+        beta = float(self.sde.beta(t))
+        pull = score.then(-0.5 * beta * np.diag(self.sde.D))
+        return beta * self.sde.A + pull.from_state[0], pull.from_output[0]
 
 
-def odeint(
-    rate: Callable[..., Any],
-    start: Any,
-    ends: tuple[float, float],
-    *,
-    rtol: float,
-    atol: float,
-    method: str,
-    options: dict[str, Any] | None,
-) -> Any:
-    """The solution of `du/ds = rate(s, u)` at ends[1]; arguments as in torchdiffeq.
+def odeint(rate: Callable[..., Any], start: Any, ends: tuple[float, float], **options: Any) -> Any:
+    """The solution of `du/ds = rate(s, u)` at ends[1]; options: those of torchdiffeq.
 
     Raises ImportError without torchdiffeq.
     """
-    try:
-        from torchdiffeq import odeint
-    except ImportError as error:
-        raise ImportError(
-            "the probability flow needs torchdiffeq: pip install 'cldfast[ode]'"
-        ) from error
+    solver = extra_module("torchdiffeq", "the probability flow needs torchdiffeq", "ode")
     first = start[0] if isinstance(start, tuple) else start
     times = torch.tensor(ends, dtype=torch.float64, device=first.device)
-    path = odeint(rate, start, times, rtol=rtol, atol=atol, method=method, options=options)
+    path = solver.odeint(rate, start, times, **options)
     return tuple(part[-1] for part in path) if isinstance(start, tuple) else path[-1]

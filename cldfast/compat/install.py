@@ -18,9 +18,9 @@ Namespace = dict[str, Any]
 class Installer:
     """The functions `install`, `uninstall` and `installed` of a codebase.
 
-    find: `find() -> (replacements, namespaces)`, the codebase's objects with what replaces each, and
-        where they are looked for under every name; raises where the codebase is not there.
-        Replacements that take a mode are bound to it, unless they are in `modeless`.
+    find: `find() -> (pairs, namespaces)`: objects of the codebase with what replaces each, and the
+        namespaces that may hold them, under any name; raises where the codebase is not there.
+    modeless: replacements that take no mode; all others are bound to the mode.
     again: whether `install` may be called again, to change the mode.
     """
 
@@ -35,9 +35,9 @@ class Installer:
         self._done: list[tuple[Namespace, str, Any, Any]] = []
 
     def install(self, mode: str = "exact") -> list[str]:
-        """Put the replacements under every name of the originals; returns "module.name" of each.
+        """Put the replacements under every name of the originals; returns these, "module.name".
 
-        mode: "exact" or "published", see docs/codebases.md. Objects made earlier stay what they are.
+        mode: "exact" or "published", see docs/codebases.md. Objects made before keep their classes.
         Raises ValueError for an unknown mode, ImportError or RuntimeError where the codebase cannot
         be found, RuntimeError where it is served already and the mode cannot be changed.
         """

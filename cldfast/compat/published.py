@@ -1,8 +1,8 @@
 """The two modes of every codebase served here.
 
-"exact" has the right times, no jitter and addressed noise. "published" repeats the arithmetic of the
-codebase, slips included. Both share the laws (`laws.py`) and steps (`steps.py`); the packages of the
-codebases hold what differs: names, times, constants and what a network returns.
+"exact" has the right times, no jitter and addressed noise. "published" repeats the arithmetic of
+the codebase, slips included. The codebases share laws (`laws.py`), steps (`steps.py`), losses and
+installation; the package of each holds what differs: names, times, constants, network outputs.
 """
 
 from __future__ import annotations

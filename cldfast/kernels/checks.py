@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from cldfast.kernels.address import NoiseAddress
+from cldfast.kernels.backends.registry import CPU
+
 STATE_DTYPES = (torch.float32, torch.float64)
 OUTPUT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Seeds are 64-bit words; the operators' schemas carry them as signed integers.
-SEED_LIMIT = 2**64
-CPU = torch.device("cpu")
 
 
 def describe(tensor: torch.Tensor) -> str:
@@ -21,15 +21,6 @@ def check_tensor(name: str, tensor: object) -> torch.Tensor:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     return tensor
-
-
-def check_seed(seed: object) -> int:
-    """The seed as an int in [0, 2^64), or TypeError / ValueError."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an integer, got {type(seed).__name__}")
-    if not 0 <= seed < SEED_LIMIT:
-        raise ValueError(f"seed must lie in [0, 2^64), got {seed}")
-    return seed
 
 
 def check_state(name: str, u: object) -> torch.Tensor:
@@ -66,13 +57,30 @@ def check_planes(name: str, tensor: object, like: torch.Tensor, channels: int) -
     return planes
 
 
-def check_address(first_index: int, stage_index: int, stream: int) -> None:
-    """The parts of a noise address beside the seed, or ValueError."""
-    if first_index < 0 or not 0 <= stage_index < 2**32 or not 0 <= stream < 2**32:
+def check_output(
+    name: str,
+    output: object,
+    like: torch.Tensor,
+    channels: int,
+    planes: int,
+    parameterization: str,
+) -> None:
+    """ValueError or TypeError unless a network's output has so many planes beside a state."""
+    got = check_planes(name, output, like, channels)
+    if got != planes:
         raise ValueError(
-            "first_index must be >= 0, stage_index and stream in [0, 2^32), "
-            f"got {first_index}, {stage_index}, {stream}"
+            f"parameterization {parameterization!r} needs {name} to have {planes * channels} "
+            f"along dimension 1, got {got * channels}"
         )
+
+
+def check_noise(noise: object, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor | None:
+    """Normals that are given, None for an address; TypeError or ValueError for anything else."""
+    if isinstance(noise, NoiseAddress):
+        return None
+    if not isinstance(noise, torch.Tensor):
+        raise TypeError(f"noise must be a NoiseAddress or a tensor, got {type(noise).__name__}")
+    return check_like("noise", noise, shape, like)
 
 
 def check_weights(weights: object, rows: int, columns: int, device: torch.device) -> torch.Tensor:
@@ -86,7 +94,7 @@ def check_weights(weights: object, rows: int, columns: int, device: torch.device
             f"outputs, history and the 2 of noise, got {tuple(shape)}"
         )
     if shape[0] == 1:
-        # Those of a single row may be either.
+        # With a single row the matrix of all rows is that row's own: it may lie on either device.
         if tensor.device != CPU and not (rows == 1 and tensor.device == device):
             raise ValueError(f"shared weights (R = 1) must be on the CPU, got {describe(tensor)}")
     elif tensor.device != device:

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import torch
 
+from cldfast.kernels.address import NoiseAddress
+from cldfast.kernels.backends.protocol import Backend, Noise
+from cldfast.kernels.backends.registry import resolve_backend
 from cldfast.kernels.checks import (
     STATE_DTYPES,
-    check_address,
     check_like,
-    check_seed,
+    check_noise,
     check_tensor,
     check_weights,
     describe,
-)
-from cldfast.kernels.dispatch import (
-    backend_covers,
-    backend_matrices,
-    backend_stage,
-    resolve_backend,
 )
 from cldfast.kernels.stage import stage
 from cldfast.kernels.time_tables import AtTimes
 
 
-def covers(weights: AtTimes, backend: str = "auto") -> bool:
+def covers(weights: AtTimes, backend: str | Backend = "auto") -> bool:
     """Whether a table covers the times of all rows."""
-    return backend_covers(resolve_backend(backend, weights.device))(weights)
+    return resolve_backend(backend, weights.device).covers(weights)
 
 
-def matrices(weights: AtTimes, backend: str = "auto") -> torch.Tensor:
+def matrices(weights: AtTimes, backend: str | Backend = "auto") -> torch.Tensor:
     """A table's matrices at rows' times, float64 (B, rows, columns).
 
     weights: `table.at(t)`; a table's end may be exceeded by the rounding of a float32.
@@ -37,7 +33,7 @@ def matrices(weights: AtTimes, backend: str = "auto") -> torch.Tensor:
     """
     if torch.compiler.is_compiling():  # a graph cannot look at times
         return weights.table(weights.t)
-    made = backend_matrices(resolve_backend(backend, weights.device))(weights)
+    made = resolve_backend(backend, weights.device).matrices(weights)
     if made is None:
         raise weights.table.outside()
     return made
@@ -47,11 +43,8 @@ def perturb(
     data: tuple[torch.Tensor, ...],
     weights: torch.Tensor | AtTimes,
     *,
-    seed: int = 0,
-    first_index: int = 0,
-    stream: int = 0,
-    noise: torch.Tensor | None = None,
-    backend: str = "auto",
+    noise: Noise = NoiseAddress(),  # noqa: B008, the type is immutable
+    backend: str | Backend = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`u = m x0 + L z` at every coordinate, each row with its own matrix: u (B, 2C, ...).
 
@@ -59,7 +52,7 @@ def perturb(
     weights: the matrices (m, L) of the rows, a column for each tensor of data and the 2 of noise:
         `table.at(t)` at times t (B,), evaluated in float64 inside, or float64 (B, 2, n). A matrix
         may have q more rows, each for one more plane of the same data and noise.
-    seed, first_index, stream, noise, backend: see `stage`.
+    noise, backend: see `stage`.
 
     Returns u and the further planes (B, qC, ...) or None. Differentiable in data.
     Raises ValueError or TypeError before anything is written; OutsideTableError, a ValueError, for
@@ -79,22 +72,16 @@ def perturb(
             f"the table at times must give ({rows}, 2 + q, {columns}) matrices on {like.device}, "
             f"got {weights.shape} on {weights.device}"
         )
-    if noise is not None:
-        check_like("noise", noise, (rows, 2 * like.shape[1], *like.shape[2:]), like)
-    check_seed(seed)
-    check_address(first_index, 0, stream)
-    name = resolve_backend(backend, like.device)
+    check_noise(noise, (rows, 2 * like.shape[1], *like.shape[2:]), like)
+    found = resolve_backend(backend, like.device)
     gradient = torch.is_grad_enabled() and (like.requires_grad or data[-1].requires_grad)
-    if name == "cpu" and not gradient and not torch.compiler.is_compiling():
-        return backend_stage(name)(
-            None, data, (), weights, seed=seed, first_index=first_index, stream=stream, noise=noise
-        )[:2]
-    if isinstance(weights, AtTimes):
-        weights = matrices(weights, name)
-    return stage(
-        None, data, (), weights, seed=seed, first_index=first_index, stream=stream, noise=noise,
-        backend=name,
-    )[:2]  # fmt: skip
+    if found.reads_tables and not gradient and not torch.compiler.is_compiling():
+        made = found.stage(None, data, (), weights, noise)
+    else:
+        if isinstance(weights, AtTimes):
+            weights = matrices(weights, found)
+        made = stage(None, data, (), weights, noise=noise, backend=found)
+    return made.state, made.history
 
 
 def _check_data(data: tuple[torch.Tensor, ...]) -> torch.Tensor:

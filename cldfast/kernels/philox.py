@@ -10,6 +10,8 @@ import math
 
 import torch
 
+from cldfast.kernels.address import NoiseAddress
+
 # Multipliers and Weyl key increments of philox4x32 (Salmon et al. 2011, table 2 and section 3.3).
 MULTIPLIER_0 = 0xD2511F53
 MULTIPLIER_1 = 0xCD9E8D57
@@ -17,14 +19,6 @@ WEYL_0 = 0x9E3779B9
 WEYL_1 = 0xBB67AE85
 ROUNDS = 10
 _MASK = 0xFFFFFFFF
-
-# Streams keep draws of different purpose apart under one seed (the fourth counter word).
-STREAM_SAMPLER = 0
-STREAM_INITIAL_STATE = 1
-STREAM_PERTURBATION = 2
-STREAM_TIMES = 3
-STREAM_INPAINTING = 4
-STREAM_VELOCITY = 5
 
 Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -50,23 +44,26 @@ def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
 
 
 def pair_words(
-    seed: int,
-    first_pair: int,
-    count: int,
-    stage_index: int,
-    stream: int,
-    device: torch.device | str = "cpu",
+    address: NoiseAddress, count: int, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two words of each of `count` coordinate pairs from `first_pair` on, int64 (count,).
+    """The two words of each of `count` coordinate pairs from an address on, int64 (count,).
+
+    address: its `first_index` is the number of the first pair.
 
     A call of the generator serves two neighbouring pairs: counter = (pair // 2 as two
     words, stage_index, stream), key = the 64-bit seed; an even pair takes words 0 and 1, an odd one
     words 2 and 3.
     """
-    pair = torch.arange(first_pair, first_pair + count, dtype=torch.int64, device=device)
+    first, seed = address.first_index, address.seed
+    pair = torch.arange(first, first + count, dtype=torch.int64, device=device)
     half = pair >> 1
     zero = torch.zeros((), dtype=torch.int64, device=device)
-    counter = (half & _MASK, (half >> 32) & _MASK, zero + stage_index, zero + stream)
+    counter = (
+        half & _MASK,
+        (half >> 32) & _MASK,
+        zero + address.stage_index,
+        zero + int(address.stream),
+    )
     words = philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))
     odd = (pair & 1).bool()
     return torch.where(odd, words[2], words[0]), torch.where(odd, words[3], words[1])
@@ -98,14 +95,10 @@ def normals_from_words(
 
 
 def pair_normals(
-    seed: int,
-    first_pair: int,
+    address: NoiseAddress,
     count: int,
-    stage_index: int,
-    stream: int,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Addressed normals (z_x, z_v), each (count,), for a run of flat coordinate pairs."""
-    words = pair_words(seed, first_pair, count, stage_index, stream, device)
-    return normals_from_words(*words, dtype)
+    """Addressed normals (z_x, z_v), each (count,), of the pairs of `pair_words`."""
+    return normals_from_words(*pair_words(address, count, device), dtype)

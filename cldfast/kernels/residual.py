@@ -8,23 +8,12 @@ reference is plain PyTorch and differentiable in everything, as often as one lik
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 
-from cldfast.kernels.backends import reference
 from cldfast.kernels.backends.planes import layout
-from cldfast.kernels.checks import (
-    SEED_LIMIT,
-    STATE_DTYPES,
-    check_address,
-    check_like,
-    check_planes,
-    check_seed,
-    check_tensor,
-    describe,
-)
-from cldfast.kernels.dispatch import backend_residual, resolve_backend
+from cldfast.kernels.backends.protocol import ALL_COLUMNS, Backend
+from cldfast.kernels.backends.registry import get_backend, resolve_backend
+from cldfast.kernels.checks import STATE_DTYPES, check_like, check_planes, check_tensor, describe
 from cldfast.kernels.library import library
 from cldfast.kernels.perturb import matrices
 from cldfast.kernels.time_tables import AtTimes
@@ -35,93 +24,59 @@ _PLAIN = "backend='reference' is plain PyTorch and can"
 
 def residual(
     output: torch.Tensor,
-    u: torch.Tensor,
+    offset: torch.Tensor,
     weights: torch.Tensor | AtTimes,
     *,
     scale: torch.Tensor | None = None,
     reduction: str = "none",
-    seed: int = 0,
-    first_index: int = 0,
-    stage_index: int = 0,
-    stream: int = 0,
-    noise: torch.Tensor | None = None,
-    planes: int = 2,
     overwrite: bool = False,
-    backend: str = "auto",
+    backend: str | Backend = "auto",
 ) -> torch.Tensor:
-    """`loss_i = scale_i sum |R_o o + R_u u + R_z z|^2` of each row, differentiable in the output.
+    """`loss_i = scale_i sum |R_o o + R_e e|^2` of each row, differentiable in the output o.
 
-    output: (B, rC, ...), r planes, any float dtype. u: state (B, 2C, ...), float32 or float64.
-    weights: float64 (B, q, r + 4): per row the blocks R_o, R_u, R_z of q residual planes; or a
-        table's at each row's time, `table.at(t)`.
+    output: o, (B, rC, ...), r planes, any float dtype. offset: e, (B, pC, ...), float32 or float64:
+        what data and noise contribute, as `perturb` has made it.
+    weights: float64 (B, q, r + p): per row the blocks R_o, R_e of q residual planes; or a table's
+        at each row's time, `table.at(t)`.
     scale: float64 (B,), >= 0; None is 1.
     reduction: "none" returns (B,), "mean" and "sum" over rows (); then backward from a plain
         `.backward()` does no work at all.
-    seed, first_index, stage_index, stream: the address at which z was made, as in `stage`.
-    noise: z (B, 2C, ...) itself, instead.
-    planes: of u, p. Not a state's 2 where the residual is made of other planes, as the further ones
-        of `perturb`: u is then (B, pC, ...), weights (B, q, r + p + 2).
-    overwrite: the gradient may take the memory of u, whose values are then lost. Kernels do so
-        where u has the dtype, shape and layout of the output.
+    overwrite: the gradient may take the memory of the offset, whose values are then lost. Kernels
+        do so where the offset has the dtype, shape and layout of the output.
 
     Raises ValueError or TypeError before anything is computed, OutsideTableError, a ValueError, for
     a time outside the table, and NotImplementedError for a gradient that a kernel does not make:
-    that of u or weights, a second one, or by `torch.func`.
+    that of offset or weights, a second one, or by `torch.func`.
     """
-    shape = weights.shape if isinstance(weights, AtTimes) else _check_weights(weights)
-    channels = _check_planes(u, planes)
-    outputs = check_planes("output", output, u, channels)
-    if (
-        shape[0] != u.shape[0]
-        or not shape[1]
-        or shape[2] != outputs + planes + 2
-        or weights.device != u.device
-    ):
-        raise ValueError(
-            f"weights must be ({u.shape[0]}, q, {outputs + planes + 2}) on {u.device}, "
-            f"got {tuple(shape)} on {weights.device}"
-        )
+    _check(output, offset, weights)
     if scale is not None:
         like = weights.t if isinstance(weights, AtTimes) else weights
-        check_like("scale", scale, (u.shape[0],), like)
+        check_like("scale", scale, (offset.shape[0],), like)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-    check_seed(seed)
-    check_address(first_index, stage_index, stream)
-    if noise is not None:
-        check_like("noise", noise, (u.shape[0], 2 * channels, *u.shape[2:]), u)
-    name = resolve_backend(backend, u.device)
+    found = resolve_backend(backend, offset.device)
     traced = torch.compiler.is_compiling()
-    known: dict[str, int] = {}  # what is lost where a table's matrices become numbers like others
-    if isinstance(weights, AtTimes) and (name != "cpu" or traced):
-        known = {} if traced else {"used": weights.table.used}
-        weights = matrices(weights, name)
-    if name == "reference":
-        losses = reference.residual(
-            output, u, weights, seed=seed, first_index=first_index,  # type: ignore[arg-type]
-            stage_index=stage_index, stream=stream, noise=noise,
-        )  # fmt: skip
-        losses = losses if scale is None else losses * scale.to(losses.dtype)
-        return losses if reduction == "none" else getattr(losses, reduction)()
-    check_gradients(u, scale, noise, None if isinstance(weights, AtTimes) else weights)
+    used = ALL_COLUMNS
+    if isinstance(weights, AtTimes) and (traced or not found.reads_tables):
+        if not traced:
+            used = weights.table.used  # the matrices themselves do not show which columns are zero
+        weights = matrices(weights, found)
+    if not found.fuses_gradients:
+        losses, _ = found.residual(output, offset, weights, scale=scale)
+        return losses if reduction == "none" else getattr(losses, reduction)()  # type: ignore[no-any-return]
+    check_gradients(offset, scale, None if isinstance(weights, AtTimes) else weights)
     gradient = output.requires_grad and torch.is_grad_enabled()
     if traced:
-        signed = seed - SEED_LIMIT if seed >= SEED_LIMIT // 2 else seed
         loss, _ = torch.ops.cldfast.residual(
-            output, u, weights, scale, signed, first_index, stage_index, stream, noise, reduction,
-            gradient, name,
-        )  # fmt: skip
+            output, offset, weights, scale, reduction, gradient, found.name
+        )
         return loss  # type: ignore[no-any-return]
-    inside, after = reduction_factor(reduction, u.shape[0], output)
-    kernel = backend_residual(name)
-    if known:
-        kernel = partial(kernel, **known)
+    inside, after = reduction_factor(reduction, offset.shape[0], output)
 
     def run() -> tuple[torch.Tensor, torch.Tensor | None]:
-        loss, stored = kernel(
-            output, u, weights, scale=scale, factor=inside, reduce=reduction != "none",
-            gradient=gradient, seed=seed, first_index=first_index, stage_index=stage_index,
-            stream=stream, noise=noise, overwrite=overwrite,
+        loss, stored = found.residual(
+            output, offset, weights, scale=scale, factor=inside, reduce=reduction != "none",
+            gradient=gradient, overwrite=overwrite, used=used,
         )  # fmt: skip
         return loss if after == 1.0 else loss * after, stored
 
@@ -130,26 +85,34 @@ def residual(
     return run()[0]
 
 
-def _check_weights(weights: object) -> torch.Size:
-    tensor = check_tensor("weights", weights)
-    if tensor.dtype != torch.float64 or tensor.dim() != 3:
-        raise TypeError(f"weights must be float64 (B, q, r + 4), got {describe(tensor)}")
-    return tensor.shape
-
-
-def _check_planes(u: object, planes: int) -> int:
-    """The channels of each of the planes of u."""
-    tensor = check_tensor("u", u)
-    if tensor.dtype not in STATE_DTYPES:
-        raise TypeError(f"u must be float32 or float64, got {describe(tensor)}")
-    if tensor.dim() < 2 or tensor.numel() == 0:
-        raise ValueError(f"u must be (B, {planes} C, ...) and not be empty, got {describe(tensor)}")
-    channels, rest = divmod(tensor.shape[1], planes) if planes > 0 else (0, 1)
-    if rest:
+def _check(output: object, offset: object, weights: torch.Tensor | AtTimes) -> None:
+    """TypeError or ValueError for tensors that do not fit each other."""
+    if not isinstance(weights, AtTimes):
+        tensor = check_tensor("weights", weights)
+        if tensor.dtype != torch.float64 or tensor.dim() != 3:
+            raise TypeError(f"weights must be float64 (B, q, r + p), got {describe(tensor)}")
+    e, o = check_tensor("offset", offset), check_tensor("output", output)
+    if e.dtype not in STATE_DTYPES:
+        raise TypeError(f"offset must be float32 or float64, got {describe(e)}")
+    if e.dim() < 2 or e.numel() == 0:
+        raise ValueError(f"offset must be (B, p C, ...) and not be empty, got {describe(e)}")
+    rows, residuals, columns = weights.shape
+    width = e.shape[1] + (o.shape[1] if o.dim() == e.dim() else 0)
+    channels = width // max(columns, 1)
+    if (
+        rows != e.shape[0]
+        or not residuals
+        or not channels
+        or width != channels * columns
+        or e.shape[1] % channels
+        or weights.device != e.device
+    ):
         raise ValueError(
-            f"u must be (B, {planes} C, ...), of planes = {planes}, got {describe(tensor)}"
+            f"weights must be ({e.shape[0]}, q, r + p) on {e.device}, a column for each plane of "
+            f"output {describe(o)} and offset {describe(e)}; "
+            f"got {tuple(weights.shape)} on {weights.device}"
         )
-    return channels
+    check_planes("output", o, e, channels)
 
 
 def check_gradients(*tensors: torch.Tensor | None) -> None:
@@ -164,8 +127,8 @@ def check_gradients(*tensors: torch.Tensor | None) -> None:
         if tensor is None or not tensor.requires_grad:
             continue
         raise NotImplementedError(
-            "a fused residual is differentiable in the network's output only, and u, weights, "
-            f"scale or noise require gradients: detach them; {_PLAIN}"
+            "a fused residual is differentiable in the network's output only, and offset, "
+            f"weights or scale require gradients: detach them; {_PLAIN}"
         )
 
 
@@ -225,40 +188,32 @@ class _Residual(torch.autograd.Function):
 # It returns the loss and the stored gradient, an empty tensor where none is wanted.
 
 library.define(
-    "residual(Tensor output, Tensor u, Tensor weights, Tensor? scale, int seed, int first_index, "
-    "int stage_index, int stream, Tensor? noise, str reduction, bool gradient, str backend) "
-    "-> (Tensor, Tensor)"
+    "residual(Tensor output, Tensor offset, Tensor weights, Tensor? scale, str reduction, "
+    "bool gradient, str backend) -> (Tensor, Tensor)"
 )
 
 
-def _implementation(  # type: ignore[no-untyped-def]
-    output, u, weights, scale, seed, first_index, stage_index, stream, noise, reduction, gradient,
-    backend,
-):  # fmt: skip
-    inside, after = reduction_factor(reduction, u.shape[0], output)
-    loss, stored = backend_residual(backend)(
-        output, u, weights, scale=scale, factor=inside, reduce=reduction != "none",
-        gradient=gradient, seed=seed % SEED_LIMIT, first_index=first_index,
-        stage_index=stage_index, stream=stream, noise=noise,
+def _implementation(output, offset, weights, scale, reduction, gradient, backend):  # type: ignore[no-untyped-def]
+    inside, after = reduction_factor(reduction, offset.shape[0], output)
+    loss, stored = get_backend(backend, offset.device.type).residual(
+        output, offset, weights, scale=scale, factor=inside, reduce=reduction != "none",
+        gradient=gradient,
     )  # fmt: skip
     return loss if after == 1.0 else loss * after, output.new_empty(0) if stored is None else stored
 
 
-def _fake(  # type: ignore[no-untyped-def]
-    output, u, weights, scale, seed, first_index, stage_index, stream, noise, reduction, gradient,
-    backend,
-):  # fmt: skip
-    loss = u.new_empty(u.shape[0] if reduction == "none" else ())
+def _fake(output, offset, weights, scale, reduction, gradient, backend):  # type: ignore[no-untyped-def]
+    loss = offset.new_empty(offset.shape[0] if reduction == "none" else ())
     if not gradient:
         return loss, output.new_empty(0)
     return loss, torch.empty_like(output, memory_format=layout(output))
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    network_output, u, *_, reduction, gradient, _ = inputs
+    network_output, offset, *_, reduction, gradient, _ = inputs
     ctx.save_for_backward(output[1])
     ctx.mark_non_differentiable(output[1])
-    ctx.after = reduction_factor(reduction, u.shape[0], network_output)[1]
+    ctx.after = reduction_factor(reduction, offset.shape[0], network_output)[1]
     ctx.gradient = gradient
 
 
@@ -267,7 +222,7 @@ def _backward(ctx, incoming, _):  # type: ignore[no-untyped-def]
         raise RuntimeError("this residual was made without its gradient (gradient=False)")
     (stored,) = ctx.saved_tensors
     factor = incoming.reshape(-1, *([1] * (stored.dim() - 1))) * ctx.after
-    return (stored * factor).to(stored.dtype), *[None] * 11
+    return (stored * factor).to(stored.dtype), *[None] * 6
 
 
 library.impl("residual", _implementation, "CompositeExplicitAutograd")

@@ -10,22 +10,21 @@ from collections.abc import Sequence
 
 import torch
 
+from cldfast.kernels.address import SEED_LIMIT, NoiseAddress, signed_seed
 from cldfast.kernels.backends.planes import layout
+from cldfast.kernels.backends.protocol import Backend, Noise, StageResult
+from cldfast.kernels.backends.registry import get_backend, resolve_backend
 from cldfast.kernels.checks import (
     OUTPUT_DTYPES,
-    SEED_LIMIT,
     STATE_DTYPES,
-    check_address,
-    check_like,
+    check_noise,
     check_out,
     check_planes,
-    check_seed,
     check_state,
     check_tensor,
     check_weights,
     describe,
 )
-from cldfast.kernels.dispatch import StageResult, backend_stage, resolve_backend
 from cldfast.kernels.library import library
 
 
@@ -35,14 +34,10 @@ def stage(
     history: Sequence[torch.Tensor] = (),
     weights: torch.Tensor | None = None,
     *,
-    seed: int = 0,
-    first_index: int = 0,
-    stage_index: int = 0,
-    stream: int = 0,
-    noise: torch.Tensor | None = None,
+    noise: Noise = NoiseAddress(),  # noqa: B008, the type is immutable
     out: torch.Tensor | None = None,
     cast: torch.dtype | None = None,
-    backend: str = "auto",
+    backend: str | Backend = "auto",
 ) -> StageResult:
     """`(x', v', h ...) = W (x, v, o ..., h ..., z_x, z_v)` at every coordinate, in one pass.
 
@@ -52,9 +47,7 @@ def stage(
     history: earlier history rows (B, qC, ...).
     weights: float64 (R, 2 + q, n), columns in that order, the two noise columns last; R = 1 (on the
         CPU) shares one matrix, R = B gives each row its own.
-    seed, first_index, stage_index, stream: the address of the noise: key, global index of row 0,
-        and the last two counter words.
-    noise: (B, 2C, ...) normals to use instead.
+    noise: the address of the normals z, whose first sample is row 0; or (B, 2C, ...) normals.
     out: where to write u', may be u itself. cast: also return u' in this dtype.
     backend: "auto" (the fastest there is), "cpu", "cuda", "triton" or "reference".
 
@@ -81,26 +74,18 @@ def stage(
     for j, tensor in enumerate(history):
         columns += check_planes(f"history[{j}]", tensor, like, channels)
     weights = check_weights(weights, like.shape[0], columns, like.device)
-    check_seed(seed)
-    check_address(first_index, stage_index, stream)
-    if noise is not None or out is not None:
-        shape = (like.shape[0], 2 * channels, *like.shape[2:])
-        more = [] if noise is None else [check_like("noise", noise, shape, like)]
-        if out is not None:
-            check_out(out, shape, like, u, [*outputs, *history, *more])
+    shape = (like.shape[0], 2 * channels, *like.shape[2:])
+    given = check_noise(noise, shape, like)
+    if out is not None:
+        check_out(out, shape, like, u, [*outputs, *history, *([] if given is None else [given])])
     if cast is not None and cast not in OUTPUT_DTYPES:
         raise TypeError(f"cast must be a float dtype, got {cast}")
-    name = resolve_backend(backend, like.device)
+    found = resolve_backend(backend, like.device)
     if torch.compiler.is_compiling() or _needs_grad(u, outputs, history):
         if out is not None:
             raise ValueError("out= cannot be used with gradients or under torch.compile")
-        return stage_operator(
-            u, outputs, history, weights, seed, first_index, stage_index, stream, noise, cast, name
-        )
-    return backend_stage(name)(
-        u, outputs, history, weights, seed=seed, first_index=first_index, stage_index=stage_index,
-        stream=stream, noise=noise, out=out, cast=cast,
-    )  # fmt: skip
+        return stage_operator(u, outputs, history, weights, noise, cast, found.name)
+    return found.stage(u, outputs, history, weights, noise, out=out, cast=cast)
 
 
 def _needs_grad(
@@ -128,65 +113,48 @@ library.define(
 )
 
 
+def flattened(noise: Noise) -> tuple[int, int, int, int, torch.Tensor | None]:
+    """Noise as an operator's schema has it: four words, and a tensor or None."""
+    if isinstance(noise, torch.Tensor):
+        return 0, 0, 0, 0, noise
+    return (
+        signed_seed(noise.seed), noise.first_index, noise.stage_index, int(noise.stream), None
+    )  # fmt: skip
+
+
 def stage_operator(
     u: torch.Tensor | None,
     outputs: Sequence[torch.Tensor],
     history: Sequence[torch.Tensor],
     weights: torch.Tensor,
-    seed: int,
-    first_index: int,
-    stage_index: int,
-    stream: int,
-    noise: torch.Tensor | None,
+    noise: Noise,
     cast: torch.dtype | None,
     backend: str,
 ) -> StageResult:
     """`torch.ops.cldfast.stage` with the conventions of `stage`; arguments taken as valid."""
-    signed = seed - SEED_LIMIT if seed >= SEED_LIMIT // 2 else seed
     state, row, copy = torch.ops.cldfast.stage(
-        u, list(outputs), list(history), weights, signed, first_index, stage_index, stream, noise,
-        cast, backend,
-    )  # fmt: skip
-    return state, row if weights.shape[1] > 2 else None, copy if cast is not None else None
-
-
-def _implementation(
-    u: torch.Tensor | None,
-    outputs: list[torch.Tensor],
-    history: list[torch.Tensor],
-    weights: torch.Tensor,
-    seed: int,
-    first_index: int,
-    stage_index: int,
-    stream: int,
-    noise: torch.Tensor | None,
-    cast: torch.dtype | None,
-    backend: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    state, row, copy = backend_stage(backend)(
-        u, outputs, history, weights, seed=seed % SEED_LIMIT, first_index=first_index,
-        stage_index=stage_index, stream=stream, noise=noise, cast=cast,
-    )  # fmt: skip
-    return (
-        state,
-        state.new_empty(0) if row is None else row,
-        state.new_empty(0) if copy is None else copy,
+        u, list(outputs), list(history), weights, *flattened(noise), cast, backend
+    )
+    return StageResult(
+        state, row if weights.shape[1] > 2 else None, copy if cast is not None else None
     )
 
 
-def _fake(
-    u: torch.Tensor | None,
-    outputs: list[torch.Tensor],
-    history: list[torch.Tensor],
-    weights: torch.Tensor,
-    seed: int,
-    first_index: int,
-    stage_index: int,
-    stream: int,
-    noise: torch.Tensor | None,
-    cast: torch.dtype | None,
-    backend: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _implementation(  # type: ignore[no-untyped-def]
+    u, outputs, history, weights, seed, first_index, stage_index, stream, noise, cast, backend
+):
+    if noise is None:
+        noise = NoiseAddress(seed % SEED_LIMIT, first_index, stage_index, stream)
+    like = u if u is not None else outputs[0]
+    found = get_backend(backend, like.device.type)
+    state, row, copy = found.stage(u, outputs, history, weights, noise, cast=cast)
+    empty = [state.new_empty(0) if made is None else made for made in (row, copy)]
+    return state, *empty
+
+
+def _fake(  # type: ignore[no-untyped-def]
+    u, outputs, history, weights, seed, first_index, stage_index, stream, noise, cast, backend
+):
     like = u if u is not None else outputs[0]
     channels = like.shape[1] // 2 if u is not None else like.shape[1]
 

@@ -7,13 +7,15 @@ two points are `GaussianMixture` objects, so their exact phase-space score is kn
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from cldfast.lab.mixture import GaussianMixture
+from cldfast.extras import extra_module
+from cldfast.lab.mixture import GaussianMixture, check_sample_count
 
 DATASETS = ("funnel", "gaussians25", "diamonds", "swiss_roll", "two_points", "digits")
 
@@ -30,43 +32,35 @@ class Dataset(Protocol):
 def make_data(name: str, dim: int | None = None) -> Dataset:
     """Build a data set by name.
 
-    Args:
-        name: one of `DATASETS`.
-        dim: number of coordinates. Any from 2 on for "funnel" and "gaussians25", any from 1 on for
-            "two_points"; the others have one fixed dimension. None: 2, for "two_points" 1, for
-            "digits" 64.
+    name: one of `DATASETS`. dim: number of coordinates, any from 2 on for "funnel" and
+    "gaussians25" (2 if None), any from 1 on for "two_points" (1); the others have one fixed
+    dimension, 2, and 64 for "digits".
 
-    Raises:
-        ValueError: unknown name, or a dimension the data set does not come in.
-        ImportError: "digits" without scikit-learn.
+    Raises ValueError for an unknown name or a dimension that the data set does not come in,
+    ImportError for "digits" without scikit-learn.
     """
-    if name == "funnel":
-        return Funnel(2 if dim is None else dim)
-    if name == "gaussians25":
-        return gaussians25(2 if dim is None else dim)
-    if name == "two_points":
-        return two_points(1 if dim is None else dim)
-    if name not in DATASETS:
+    of_any_dim: dict[str, Callable[..., Dataset]] = {
+        "funnel": Funnel, "gaussians25": gaussians25, "two_points": two_points
+    }  # fmt: skip
+    of_one_dim: dict[str, Callable[[], Dataset]] = {
+        "diamonds": diamonds, "swiss_roll": SwissRoll, "digits": Digits
+    }  # fmt: skip
+    if name in of_any_dim:
+        return of_any_dim[name](*(() if dim is None else (dim,)))
+    if name not in of_one_dim:
         raise ValueError(f"unknown data set {name!r}; expected one of {', '.join(DATASETS)}")
-    fixed = 64 if name == "digits" else 2
-    if dim not in (None, fixed):
-        raise ValueError(f"data set {name!r} has dimension {fixed}, got dim={dim}")
-    if name == "diamonds":
-        return diamonds()
-    return SwissRoll() if name == "swiss_roll" else Digits()
+    made = of_one_dim[name]()
+    if dim not in (None, made.dim):
+        raise ValueError(f"data set {name!r} has dimension {made.dim}, got dim={dim}")
+    return made
 
 
 @dataclass(frozen=True)
 class Funnel:
     """Neal's funnel: x_1 ~ N(0, 1), and given x_1 the rest are independent N(0, exp(x_1)).
 
-    exp(x_1) is the variance, so the standard deviation is exp(x_1 / 2).
-
-    Args:
-        dim: number of coordinates, at least 2.
-
-    Raises:
-        ValueError: dim below 2.
+    exp(x_1) is the variance, so the standard deviation is exp(x_1 / 2). dim: number of coordinates;
+    ValueError below 2.
 
     Source: Neal (2003), "Slice sampling", section 8, there with x_1 ~ N(0, 9); variance 1 as in
     Strasman, Surendran et al. (2025).
@@ -79,12 +73,13 @@ class Funnel:
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw (n, dim) float32; same seed, same data."""
-        x = torch.randn(_check_n(n), self.dim, generator=_generator(seed), dtype=torch.float64)
+        x = torch.randn(
+            check_sample_count(n), self.dim, generator=_generator(seed), dtype=torch.float64
+        )
         x[:, 1:] *= torch.exp(x[:, :1] / 2)
         return x.float()
 
 
-@dataclass(frozen=True)
 class SwissRoll:
     """Five equally likely copies of a planar swiss roll: one at 0, four at (+-0.8, +-0.8).
 
@@ -94,20 +89,16 @@ class SwissRoll:
     (2025).
     """
 
-    dim: int = 2
+    dim = 2
 
     OFFSET = 0.8
     SCALE = 0.01
     NOISE = 0.002
 
-    def __post_init__(self) -> None:
-        if self.dim != 2:
-            raise ValueError(f"swiss_roll has dimension 2, got dim={self.dim}")
-
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw (n, 2) float32; same seed, same data."""
         generator = _generator(seed)
-        radius = torch.rand(_check_n(n), generator=generator, dtype=torch.float64)
+        radius = torch.rand(check_sample_count(n), generator=generator, dtype=torch.float64)
         radius = math.pi * (1.5 + 3.0 * radius)
         roll = radius[:, None] * torch.stack([radius.cos(), radius.sin()], dim=1)
         noise = torch.randn(n, 2, generator=generator, dtype=torch.float64)
@@ -119,11 +110,7 @@ class SwissRoll:
 def gaussians25(dim: int = 2) -> GaussianMixture:
     """25 equal Gaussians on the grid {-2, ..., 2}^2, covariance diag(0.01, 0.01, 0.1, ..., 0.1).
 
-    Args:
-        dim: number of coordinates, at least 2; the means are 0 from the third coordinate on.
-
-    Raises:
-        ValueError: dim below 2.
+    dim: number of coordinates; the means are 0 from the third one on. ValueError below 2.
 
     Source: Strasman, Surendran et al. (2025).
     """
@@ -148,13 +135,9 @@ def diamonds() -> GaussianMixture:
 
 
 def two_points(dim: int = 1) -> GaussianMixture:
-    """The discrete law with half its mass on (1, ..., 1) and half on (-1, ..., -1).
+    """Half of the mass on (1, ..., 1), half on (-1, ..., -1), in dim coordinates.
 
-    Args:
-        dim: number of coordinates, at least 1.
-
-    Raises:
-        ValueError: dim below 1.
+    ValueError for a dim below 1.
     """
     _check_dim(dim, 1, "two_points")
     means = torch.ones(2, dim, dtype=torch.float64)
@@ -168,34 +151,22 @@ class Digits:
     The pixels p = 0, ..., 16 are mapped to p / 8 - 1 in [-1, 1], exactly in float32; `to_pixels`
     is the inverse. The split is stratified: of every digit the same fraction is held out.
 
-    Attributes:
-        train_x, test_x: images (n, 1, 8, 8), float32.
-        train_y, test_y: labels (n,), int64, 0 to 9.
-        shape: (1, 8, 8).  dim: 64.
+    Images `train_x` and `test_x` are (n, 1, 8, 8) in float32, labels `train_y` and `test_y` (n,) in
+    int64. test_fraction: part held out, in (0, 1). seed: chooses the split.
 
-    Args:
-        test_fraction: part held out, in (0, 1).
-        seed: chooses the split.
-
-    Raises:
-        ValueError: test_fraction that leaves a class empty on one side.
-        ImportError: scikit-learn is missing.
+    Raises ValueError for a test_fraction that leaves a class empty on one side, ImportError without
+    scikit-learn.
 
     Source: Alpaydin and Kaynak (1998), the UCI optical digits.
     """
 
     LEVELS = 16
+    dim, shape = 64, (1, 8, 8)
 
     def __init__(self, test_fraction: float = 0.2, seed: int = 0) -> None:
         if not 0 < test_fraction < 1:
             raise ValueError(f"test_fraction: expected in (0, 1), got {test_fraction}")
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError as error:
-            raise ImportError(
-                "the digits need scikit-learn: pip install 'cldfast[demo]'"
-            ) from error
-        bunch = load_digits()
+        bunch = extra_module("sklearn.datasets", "the digits need scikit-learn").load_digits()
         images = torch.from_numpy(bunch.images).float()[:, None] * (2.0 / self.LEVELS) - 1.0
         labels = torch.from_numpy(bunch.target).long()
         generator = _generator(seed)
@@ -215,16 +186,12 @@ class Digits:
         train_rows, test_rows = torch.cat(train).sort().values, torch.cat(test).sort().values
         self.train_x, self.train_y = images[train_rows], labels[train_rows]
         self.test_x, self.test_y = images[test_rows], labels[test_rows]
-        self.shape = (1, 8, 8)
-
-    @property
-    def dim(self) -> int:
-        """Number of coordinates, 64."""
-        return 64
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw (n, 1, 8, 8) training images with replacement; same seed, same data."""
-        rows = torch.randint(len(self.train_x), (_check_n(n),), generator=_generator(seed))
+        rows = torch.randint(
+            len(self.train_x), (check_sample_count(n),), generator=_generator(seed)
+        )
         return self.train_x[rows]
 
     @classmethod
@@ -246,9 +213,3 @@ def _check_dim(dim: int, least: int, name: str) -> None:
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def _check_n(n: int) -> int:
-    if n < 1:
-        raise ValueError(f"n: expected at least 1 sample, got {n}")
-    return n

@@ -1,4 +1,9 @@
-"""How far samples are from data: Wasserstein distances and class fractions."""
+"""How far samples are from data: Wasserstein distances and class fractions.
+
+Samples are tensors or arrays of floating point, (n, d), or images, which are flattened. Every
+function raises ValueError for shapes that do not fit and for empty or non-finite samples, TypeError
+for what is no such tensor or array, and ImportError where a package of the demo extra is missing.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,10 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+from cldfast.extras import extra_module
+from cldfast.lab.arrays import as_float64, as_numpy
 
 Points = NDArray[np.float64]
 
@@ -23,29 +30,23 @@ _MAX_PIVOTS = 100_000_000
 # A covariance may miss symmetry or semi-definiteness by this much, in units of its variances.
 _COVARIANCE_SLACK = 1e-10
 
+_NEEDS_POT = "the sample distances need POT"
+
 
 def sliced_w2(x: Any, y: Any, n_projections: int = 500, seed: int = 0) -> float:
     """Sliced Wasserstein-2 distance (not squared), in the units of the data.
 
     The root of the mean over random unit directions of the squared one-dimensional W2 distance.
 
-    Args:
-        x, y: samples, tensors or arrays (n, d) and (m, d), or images, which are flattened; n and m
-            may differ.
-        n_projections: number of directions.
-        seed: chooses the directions.
-
-    Raises:
-        ValueError: shapes that do not fit, empty or non-finite samples, n_projections below 1.
-        TypeError: not a tensor or array of floating point.
-        ImportError: POT is missing.
+    x, y: samples (n, d) and (m, d); n and m may differ. n_projections: number of directions, which
+    `seed` chooses.
 
     Source: Bonneel, Rabin, Peyre and Pfister (2015).
     """
     a, b = _pair(x, y)
     if n_projections < 1:
         raise ValueError(f"n_projections: expected at least 1, got {n_projections}")
-    ot = _pot()
+    ot = extra_module("ot", _NEEDS_POT)
     directions = np.random.default_rng(seed).standard_normal((a.shape[1], n_projections))
     directions /= np.linalg.norm(directions, axis=0)
     block = max(1, _BLOCK_ENTRIES // max(len(a), len(b)))
@@ -60,15 +61,8 @@ def sliced_w2(x: Any, y: Any, n_projections: int = 500, seed: int = 0) -> float:
 def exact_w2(x: Any, y: Any) -> float:
     """Exact Wasserstein-2 distance (not squared) between two samples, in the units of the data.
 
-    Args:
-        x, y: samples, tensors or arrays (n, d) and (m, d), or images, which are flattened; at most
-            5,000 points each.
-
-    Raises:
-        ValueError: shapes that do not fit, too many points, empty or non-finite samples.
-        TypeError: not a tensor or array of floating point.
-        ImportError: POT is missing.
-        RuntimeError: the solver did not converge.
+    x, y: samples (n, d) and (m, d), at most 5,000 points each. Raises RuntimeError where the solver
+    does not converge.
     """
     a, b = _pair(x, y)
     if max(len(a), len(b)) > EXACT_LIMIT:
@@ -76,7 +70,7 @@ def exact_w2(x: Any, y: Any) -> float:
             f"exact_w2 takes at most {EXACT_LIMIT} points a side, got {len(a)} and {len(b)}; "
             "use sliced_w2"
         )
-    ot = _pot()
+    ot = extra_module("ot", _NEEDS_POT)
     from scipy.spatial.distance import cdist
 
     # Differences first: the usual |x|^2 + |y|^2 - 2 x.y loses small distances to cancellation.
@@ -90,13 +84,8 @@ def exact_w2(x: Any, y: Any) -> float:
 def bures_w2(mean0: Any, cov0: Any, mean1: Any, cov1: Any) -> float:
     """Wasserstein-2 distance (not squared) between N(mean0, cov0) and N(mean1, cov1).
 
-    Args:
-        mean0, mean1: (d,), tensors or arrays.
-        cov0, cov1: (d, d), symmetric positive semi-definite; singular ones are fine.
-
-    Raises:
-        ValueError: wrong shape, non-finite entries, or not a covariance.
-        TypeError: not a tensor or array of floating point.
+    mean0, mean1: (d,). cov0, cov1: (d, d), symmetric positive semi-definite; singular ones are
+    fine. ValueError for what is not a covariance.
 
     With C = S S^T the squared distance is |mean0 - mean1|^2 + min over rotations U of
     |S0 - S1 U|^2, attained at U = A B^T for S1^T S0 = A diag B^T (Procrustes). Unlike
@@ -104,7 +93,7 @@ def bures_w2(mean0: Any, cov0: Any, mean1: Any, cov1: Any) -> float:
 
     Source: Bhatia, Jain and Lim (2019), "On the Bures-Wasserstein distance", theorem 1.
     """
-    m0, m1 = _array(mean0, "mean0"), _array(mean1, "mean1")
+    m0, m1 = as_float64(mean0, "mean0"), as_float64(mean1, "mean1")
     if m0.ndim != 1 or m0.size == 0 or m0.shape != m1.shape:
         raise ValueError(f"means: expected two of shape (d,), got {m0.shape} and {m1.shape}")
     s0, s1 = _factor(cov0, len(m0), "cov0"), _factor(cov1, len(m0), "cov1")
@@ -118,43 +107,20 @@ def class_fractions(samples: Any, train_x: Any, train_y: Any) -> Points:
     The classifier is a support vector machine with a Gaussian kernel (about 99 % right on the
     held-out handwritten digits).
 
-    Args:
-        samples: (n, d) or images, which are flattened.
-        train_x: labelled data (m, d) or images.
-        train_y: labels (m,), whole numbers from 0 to the number of classes - 1.
-
-    Returns:
-        Fractions (number of classes,), summing to 1; (10,) for the digits.
-
-    Raises:
-        ValueError: shapes that do not fit, empty or non-finite data, labels below 0.
-        TypeError: data not floating point, or labels not whole numbers.
-        ImportError: scikit-learn is missing.
+    samples: (n, d). train_x, train_y: data (m, d), and its labels (m,), whole numbers from 0 to the
+    number of classes - 1. Returns fractions (number of classes,) that sum to 1.
     """
     points, known = _pair(samples, train_x, ("samples", "train_x"))
-    labels = _numpy(train_y, "train_y")
+    labels = as_numpy(train_y, "train_y")
     if labels.dtype.kind not in "iu":
         raise TypeError(f"train_y: expected whole numbers, got {labels.dtype}")
     if labels.shape != (len(known),) or labels.min() < 0:
         raise ValueError(
             f"train_y: expected shape ({len(known)},) and labels from 0 on, got {labels.shape}"
         )
-    try:
-        from sklearn.svm import SVC
-    except ImportError as error:
-        raise ImportError(
-            "class_fractions needs scikit-learn: pip install 'cldfast[demo]'"
-        ) from error
-    found = SVC().fit(known, labels).predict(points)
+    svm = extra_module("sklearn.svm", "class_fractions needs scikit-learn")
+    found = svm.SVC().fit(known, labels).predict(points)
     return np.bincount(found, minlength=int(labels.max()) + 1) / len(points)
-
-
-def _pot() -> Any:
-    try:
-        import ot
-    except ImportError as error:
-        raise ImportError("the sample distances need POT: pip install 'cldfast[demo]'") from error
-    return ot
 
 
 def _factor(cov: Any, dim: int, name: str) -> Points:
@@ -165,7 +131,7 @@ def _factor(cov: Any, dim: int, name: str) -> Points:
     """
     from scipy.linalg.lapack import dpstrf
 
-    c = _array(cov, name)
+    c = as_float64(cov, name)
     if c.shape != (dim, dim):
         raise ValueError(f"{name}: expected shape ({dim}, {dim}), got {c.shape}")
     variances = np.diag(c)
@@ -197,25 +163,7 @@ def _pair(x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> tuple[Points, 
 
 
 def _rows(value: Any, name: str) -> Points:
-    array = _array(value, name)
+    array = as_float64(value, name)
     if array.ndim < 2 or array.size == 0:
         raise ValueError(f"{name}: expected a non-empty (n, d) or images, got shape {array.shape}")
     return array.reshape(len(array), -1)
-
-
-def _array(value: Any, name: str) -> Points:
-    array = _numpy(value, name)
-    if array.dtype.kind != "f":
-        raise TypeError(f"{name}: expected floating point, got {array.dtype}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name}: expected finite numbers")
-    return array.astype(np.float64)
-
-
-def _numpy(value: Any, name: str) -> NDArray[Any]:
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    if isinstance(value, np.ndarray):
-        return value
-    raise TypeError(f"{name}: expected a tensor or an array, got {type(value).__name__}")

@@ -21,14 +21,12 @@ _ROUNDINGS = 16
 class GaussianMixture:
     """A mixture of Gaussians, with its exact density and score in phase space at every time.
 
-    Args:
-        weights: (K,) non-negative, not all zero; scaled to sum to 1.
-        means: (K, d).
-        covs: (K, d) diagonal variances, or (K, d, d) symmetric positive semi-definite matrices.
-            Zero variances (points, lines, ...) are allowed; their score then needs t > 0.
+    weights: (K,) non-negative, not all zero; scaled to sum to 1. means: (K, d). covs: (K, d)
+    diagonal variances, or (K, d, d) symmetric positive semi-definite matrices. Zero variances
+    (points, lines, ...) are allowed; their score then needs t > 0.
 
-    Raises:
-        ValueError: wrong shape, non-finite entry, negative weight or variance, asymmetric matrix.
+    Raises ValueError for a wrong shape, a non-finite entry, a negative weight or variance or an
+    asymmetric matrix.
 
     Under hybrid score matching u = (x, v) given x_0 is N(m x_0, Sigma) for each coordinate. With
     q = (-m_v, m_x), kappa = q^T Sigma q and a = adj(Sigma) m / kappa, the pair (a^T u, q^T u) is a
@@ -85,10 +83,10 @@ class GaussianMixture:
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw (n, d) float32; same seed, same data."""
-        if n < 1:
-            raise ValueError(f"n: expected at least 1 sample, got {n}")
         generator = torch.Generator().manual_seed(seed)
-        label = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        label = torch.multinomial(
+            self.weights, check_sample_count(n), replacement=True, generator=generator
+        )
         noise = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
         noise *= self._variances[label].sqrt()
         if self._basis is not None:
@@ -110,8 +108,7 @@ class GaussianMixture:
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density (B,) at x (B, d), in the dtype of x with float64 inside.
 
-        Raises:
-            ValueError: wrong shape, or a component without a density (a zero variance).
+        Raises ValueError for a wrong shape or a component without a density (a zero variance).
         """
         x = _check_rows(x, self.dim, "x")
         self._check_density(0.0, "log_prob")
@@ -124,13 +121,11 @@ class GaussianMixture:
     def score(self, u: Tensor, t: float | Tensor, sde: Any) -> Tensor:
         """Exact full score, the gradient of log p_t(u), in the shape and dtype of u.
 
-        Args:
-            u: the state, (B, 2d), or (B, 2C, H, W) with C H W = d; x half, then v half.
-            t: forward time, a number or (B,).
-            sde: its ``marginal(t, objective="hsm")`` gives ``mean`` (2,) and ``cov`` (2, 2).
+        u: the state, (B, 2d), or (B, 2C, H, W) with C H W = d; x half, then v half. t: forward
+        time, a number or (B,). sde: `marginal(t, objective="hsm")` gives `mean` (2,), `cov` (2, 2).
 
-        Raises:
-            ValueError: wrong shape, or a density that does not exist (zero variance at t = 0).
+        Raises ValueError for a wrong shape or a density that does not exist (zero variance at
+        t = 0).
         """
         return self._by_time(u, t, sde, "full_score")
 
@@ -143,16 +138,11 @@ class GaussianMixture:
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """A perfect network net(u, t) for this data, in the calling convention of the samplers.
 
-        Args:
-            sde: as for `score`.
-            parameterization: "score" (velocity score, d rows), "full_score" (2d) or "x0" (d).
+        sde: as for `score`. parameterization: "score" (velocity score, d rows), "full_score" (2d)
+        or "x0" (d); ValueError for another.
 
-        Returns:
-            net(u, t) with t (B,). Where all rows share t (``t.stride(0) == 0`` or B = 1) it is one
-            evaluation, otherwise one for each different time. It reads t on the host.
-
-        Raises:
-            ValueError: unknown parameterization.
+        Where all rows share t (`t.stride(0) == 0` or B = 1) a call is one evaluation, otherwise one
+        for each different time. It reads t on the host.
         """
         known = ("score", "full_score", "x0")
         if parameterization not in known:
@@ -195,7 +185,7 @@ class GaussianMixture:
 
     def _at_time(self, u: Tensor, t: float, sde: Any, what: str) -> Tensor:
         """Rows of `what` for float64 rows u (B, 2d) that share one time."""
-        a, q, kappa, s2 = _sufficient_statistic(sde.marginal(t, objective="hsm"), t)
+        a, q, kappa, s2 = sufficient_statistic(sde.marginal(t, objective="hsm"), t)
         self._check_density(s2, f"score at t={t:g}")
         x, v = u.chunk(2, dim=1)
         y = a[0] * x + a[1] * v
@@ -254,10 +244,10 @@ class GaussianMixture:
             )
 
 
-def _sufficient_statistic(
+def sufficient_statistic(
     marginal: Any, t: float
 ) -> tuple[tuple[float, float], tuple[float, float], float, float]:
-    """The numbers a, q, kappa and s2 of `GaussianMixture`."""
+    """The numbers a, q, kappa and s2 of `GaussianMixture` for a marginal with `mean` and `cov`."""
     m_x, m_v = (float(entry) for entry in marginal.mean)
     (xx, xv), (_, vv) = np.asarray(marginal.cov, dtype=np.float64).tolist()
     # An SDE that knows its determinant knows it better than the difference of products does.
@@ -267,6 +257,13 @@ def _sufficient_statistic(
         raise ValueError(f"t={t:g}: expected a velocity with positive variance, got kappa={kappa}")
     a = ((vv * m_x - xv * m_v) / kappa, (xx * m_v - xv * m_x) / kappa)
     return a, (-m_v, m_x), kappa, max(det, 0.0) / kappa
+
+
+def check_sample_count(n: int) -> int:
+    """The number of samples asked for; ValueError below 1."""
+    if n < 1:
+        raise ValueError(f"n: expected at least 1 sample, got {n}")
+    return n
 
 
 def _float64(value: Any, name: str) -> Tensor:

@@ -29,9 +29,6 @@ class TimeEmbedding(nn.Module):
     equal information there; near t = T it changes with t itself. Both are given: sines and cosines
     of 2^k pi/2 t (k = 0..5, periods 4 to 1/8) and of 2^k pi/16 log t (k = 0..5, periods 32 to 1,
     the longest covering 1e-8 to 1), and the two numbers themselves.
-
-    Args:
-        width: size of the embedding.
     """
 
     FREQUENCIES = 6
@@ -59,19 +56,28 @@ class TimeEmbedding(nn.Module):
         return self.layers(torch.cat([t, log_t / 8, angles.sin(), angles.cos()], dim=1))
 
 
-class MLPScore(nn.Module):
+class _ScoreNetwork(nn.Module):
+    """A network that `build_model` can build again, with fresh weights, from its `config()`."""
+
+    KIND: str
+
+    def config(self) -> dict[str, Any]:
+        """The kind and the arguments of `__init__`, which are attributes too, as JSON values."""
+        values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {"kind": self.KIND} | values
+
+
+class MLPScore(_ScoreNetwork):
     """Residual MLP for vector data: state (B, 2 dim) and t (B,) to (B, out_dim).
 
-    Args:
-        dim: number of data coordinates d.
-        out_dim: number of outputs; None: dim. Use 2 dim for a full score.
-        width: hidden units.
-        depth: residual blocks, each of two layers.
-        time_width: size of the time embedding.
+    dim: number of data coordinates d. out_dim: number of outputs, 2 dim for a full score; None:
+    dim. width: hidden units. depth: residual blocks, each of two layers. time_width: size of the
+    time embedding.
 
-    Raises:
-        ValueError: a size below 1; in the call, a state or t of the wrong shape.
+    Raises ValueError for a size below 1; in the call, for a state or t of the wrong shape.
     """
+
+    KIND = "mlp"
 
     def __init__(
         self,
@@ -100,37 +106,24 @@ class MLPScore(nn.Module):
             h = block(h, embedding)
         return self.last(F.silu(h))
 
-    def config(self) -> dict[str, Any]:
-        """What `build_model` needs to build this network again; plain JSON values."""
-        return {
-            "kind": "mlp",
-            "dim": self.dim,
-            "out_dim": self.out_dim,
-            "width": self.width,
-            "depth": self.depth,
-            "time_width": self.time_width,
-        }
 
-
-class UNetScore(nn.Module):
+class UNetScore(_ScoreNetwork):
     """Small U-Net for images: state (B, 2C, H, W) and t (B,) to (B, out_channels, H, W).
 
     One residual block a level going down and one going up, self-attention at the lowest level.
     With the default three levels H and W must be multiples of 4.
 
-    Args:
-        channels: image channels C.
-        out_channels: output channels; None: C. Use 2C for a full score.
-        width: features at full resolution, a multiple of 8.
-        multipliers: features of each level over width; each further level halves H and W.
-        time_width: size of the time embedding.
+    channels: image channels C. out_channels: output channels, 2C for a full score; None: C.
+    width: features at full resolution, a multiple of 8. multipliers: features of each level over
+    width; each further level halves H and W. time_width: size of the time embedding.
 
-    Raises:
-        ValueError: a size below 1, a width that is no multiple of 8; in the call, a state or t of
-            the wrong shape.
+    Raises ValueError for a size below 1 or a width that is no multiple of 8; in the call, for a
+    state or t of the wrong shape.
 
     Source: the U-Net of Ho, Jain and Abbeel (2020), made small.
     """
+
+    KIND = "unet"
 
     def __init__(
         self,
@@ -143,7 +136,7 @@ class UNetScore(nn.Module):
         super().__init__()
         self.channels, self.width, self.time_width = channels, width, time_width
         self.out_channels = channels if out_channels is None else out_channels
-        self.multipliers = tuple(multipliers) if isinstance(multipliers, (list, tuple)) else ()
+        self.multipliers = list(multipliers) if isinstance(multipliers, (list, tuple)) else []
         _check_sizes(self, "channels", "out_channels", "width", "time_width")
         if width % _GROUPS:
             raise ValueError(f"width: expected a multiple of {_GROUPS}, got {width}")
@@ -189,37 +182,24 @@ class UNetScore(nn.Module):
             h = block(torch.cat([h, skips.pop()], dim=1), embedding)
         return self.last(F.silu(self.norm(h)))
 
-    def config(self) -> dict[str, Any]:
-        """What `build_model` needs to build this network again; plain JSON values."""
-        return {
-            "kind": "unet",
-            "channels": self.channels,
-            "out_channels": self.out_channels,
-            "width": self.width,
-            "multipliers": list(self.multipliers),
-            "time_width": self.time_width,
-        }
-
 
 def build_model(config: dict[str, Any]) -> MLPScore | UNetScore:
     """Build the network that a `config()` dictionary describes, with fresh weights.
 
-    Args:
-        config: "kind" ("mlp" or "unet") and the arguments of that class.
+    config: "kind" ("mlp" or "unet") and the arguments of that class.
 
-    Raises:
-        ValueError: unknown kind, unknown or missing argument, or a bad value.
-        TypeError: config is not a dictionary.
+    Raises ValueError for an unknown kind, an unknown or missing argument or a bad value, TypeError
+    for a config that is no dictionary.
     """
     if not isinstance(config, dict):
         raise TypeError(f"model config: expected a dict, got {type(config).__name__}")
+    arguments = dict(config)
     kinds: dict[str, type[MLPScore] | type[UNetScore]] = {"mlp": MLPScore, "unet": UNetScore}
-    kind = config.get("kind")
+    kind = arguments.pop("kind", None)
     if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"model config: expected kind one of {', '.join(kinds)}, got {kind!r}")
-    arguments = {key: value for key, value in config.items() if key != "kind"}
     signature = inspect.signature(kinds[kind])
-    unknown = sorted(set(arguments) - set(signature.parameters))
+    unknown = sorted(arguments.keys() - signature.parameters.keys())
     if unknown:
         known = ", ".join(signature.parameters)
         raise ValueError(f"model config: unknown {', '.join(unknown)}; {kind} takes {known}")

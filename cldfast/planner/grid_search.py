@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from cldfast.planner.law import GaussianLaw, marginal_law, wasserstein2
-from cldfast.planner.solvers import make_plan
+from cldfast.planner.make_plan import make_plan
 from cldfast.process.noise_level import NoiseLevel
 from cldfast.process.sde import LinearPhaseSDE
 
 # Knots of the log density of grid points over log sigma, between the ends.
 DEFAULT_KNOTS = 4
-# Data of one variance are told too little: a mode of a real data set is a narrow Gaussian, and all
-# of them together a wide one. The default asks for every scale from the whole down to a hundredth.
+# Each mode of a real data set is a narrow Gaussian, and all modes together are a wide one. The
+# default therefore covers every scale from that of the whole data set down to 3 % of it.
 DEFAULT_VARIANCES = (1.0, 0.1, 0.01, 0.001)
 _FINE = 512
 
@@ -38,8 +38,8 @@ def optimise_grid(
     data_var: variance(s) of the Gaussian data; of several, the sum of squared relative errors in
         the standard deviation of x counts.
     knots: free parameters; the log density of grid points is the line through them over log sigma.
-    max_evaluations: of the objective, each a plan and its law in closed form; no sampling, no
-        network.
+    max_evaluations: of the objective; each makes a plan and its law in closed form, without
+        sampling and without a network.
 
     Nelder-Mead from the solver's automatic grid and from one that is even in log sigma; the best of
     all grids seen is returned, so the result is never worse than "auto".
@@ -71,7 +71,7 @@ def optimise_grid(
         value = error(grid)
         if value < best:
             best, best_grid = value, grid
-        # Overflow in a hopeless grid still has to compare.
+        # Nelder-Mead compares values, so a grid that overflows gets a large finite one.
         return math.log(value) if 0.0 < value < math.inf else 700.0
 
     for start in (shape.fit(best_grid), np.zeros(knots)):
@@ -86,7 +86,7 @@ def optimise_grid(
 
 
 def _relative_error(plan: Any, var: float) -> float:
-    """Squared W2 error of x over the data's variance; the start is the stationary law, as ever."""
+    """Squared W2 error of x, from the stationary law at T, over the data's variance."""
     got = plan.gaussian_law(data_var=var)
     if not np.all(np.isfinite(got.cov)):
         return math.inf

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
+from cldfast.process.noise_level import NoiseLevel
+
 GRIDS = ("linear", "quadratic", "power")
-# Those that follow the noise level of a process.
+# Grids that follow the noise level of a process.
 NOISE_GRIDS = ("log_snr", "logistic")
 DEFAULT_STEPS = 50
 # Karras et al. (2022), appendix D.1 find exponents around 7 best for their grids.
@@ -23,16 +24,6 @@ LOGISTIC_SCALE = 1.2
 Grid = str | Sequence[float] | np.ndarray
 
 
-class Noise(Protocol):
-    """What the grids ask of a process: `cldfast.process.noise_level.NoiseLevel`."""
-
-    def log_sigma(self, t: np.ndarray) -> np.ndarray:
-        """Log of the noise level at times t."""
-
-    def time(self, log_sigma: np.ndarray) -> np.ndarray:
-        """The times of these log noise levels."""
-
-
 def make_grid(
     grid: Grid,
     *,
@@ -40,7 +31,7 @@ def make_grid(
     t_min: float,
     steps: int | None = None,
     rho: float = DEFAULT_RHO,
-    noise: Noise | None = None,
+    noise: NoiseLevel | None = None,
 ) -> np.ndarray:
     """The times of a sampler, (steps + 1,), descending.
 
@@ -90,7 +81,7 @@ def make_grid(
     return times
 
 
-def _by_noise(grid: str, T: float, t_min: float, s: np.ndarray, noise: Noise) -> np.ndarray:
+def _by_noise(grid: str, T: float, t_min: float, s: np.ndarray, noise: NoiseLevel) -> np.ndarray:
     low, high = noise.log_sigma(np.array([t_min, T]))
     if grid == "log_snr":
         if t_min == 0.0:

@@ -1,4 +1,4 @@
-"""Guidance folded into a plan: more outputs in the same stage, at the cost of reading them."""
+"""Guidance folded into a plan: the same stages read more outputs, at the cost of reading them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def classifier_free(stages: Sequence[Stage], scale: float) -> tuple[Stage, ...]:
 def added_score(
     stages: Sequence[Stage], sde: LinearPhaseSDE, parameterization: str
 ) -> tuple[Stage, ...]:
-    """Stages that read one more output, a term added to the score that the network stands for.
+    """Stages that read one more output: a term that is added to the network's score.
 
     For parameterisations of one plane the term is added to the velocity score, (B, C, ...); for
     full ones to both rows, (B, 2C, ...).
@@ -37,10 +37,9 @@ def added_score(
     """
 
     def with_term(stage: Stage, block: np.ndarray) -> tuple[np.ndarray, ...]:
-        to_score = score_map(sde, np.array([stage.t]), parameterization).from_output[0]
-        if to_score.shape[1] == 1:
-            return (block, block / to_score[1, 0])
-        return (block, block @ np.linalg.inv(to_score))
+        back = score_map(sde, np.array([stage.t]), parameterization).left_inverse()[0]
+        # The term has as many planes as the output: the last, of v, where that is one.
+        return (block, block @ back[:, -len(back) :])
 
     return _map_blocks(stages, with_term)
 

@@ -57,9 +57,9 @@ def marginal_law(
     sde: LinearPhaseSDE, t: float, data_mean: float = 0.0, data_var: float = 1.0
 ) -> GaussianLaw:
     """The exact law of U_t for data `N(data_mean, data_var)` per coordinate."""
-    kernel = sde.marginal(t)
+    marginal = sde.marginal(t)
     return GaussianLaw(
-        kernel.mean * data_mean, kernel.cov + data_var * np.outer(kernel.mean, kernel.mean)
+        marginal.mean * data_mean, marginal.cov + data_var * np.outer(marginal.mean, marginal.mean)
     )
 
 
@@ -76,18 +76,14 @@ def exact_network(
     score_bias: a constant added to its velocity score.
     """
     t = np.asarray(t, dtype=np.float64)
-    kernel = sde.marginal(t)
-    mean = kernel.mean
-    precision = kernel.covariance.plus_outer(data_var, mean[..., 0], mean[..., 1]).inverse
+    marginal = sde.marginal(t)
+    mean = marginal.mean
+    precision = marginal.covariance.plus_outer(data_var, mean[..., 0], mean[..., 1]).inverse
     score_shift = (precision @ mean[..., None])[..., 0] * data_mean + np.array([0.0, score_bias])
     to_score = score_map(sde, t, parameterization)
-    if to_score.planes == 1:
-        # The velocity row fixes a single output plane; the position row then follows by itself.
-        lead = to_score.from_output[..., 1, 0]
-        gain = (-precision - to_score.from_state)[..., 1:, :] / lead[..., None, None]
-        return gain, score_shift[..., 1:] / lead[..., None]
-    back = np.linalg.inv(to_score.from_output)
-    return back @ (-precision - to_score.from_state), (back @ score_shift[..., None])[..., 0]
+    back = to_score.left_inverse()
+    gain = back @ (-precision - to_score.from_state)
+    return gain, (back @ score_shift[..., None])[..., 0]
 
 
 def gaussian_law(
@@ -113,39 +109,25 @@ def gaussian_law(
         raise ValueError(f"data_var must be >= 0, got {data_var}")
     times = [stage.t for stage in stages if stage.t is not None]
     gains, shifts = exact_network(sde, times, parameterization, data_mean, data_var, score_bias)
-    kept = max(len(stage.H) for stage in stages)
-    evaluation = 0
+    kept = 2 * max(len(stage.H) for stage in stages)
+    outputs = iter(zip(gains, shifts, strict=True))
     for stage in stages:
-        # Extended state: u, then the history rows, newest first.
-        read = sum(h.shape[1] for h in stage.H)
-        from_state, offset = stage.P, np.zeros(2)
-        row, row_offset = stage.B, np.zeros(stage.history_planes)
-        if stage.t is not None:
-            gain, shift = gains[evaluation], shifts[evaluation]
-            evaluation += 1
-            for e in stage.E:
-                from_state = from_state + e @ gain
-                offset = offset + e @ shift
-            if row is not None and stage.A is not None:
-                for a in stage.A:
-                    row = row + a @ gain
-                    row_offset = row_offset + a @ shift
-        size = len(mean)
-        top = np.zeros((2, size))
-        top[:, :2] = from_state
-        if stage.H:
-            top[:, 2 : 2 + read] = np.concatenate(stage.H, axis=1)
-        rows, offsets = [top], [offset]
-        if row is not None:
-            new = np.zeros((row.shape[0], size))
-            new[:, :2] = row
-            rows.append(new)
-            offsets.append(row_offset)
-        keep = np.eye(size)[2:]
-        matrix = np.concatenate([*rows, keep], axis=0)
-        mean = matrix @ mean + np.concatenate([*offsets, np.zeros(size - 2)])
-        cov = matrix @ cov @ matrix.T
+        rows = stage.matrix()[:, :-2]
+        made, size = len(rows), len(mean)
+        # Of the state, u and then the history rows, newest first.
+        step, offset = np.zeros((made + size - 2, size)), np.zeros(made + size - 2)
+        step[:made, :2] = rows[:, :2]
+        step[made:, 2:] = np.eye(size - 2)
+        first = 2
+        if stage.evaluates:
+            gain, shift = next(outputs)
+            first += len(stage.E) * len(gain)
+            # All outputs are those of the one perfect network.
+            weight = rows[:, 2:first].reshape(made, len(stage.E), len(gain)).sum(1)
+            step[:made, :2] += weight @ gain
+            offset[:made] = weight @ shift
+        step[:made, 2 : 2 + rows.shape[1] - first] = rows[:, first:]
+        mean, cov = step @ mean + offset, step @ cov @ step.T
         cov[:2, :2] += stage.L @ stage.L.T
-        limit = 2 + 2 * kept
-        mean, cov = mean[:limit], cov[:limit, :limit]
+        mean, cov = mean[: 2 + kept], cov[: 2 + kept, : 2 + kept]
     return GaussianLaw(mean[:2], cov[:2, :2])

@@ -1,25 +1,30 @@
-"""What a network returns, as a linear map to the score and back.
+"""What a network returns, as linear maps to the score, to x0 and to unit noise.
 
-At time t a network output o (r planes per coordinate) and the state u give the full score
+At time t a network output o (r planes per coordinate) and the state u give a quantity of q planes,
 
-    score = from_output @ o + from_state @ u          from_output (2, r), from_state (2, 2)
+    quantity = from_output @ o + from_state @ u        from_output (q, r), from_state (q, 2)
 
-so a solver folds any parameterisation into its coefficients. A velocity score carries the position
-score with it, because under hybrid score matching the exact score is `-Sigma^-1 (u - m E[x0 | u])`:
-the row of the score along `m` is known, and (eliminating `E[x0 | u]`)
+so a solver folds any parameterisation into its coefficients. A parameterisation says which rows of
+the score an output of r planes gives: the velocity row alone (r = 1) or both (r = 2). Under hybrid
+score matching the exact score is `-Sigma^-1 (u - m E[x0 | u])`, so that the velocity row carries
+the data prediction and the position row with it,
 
-    s_x = w_x/w_v s_v + (m_x v - m_v x) / (Sigma_xx m_v - Sigma_xv m_x)        w = Sigma^-1 m.
+    E[x0 | u] = (s_v + (Sigma^-1 u)_v) / w_v                                 w = Sigma^-1 m
+    s_x = w_x/w_v s_v + (m_x v - m_v x) / (Sigma_xx m_v - Sigma_xv m_x)
 
-Maps of one output plane are given by their velocity row, `s_v = gain o + shift_x x + shift_v v`;
-that row is all a loss needs. Functions work on numpy (planning) and torch (training times) alike.
+and solvers that interpolate x0 need one history plane per evaluation, whatever the network returns
+and whether or not the position carries noise. A loss needs only the rows that the output gives.
+
+The rows are functions on numpy (planning) and torch (training times) alike, the maps on numpy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -32,8 +37,8 @@ Array = Any
 
 
 @dataclass(frozen=True)
-class ScoreMap:
-    """`score = from_output @ o + from_state @ u` at n times: (n, 2, r) and (n, 2, 2)."""
+class LinearMap:
+    """A quantity `from_output @ o + from_state @ u` at n times: (n, q, r) and (n, q, 2)."""
 
     from_output: Array
     from_state: Array
@@ -43,58 +48,42 @@ class ScoreMap:
         """Network output planes per coordinate, r."""
         return int(self.from_output.shape[-1])
 
+    def then(self, matrix: np.ndarray) -> LinearMap:
+        """The map of `matrix @ quantity`, matrix (n, p, q) or (p, q)."""
+        return LinearMap(matrix @ self.from_output, matrix @ self.from_state)
 
-class VelocityMap(NamedTuple):
-    """`s_v = gain o + shift_x x + shift_v v` at n times, each (n,)."""
+    def left_inverse(self) -> np.ndarray:
+        """K (n, r, 2) with `o = K (quantity - from_state @ u)`, for a quantity of two planes.
 
-    gain: Array
-    shift_x: Array
-    shift_v: Array
-
-
-def _score(sde: LinearPhaseSDE, marginal: Marginal) -> VelocityMap:
-    zero = marginal.det * 0.0
-    return VelocityMap(zero + 1.0, zero, zero)
-
-
-def _noise(sde: LinearPhaseSDE, marginal: Marginal) -> VelocityMap:
-    zero = marginal.det * 0.0
-    return VelocityMap(-marginal.ell, zero, zero)
-
-
-def _mixed(sde: LinearPhaseSDE, marginal: Marginal) -> VelocityMap:
-    return VelocityMap(-marginal.ell, marginal.det * 0.0, -1.0 / marginal.covariance.vv)
+        A single output plane is read off the velocity row, or off the position row where the
+        velocity row does not hold it.
+        """
+        if self.planes == 2:
+            return np.linalg.inv(self.from_output)
+        column = self.from_output[..., 0]
+        held = column != 0.0
+        held[..., 0] &= ~held[..., 1]
+        inverse: np.ndarray = np.where(held, 1.0 / np.where(held, column, 1.0), 0.0)
+        return inverse[..., None, :]
 
 
-def _x0(sde: LinearPhaseSDE, marginal: Marginal) -> VelocityMap:
-    """The velocity row of `-Sigma^-1 (u - m x0)`, Sigma^-1 through the adjugate."""
-    xx, xv = marginal.covariance.xx / marginal.det, marginal.covariance.xv / marginal.det
-    gain = xx * marginal.mean[..., 1] - xv * marginal.mean[..., 0]
-    return VelocityMap(gain, xv, -xx)
+Rows = Callable[[LinearPhaseSDE, Marginal], LinearMap]
 
 
-def _renormalised(sde: LinearPhaseSDE, marginal: Marginal) -> VelocityMap:
-    zero = marginal.det * 0.0
-    *_, vx, vv = sde.prior_precision
-    return VelocityMap(zero + 1.0, zero - vx, zero - vv)
+def _constant(marginal: Marginal, entries: Sequence[float] = (0.0, 0.0, 0.0, 0.0)) -> Array:
+    """The same 2x2 matrix at all times of a marginal, (n, 2, 2); by default zero."""
+    return stack_matrix(*(marginal.det * 0.0 + entry for entry in entries))
 
 
-def _full_score(sde: LinearPhaseSDE, marginal: Marginal) -> ScoreMap:
-    zero = marginal.det * 0.0
-    return ScoreMap(
-        stack_matrix(zero + 1.0, zero, zero, zero + 1.0), stack_matrix(zero, zero, zero, zero)
-    )
+def _full_score(sde: LinearPhaseSDE, marginal: Marginal) -> LinearMap:
+    return LinearMap(_constant(marginal, (1.0, 0.0, 0.0, 1.0)), _constant(marginal))
 
 
-def _full_noise(sde: LinearPhaseSDE, marginal: Marginal) -> ScoreMap:
-    """`score = -L^-T o`, with `L^-T = [[1/l_xx, -l_vx/(l_xx l_vv)], [0, 1/l_vv]]`."""
-    factor = marginal.factor
-    zero = marginal.det * 0.0
-    l_xx, l_vx, l_vv = factor[..., 0, 0], factor[..., 1, 0], factor[..., 1, 1]
-    return ScoreMap(
-        stack_matrix(-1.0 / l_xx, l_vx / (l_xx * l_vv), zero, -1.0 / l_vv),
-        stack_matrix(zero, zero, zero, zero),
-    )
+def _full_noise(sde: LinearPhaseSDE, marginal: Marginal) -> LinearMap:
+    """`score = -L^-T o`."""
+    inverse = marginal.covariance.inverse_factor
+    back = array_namespace(inverse).matrix_transpose(inverse)
+    return LinearMap(-back, _constant(marginal))
 
 
 @lru_cache(maxsize=8)
@@ -102,66 +91,69 @@ def _bridge(sde: LinearPhaseSDE) -> Bridge:
     return Bridge(sde)
 
 
-def _full_noise_r(sde: LinearPhaseSDE, marginal: Marginal) -> ScoreMap:
+def _full_noise_r(sde: LinearPhaseSDE, marginal: Marginal) -> LinearMap:
     """`score = -R^-T o` with `R = L O(theta)`, so `R^-T = L^-T O(theta)`."""
     lower = _full_noise(sde, marginal)
-    angle = _bridge(sde).angle(marginal.tau)
-    c, s = array_namespace(angle).cos(angle), array_namespace(angle).sin(angle)
-    return ScoreMap(lower.from_output @ stack_matrix(c, -s, s, c), lower.from_state)
+    return LinearMap(lower.from_output @ _bridge(sde).rotation(marginal.tau), lower.from_state)
 
 
-def _full_renormalised(sde: LinearPhaseSDE, marginal: Marginal) -> ScoreMap:
-    zero = marginal.det * 0.0
-    shift = [zero - entry for entry in sde.prior_precision]
-    return ScoreMap(_full_score(sde, marginal).from_output, stack_matrix(*shift))
+def _full_renormalised(sde: LinearPhaseSDE, marginal: Marginal) -> LinearMap:
+    shift = _constant(marginal, [-entry for entry in sde.prior_precision])
+    return LinearMap(_full_score(sde, marginal).from_output, shift)
 
 
-# One plane: the output is d (or C) wide.
-VELOCITY_MAPS: dict[str, Callable[[LinearPhaseSDE, Marginal], VelocityMap]] = {
-    "score": _score,
-    "noise": _noise,
+def _score_of_x0(sde: LinearPhaseSDE, marginal: Marginal) -> LinearMap:
+    """`score = -Sigma^-1 (u - m o)`: both rows, of one output plane."""
+    along = marginal.covariance.adjugate_times(marginal.mean[..., 0], marginal.mean[..., 1])
+    gain = array_namespace(marginal.det).stack([part / marginal.det for part in along], axis=-1)
+    return LinearMap(gain[..., None], -marginal.precision)
+
+
+def _velocity_row(full: Rows) -> Rows:
+    """The velocity row of both, for a network that returns what that row needs."""
+
+    def rows(sde: LinearPhaseSDE, marginal: Marginal) -> LinearMap:
+        both = full(sde, marginal)
+        return LinearMap(both.from_output[..., 1:, -1:], both.from_state[..., 1:, :])
+
+    return rows
+
+
+def _mixed(sde: LinearPhaseSDE, marginal: Marginal) -> LinearMap:
+    noise, zero = VELOCITY_MAPS["noise"](sde, marginal), marginal.det * 0.0
+    shift = stack_matrix(zero, zero, zero, -1.0 / marginal.covariance.vv)
+    return LinearMap(noise.from_output, shift[..., 1:, :])
+
+
+# One plane: the output is d (or C) wide, and the rows are the velocity's.
+VELOCITY_MAPS: dict[str, Rows] = {
+    "score": _velocity_row(_full_score),
+    "noise": _velocity_row(_full_noise),
     "mixed": _mixed,
-    "x0": _x0,
-    "renormalised": _renormalised,
+    "x0": _velocity_row(_score_of_x0),
+    "renormalised": _velocity_row(_full_renormalised),
 }
 # Two planes: 2d (or 2C) wide, x half then v half.
-FULL_MAPS: dict[str, Callable[[LinearPhaseSDE, Marginal], ScoreMap]] = {
+FULL_MAPS: dict[str, Rows] = {
     "full_score": _full_score,
     "full_noise": _full_noise,
     "full_noise_r": _full_noise_r,
     "full_renormalised": _full_renormalised,
 }
-PARAMETERIZATIONS = (*VELOCITY_MAPS, *FULL_MAPS)
+ROWS = {**VELOCITY_MAPS, **FULL_MAPS}
+PARAMETERIZATIONS = tuple(ROWS)
 
 
 def check_parameterization(name: str) -> None:
     """ValueError for a name that is not one of `PARAMETERIZATIONS`."""
-    if name not in PARAMETERIZATIONS:
+    if name not in ROWS:
         raise ValueError(
             f"unknown parameterization {name!r}; expected one of {', '.join(PARAMETERIZATIONS)}"
         )
 
 
-def complete_velocity_score(marginal: Marginal, row: VelocityMap) -> ScoreMap:
-    """The full score from its velocity row, by the identity at the head of this file."""
-    xp = array_namespace(marginal.det)
-    m_x, m_v = marginal.mean[..., 0], marginal.mean[..., 1]
-    xx, xv, vv = marginal.covariance.xx, marginal.covariance.xv, marginal.covariance.vv
-    along_v = xx * m_v - xv * m_x  # det(Sigma) w_v; negative for all t > 0
-    slope = (vv * m_x - xv * m_v) / along_v
-    return ScoreMap(
-        xp.stack([slope * row.gain, row.gain], axis=-1)[..., None],
-        stack_matrix(
-            slope * row.shift_x - m_v / along_v,
-            slope * row.shift_v + m_x / along_v,
-            row.shift_x,
-            row.shift_v,
-        ),
-    )
-
-
-def score_map(sde: LinearPhaseSDE, t: np.ndarray, parameterization: str = "score") -> ScoreMap:
-    """The map from network output to full score at times t (n,), all > 0.
+def score_map(sde: LinearPhaseSDE, t: np.ndarray, parameterization: str = "score") -> LinearMap:
+    """The map from network output to full score (two planes) at times t (n,), all > 0.
 
     "score": the velocity score s_v. "noise": eps_v with `s_v = -ell eps_v`. "mixed": `s_v =
     -v/Sigma_vv - ell o` (Dockhorn, Vahdat, Kreis 2022, eq. 10). "x0": `E[x0 | u]`. "renormalised":
@@ -170,34 +162,109 @@ def score_map(sde: LinearPhaseSDE, t: np.ndarray, parameterization: str = "score
     Zhang, Tao, Chen (2022), see `cldfast.planner.reverse`; its angle starts at 0 at t = 0 for
     v0_var > 0.
 
-    Raises ValueError for an unknown name or a time where the kernel is singular (t = 0).
+    Raises ValueError for an unknown name, a time where the marginal is singular (t = 0), or a
+    velocity row from which the position row does not follow.
     """
+    marginal = _marginal(sde, t, parameterization)
+    with np.errstate(all="ignore"):  # what overflows is refused below, in words
+        if parameterization == "x0":
+            result = _score_of_x0(sde, marginal)
+        elif parameterization in FULL_MAPS:
+            result = FULL_MAPS[parameterization](sde, marginal)
+        else:
+            _sign_of_velocity_row(sde)
+            m_x, m_v = marginal.mean[..., 0], marginal.mean[..., 1]
+            along_x, along_v = marginal.covariance.adjugate_times(m_x, m_v)
+            zero = np.zeros_like(m_x)
+            lift = np.stack([along_x / along_v, zero + 1.0], axis=-1)[..., None]
+            result = VELOCITY_MAPS[parameterization](sde, marginal).then(lift)
+            rest = stack_matrix(-m_v / along_v, m_x / along_v, zero, zero)
+            result = LinearMap(result.from_output, result.from_state + rest)
+    return _finite("score", result, t)
+
+
+def x0_map(sde: LinearPhaseSDE, t: np.ndarray, parameterization: str = "score") -> LinearMap:
+    """`E[x0 | u_t]` (one plane) from the network output at times t (n,), all > 0.
+
+    Any row k gives `x0 = k (s + Sigma^-1 u) / (k Sigma^-1 m)`. The velocity row, multiplied through
+    by det(Sigma), divides by `Sigma_xx m_v - Sigma_xv m_x`: a sum of two terms of one sign, nothing
+    cancels or overflows as t goes to 0. For an underdamped process that has swung back the sum can
+    be 0. A full score has two rows for one unknown; `k = m^T` is least squares in the unit noise
+    `-L^T s` that such networks are trained on.
+
+    Raises ValueError for an unknown parameterisation, t <= 0, or a velocity row that does not fix
+    x0.
+    """
+    marginal = _marginal(sde, t, parameterization)
+    if parameterization == "x0":
+        shape = (*marginal.det.shape, 1)
+        return LinearMap(np.ones((*shape, 1)), np.zeros((*shape, 2)))
+    rows = ROWS[parameterization](sde, marginal)
+    if parameterization in FULL_MAPS:
+        pick, sign = marginal.mean[..., None, :], 1.0
+    else:
+        pick, sign = np.ones((*marginal.det.shape, 1, 1)), _sign_of_velocity_row(sde)
+    along = pick @ marginal.covariance.adjugate[..., -pick.shape[-1] :, :]
+    size = along @ marginal.mean[..., None]
+    back = sign * size[..., 0, 0] < 0.0
+    if np.any(back):
+        raise ValueError(
+            f"an underdamped process has swung back at t = {np.max(np.asarray(t)[back])}: its "
+            "velocity score does not fix x0; use a parameterization 'x0' or 'full_...'"
+        )
+    known = rows.then(marginal.det[..., None, None] * pick)
+    result = LinearMap(known.from_output / size, (known.from_state + along) / size)
+    return _finite("x0", result, t)
+
+
+def noise_map(
+    sde: LinearPhaseSDE, t: np.ndarray, parameterization: str, factor: np.ndarray
+) -> LinearMap:
+    """Unit noise `-factor^T s` (two planes) from the network output, `factor factor^T = Sigma_t`.
+
+    factor: (n, 2, 2), at times t (n,), all > 0; any square root of the marginal's covariance.
+
+    Raises ValueError as `score_map` does.
+    """
+    return score_map(sde, t, parameterization).then(-np.swapaxes(factor, -1, -2))
+
+
+def denoiser_map(sde: LinearPhaseSDE, t: np.ndarray, score: LinearMap) -> LinearMap:
+    """`E[u_0 | u_t] = Phi^-1 (u + Q score)` as a map of (output, state): Tweedie in phase space.
+
+    The initial velocity is part of u_0, hence the marginal given (x0, v0) is the one that enters.
+    Source: Efron (2011), "Tweedie's formula and selection bias", for a linear Gaussian channel.
+    """
+    step = sde.marginal(t, objective="dsm")
+    back = np.linalg.inv(step.mean)
+    moved = score.then(back @ step.cov)
+    return LinearMap(moved.from_output, back + moved.from_state)
+
+
+def _marginal(sde: LinearPhaseSDE, t: np.ndarray, parameterization: str) -> Marginal:
+    """The marginal at times at which a network of this parameterisation may be asked."""
     check_parameterization(parameterization)
     t = np.asarray(t, dtype=np.float64)
     if not np.all(t > 0.0):
         raise ValueError(
             f"the score at t = {np.min(t)} does not exist: networks are asked at t > 0"
         )
-    marginal = sde.marginal(t)
-    with np.errstate(all="ignore"):  # what overflows is refused below, in words
-        if parameterization in FULL_MAPS:
-            result = FULL_MAPS[parameterization](sde, marginal)
-        else:
-            row = VELOCITY_MAPS[parameterization](sde, marginal)
-            result = complete_velocity_score(marginal, row)
+    return sde.marginal(t)
+
+
+def _sign_of_velocity_row(sde: LinearPhaseSDE) -> float:
+    """That of `Sigma_xx m_v - Sigma_xv m_x` as t goes to 0; ValueError where the row is 0."""
+    (_, to_x), (to_v, _) = sde.A.tolist()
+    if to_x == 0.0 and to_v == 0.0:
+        raise ValueError(
+            f"x and v do not interact under A = {sde.A.tolist()}, so a velocity score says nothing "
+            "of x; use a parameterization 'x0' or 'full_...'"
+        )
+    return math.copysign(1.0, -to_x if to_x != 0.0 else to_v)
+
+
+def _finite(name: str, result: LinearMap, t: np.ndarray) -> LinearMap:
+    """The map itself, or ValueError for one that overflows."""
     if not (np.all(np.isfinite(result.from_output)) and np.all(np.isfinite(result.from_state))):
-        raise ValueError(f"the score map overflows at t = {np.min(t)}; choose a larger t_min")
+        raise ValueError(f"the {name} map overflows at t = {np.min(t)}; choose a larger t_min")
     return result
-
-
-def denoiser_map(sde: LinearPhaseSDE, t: np.ndarray, score: ScoreMap) -> ScoreMap:
-    """`E[u_0 | u_t] = Phi^-1 (u + Q score)` as a map of (output, state): Tweedie in phase space.
-
-    The initial velocity is part of u_0, hence the kernel given (x0, v0) is the one that enters.
-    Source: Efron (2011), "Tweedie's formula and selection bias", for a linear Gaussian channel.
-    """
-    step = sde.marginal(t, objective="dsm")
-    back = np.linalg.inv(step.mean)
-    return ScoreMap(
-        back @ step.cov @ score.from_output, back @ (np.eye(2) + step.cov @ score.from_state)
-    )

@@ -16,9 +16,9 @@ from cldfast.process.sde import LinearPhaseSDE
 class Plan:
     """A sampler on a fixed grid: stages in order, from the law at T to that at `grid[-1]`.
 
-    stages: the rows. sde, solver, parameterization: what they were made from. order: of weak (law)
-    convergence in the step. grid: (steps + 1,) descending times. guidance_term: whether the last
-    output is a term added to the score, not a network's.
+    stages: the affine updates. sde, solver, parameterization: what the stages were made from.
+    order: of convergence in law. grid: (steps + 1,) descending times. guidance_term: whether the
+    last output is a term added to the score, not a network's.
     """
 
     stages: tuple[Stage, ...]
@@ -37,7 +37,8 @@ class Plan:
             _validate(index, stage, kept)
             if stage.B is not None:
                 kept.insert(0, stage.B.shape[0])
-        matrices = [stage.matrix() for stage in self.stages]
+        matrices = tuple(stage.matrix() for stage in self.stages)
+        object.__setattr__(self, "_matrices", matrices)
         flat = np.concatenate([m.ravel() for m in matrices])
         if not np.all(np.isfinite(flat)):
             bad = next(i for i, m in enumerate(matrices) if not np.all(np.isfinite(m)))
@@ -68,9 +69,9 @@ class Plan:
         """History rows that a run must keep."""
         return max(len(stage.H) for stage in self.stages)
 
-    def matrices(self) -> list[np.ndarray]:
-        """The executor's tables, one (2 + q, n) matrix a stage, float64."""
-        return [stage.matrix() for stage in self.stages]
+    def matrices(self) -> tuple[np.ndarray, ...]:
+        """The matrices that a run executes, one (2 + q, n) for each stage, float64; made once."""
+        return self._matrices  # type: ignore[attr-defined, no-any-return]
 
     def gaussian_law(
         self,

@@ -32,6 +32,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 from numpy.polynomial import chebyshev
 
+from cldfast.process.linear_flow import stack_matrix
 from cldfast.process.sde import LinearPhaseSDE, Marginal
 
 Array = Any
@@ -49,21 +50,19 @@ _FLOOR = 1e-12
 class Bridge:
     """Propagators and noise of one SDE for a frozen data prediction.
 
-    churn: 0 for the probability flow, 1 for the reverse SDE. Times are integrated rates tau >= 0,
-    float64 arrays of any shape (n denotes it below).
+    churn: 0 for the probability flow, 1 for the reverse SDE. smallest: the smallest tau > 0 that
+    will be asked for, where it is extremely small. Times are integrated rates tau >= 0, float64
+    arrays of any shape (n denotes it below).
 
     Raises ValueError for a churn outside [0, 1].
     """
 
     def __init__(self, sde: LinearPhaseSDE, churn: float = 0.0, smallest: float = 0.0) -> None:
-        """smallest: the smallest tau > 0 that will be asked for, if it is extremely small."""
         if not (math.isfinite(churn) and 0.0 <= churn <= 1.0):
             raise ValueError(f"churn must lie in [0, 1], got {churn!r}")
         self.sde, self.churn = sde, float(churn)
         largest = float(sde.tau(sde.T))
-        floor = _FLOOR * largest
-        if smallest > 0.0:
-            floor = min(floor, smallest)
+        floor = min(_FLOOR * largest, smallest or math.inf)
         reach = _PANEL_TIMES / float(np.linalg.norm(sde.A))
         edges = [largest]
         while edges[-1] > floor:
@@ -71,42 +70,29 @@ class Bridge:
         self._edges = np.log(edges[::-1])
         self._angle_series()
 
-    def kernel(self, tau: np.ndarray) -> Marginal:
+    def marginal(self, tau: np.ndarray) -> Marginal:
         """`N(m x0, Sigma)`, the law of u given x0, at integrated rates tau."""
-        step = self.sde.transition(tau)
-        m_x, p_x, m_v, p_v = step.entries
-        return Marginal(
-            np.stack([m_x, m_v], axis=-1), step.covariance.plus_outer(self.sde.v0_var, p_x, p_v)
-        )
+        return self.sde.marginal_at(tau)
 
     def factor(self, tau: np.ndarray) -> np.ndarray:
         """R, (n, 2, 2); its x row is zero at tau = 0."""
-        tau = np.asarray(tau, dtype=np.float64)
-        result: np.ndarray = self.kernel(tau).factor @ self._rotation(tau)
-        return result
-
-    def whitened_mean(self, tau: np.ndarray) -> np.ndarray:
-        """`R^-1 m`, (n, 2), tau > 0: its square is the signal-to-noise ratio of the data."""
-        tau = np.asarray(tau, dtype=np.float64)
-        kernel = self.kernel(tau)
-        cov, m_x, m_v = kernel.covariance, kernel.mean[..., 0], kernel.mean[..., 1]
-        # L^-1 m by forward substitution; its second entry is a sum of two negative terms.
-        root = np.sqrt(cov.xx)
-        lower = np.stack(
-            [m_x / root, (m_v * cov.xx - cov.xv * m_x) / (root * np.sqrt(cov.det))], axis=-1
-        )
-        back = np.swapaxes(self._rotation(tau), -1, -2)
-        result: np.ndarray = (back @ lower[..., None])[..., 0]
+        result: np.ndarray = self.marginal(tau).factor @ self.rotation(tau)
         return result
 
     def inverse_factor(self, tau: np.ndarray) -> np.ndarray:
         """`R^-1`, (n, 2, 2), tau > 0."""
-        tau = np.asarray(tau, dtype=np.float64)
-        lower = self.kernel(tau).factor
-        xx, vx, vv = lower[..., 0, 0], lower[..., 1, 0], lower[..., 1, 1]
-        rows = [[1.0 / xx, 0.0 * xx], [-vx / (xx * vv), 1.0 / vv]]
-        inverse = np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
-        result: np.ndarray = np.swapaxes(self._rotation(tau), -1, -2) @ inverse
+        inverse: np.ndarray = self.marginal(tau).covariance.inverse_factor
+        return np.swapaxes(self.rotation(tau), -1, -2) @ inverse
+
+    def whitened_mean(self, tau: np.ndarray) -> np.ndarray:
+        """`R^-1 m`, (n, 2), tau > 0: its square is the signal-to-noise ratio of the data."""
+        marginal = self.marginal(tau)
+        cov, m_x, m_v = marginal.covariance, marginal.mean[..., 0], marginal.mean[..., 1]
+        # L^-1 m by forward substitution; its second entry is a sum of two terms of one sign.
+        root = np.sqrt(cov.xx)
+        second = cov.adjugate_times(m_x, m_v)[1] / (root * np.sqrt(cov.det))
+        lower = np.stack([m_x / root, second], axis=-1)[..., None]
+        result: np.ndarray = (np.swapaxes(self.rotation(tau), -1, -2) @ lower)[..., 0]
         return result
 
     def contraction(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -129,17 +115,12 @@ class Bridge:
     def propagator(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
         """`R_s C R_t^-1`, (n, 2, 2), for s < t; where s = t > 0 it is I."""
         s, t = np.broadcast_arrays(np.asarray(s, np.float64), np.asarray(t, np.float64))
-        middle = self.inverse_factor(t)
-        if self.churn > 0.0:
-            middle = self.contraction(s, t) @ middle
-        result: np.ndarray = self.factor(s) @ middle
+        result: np.ndarray = self.factor(s) @ (self.contraction(s, t) @ self.inverse_factor(t))
         return result
 
     def mean_moved(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
         """The propagator applied to m_t, (n, 2)."""
-        moved = self.whitened_mean(t)[..., None]
-        if self.churn > 0.0:
-            moved = self.contraction(s, t) @ moved
+        moved = self.contraction(s, t) @ self.whitened_mean(t)[..., None]
         result: np.ndarray = (self.factor(s) @ moved)[..., 0]
         return result
 
@@ -151,7 +132,8 @@ class Bridge:
         axes, gain = self._posterior(s, t)
         left = np.where(gain > 0.0, -np.expm1(-self.churn * _log1p_inverse_square(gain)), 1.0)
         spread = self.factor(s) @ (axes * np.sqrt(left)[..., None, :])
-        return _lower(spread, np.sqrt(self.kernel(s).det * left[..., 0] * left[..., 1]))
+        det = self.marginal(s).det * left[..., 0] * left[..., 1]
+        return lower_factor(spread, np.sqrt(det))
 
     def _posterior(self, s: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Axes V (n, 2, 2) and gains g (n, 2) with `I - C_1 C_1^T = V diag(1/(1 + g^2)) V^T`.
@@ -167,11 +149,8 @@ class Bridge:
         _, gain, axes = np.linalg.svd(np.stack([first, second], axis=-2))
         return np.swapaxes(axes, -1, -2), gain
 
-    def _rotation(self, tau: np.ndarray) -> np.ndarray:
-        return _rotate(self.angle(tau))
-
     def _angle_rate(self, tau: np.ndarray) -> np.ndarray:
-        cov = self.kernel(tau).covariance
+        cov = self.marginal(tau).covariance
         pull = self.sde.A[0, 1] - 0.5 * self.sde.D[0] * cov.xv / cov.det
         result: np.ndarray = -np.sqrt(cov.det) / cov.xx * pull
         return result
@@ -216,20 +195,25 @@ class Bridge:
         total = xp.where(below, float(self._starts[0]) * xp.sqrt(flat / lowest), total)
         return xp.reshape(total, tau.shape)
 
+    def rotation(self, tau: Array) -> Array:
+        """`O(theta)` of `R = L O(theta)`, (..., 2, 2), in tau's array library."""
+        return _rotate(self.angle(tau))
 
-def _rotate(angle: np.ndarray) -> np.ndarray:
-    c, s = np.cos(angle), np.sin(angle)
-    return np.stack([np.stack([c, -s], axis=-1), np.stack([s, c], axis=-1)], axis=-2)
+
+def _rotate(angle: Array) -> Array:
+    xp = array_namespace(angle)
+    c, s = xp.cos(angle), xp.sin(angle)
+    return stack_matrix(c, -s, s, c)
 
 
 def _log1p_inverse_square(gain: np.ndarray) -> np.ndarray:
-    """`log(1 + 1/g^2)`: minus the log of the squared singular value; 0 where g = 0 (not used)."""
+    """`log(1 + 1/g^2)`, minus the log of the squared singular value; any number where g = 0."""
     positive = np.where(gain > 0.0, gain, 1.0)
     result: np.ndarray = np.log1p(1.0 / positive**2)
     return result
 
 
-def _lower(root: np.ndarray, det: np.ndarray) -> np.ndarray:
+def lower_factor(root: np.ndarray, det: np.ndarray) -> np.ndarray:
     """Lower factor of `root root^T`, whose determinant's root is `det`; singular ones allowed."""
     x, v = root[..., 0, :], root[..., 1, :]
     size = np.hypot(x[..., 0], x[..., 1])

@@ -8,6 +8,7 @@ o_j are network outputs at (u, t), h_k earlier history rows, newest first.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,3 +52,15 @@ class Stage:
         q = self.B.shape[0]
         bottom = [self.B, *self.A, *(np.zeros((q, h.shape[1])) for h in self.H), np.zeros((q, 2))]
         return np.concatenate([np.concatenate(top, axis=1), np.concatenate(bottom, axis=1)], axis=0)
+
+
+def affine_stages(
+    t: Iterable[float],
+    t_next: Iterable[float],
+    P: Iterable[np.ndarray],
+    E: Iterable[np.ndarray],
+    L: Iterable[np.ndarray],
+) -> list[Stage]:
+    """A stage with one network output and no history for each entry of the arguments."""
+    rows = zip(t, t_next, P, E, L, strict=True)
+    return [Stage(t=float(a), t_next=float(b), P=p, E=(e,), L=noise) for a, b, p, e, noise in rows]

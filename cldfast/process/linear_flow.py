@@ -58,8 +58,8 @@ SERIES_TERMS = 18
 class Covariance:
     """Symmetric 2x2 matrices by their entries, with determinants that are not differences.
 
-    xx, xv, vv, det: float64, all of one shape. `xx vv - xv^2` would lose every digit of the
-    determinant where one direction dominates; whoever makes a covariance knows better.
+    xx, xv, vv, det: float64, all of one shape. `xx vv - xv^2` loses every digit of the determinant
+    where one direction dominates, so the code that makes a covariance gives the determinant too.
     """
 
     xx: Array
@@ -73,10 +73,18 @@ class Covariance:
         return stack_matrix(self.xx, self.xv, self.xv, self.vv)
 
     @property
+    def adjugate(self) -> Array:
+        """`det` times the inverse, (..., 2, 2); finite where the inverse is not."""
+        return stack_matrix(self.vv, -self.xv, -self.xv, self.xx)
+
+    def adjugate_times(self, x: Array, v: Array) -> tuple[Array, Array]:
+        """The adjugate applied to vectors `(x, v)` of the shape of the entries."""
+        return self.vv * x - self.xv * v, self.xx * v - self.xv * x
+
+    @property
     def inverse(self) -> Array:
         """Inverse matrices, (..., 2, 2); infinite where singular."""
-        off = -self.xv / self.det
-        return stack_matrix(self.vv / self.det, off, off, self.xx / self.det)
+        return self.adjugate / self.det[..., None, None]
 
     @property
     def factor(self) -> Array:
@@ -92,13 +100,21 @@ class Covariance:
             xp.sqrt(xp.where(spread, self.det / safe, self.vv)),
         )
 
+    @property
+    def inverse_factor(self) -> Array:
+        """The inverse of `factor`, (..., 2, 2); infinite where singular."""
+        xp = array_namespace(self.xx)
+        root, root_det = xp.sqrt(self.xx), xp.sqrt(self.det)
+        cross = -self.xv / (root * root_det)
+        return stack_matrix(1.0 / root, xp.zeros_like(root), cross, root / root_det)
+
     def plus_outer(self, weight: float, x: Array, v: Array) -> Covariance:
         """`self + weight p p^T` with `p = (x, v)`, `weight >= 0`.
 
         The determinant by the matrix determinant lemma, `det + weight p^T adj p`: a sum of two
         terms that are not negative.
         """
-        pull_x, pull_v = self.vv * x - self.xv * v, self.xx * v - self.xv * x
+        pull_x, pull_v = self.adjugate_times(x, v)
         wx = weight * x
         return Covariance(
             self.xx + wx * x,
@@ -108,20 +124,10 @@ class Covariance:
         )
 
 
-@dataclass(frozen=True)
-class Transition:
-    """Law of `U_(t+tau) | U_t = u`: normal with mean `phi @ u` and covariance `cov`.
+class WithCovariance:
+    """Base of the laws below: the matrices of the field `covariance`."""
 
-    entries: of phi, row by row, and `covariance`: float64, each of the shape of tau.
-    """
-
-    entries: tuple[Array, Array, Array, Array]
     covariance: Covariance
-
-    @property
-    def phi(self) -> Array:
-        """`exp(A tau)`, (..., 2, 2)."""
-        return stack_matrix(*self.entries)
 
     @property
     def cov(self) -> Array:
@@ -135,8 +141,24 @@ class Transition:
 
     @property
     def factor(self) -> Array:
-        """Lower triangular factor of `cov`, (..., 2, 2)."""
+        """Lower triangular L with `L L^T = cov`, (..., 2, 2); singular at time 0."""
         return self.covariance.factor
+
+
+@dataclass(frozen=True)
+class Transition(WithCovariance):
+    """Law of `U_(t+tau) | U_t = u`: normal with mean `phi @ u` and covariance `cov`.
+
+    entries: of phi, row by row, and `covariance`: float64, each of the shape of tau.
+    """
+
+    entries: tuple[Array, Array, Array, Array]
+    covariance: Covariance
+
+    @property
+    def phi(self) -> Array:
+        """`exp(A tau)`, (..., 2, 2)."""
+        return stack_matrix(*self.entries)
 
 
 def stack_matrix(xx: Array, xv: Array, vx: Array, vv: Array) -> Array:
@@ -182,7 +204,7 @@ class LinearFlow:
             )
         scale = 4 * damping * det
         self.drift, self.diffusion = _floats(drift), _floats(diffusion)
-        # As plain numbers, which a traced graph can hold.
+        # Plain numbers, which a traced graph can hold.
         self._drift = ((float(a), float(b)), (float(c), float(d)))
         self._diffusion = (float(p), float(q))
         self.damping, self.determinant = float(damping), float(det)
@@ -243,7 +265,7 @@ class LinearFlow:
         parts = self._real if self.discriminant >= 0.0 else self._complex
         phi, f1, f2, closed = parts(xp, tau)
         near = self._largest * tau <= SERIES_REACH
-        # Clipped, for the powers of a large tau overflow in the branch that is not taken.
+        # Both branches are evaluated. The powers of a large tau would overflow in the series.
         small = xp.where(near, tau, 0.0)
         series = small * self._series[-1]
         for coefficient in self._series[-2::-1]:
@@ -261,8 +283,8 @@ class LinearFlow:
         lost = xp.expm1((-2.0 * w) * tau)  # exp(-2 w tau) - 1
         ramp = lost * (-0.5 / w) if w > 0.0 else tau
         sine = decay * ramp
-        # cosine +- gap sine by the two modes, `lag = |gap| - w`: neither entry is the difference of
-        # two halves of the slow mode.
+        # The diagonal is cosine +- gap sine. In terms of the two modes, with `lag = |gap| - w`,
+        # neither entry is the difference of two halves of the slow mode.
         lag = -b * c / (abs(self._gap) + w) if b * c != 0.0 else 0.0
         high = decay + lag * sine
         low = xp.exp(-fast * tau) - lag * sine
@@ -278,7 +300,7 @@ class LinearFlow:
         )
 
     def _complex(self, xp: Any, tau: Array) -> tuple[Any, Array, Array, Array]:
-        """The same for complex eigenvalues."""
+        """Entries of phi, F1, F2 and the closed J for complex eigenvalues."""
         (_, b), (c, _) = self._drift
         decay = xp.exp(-self.damping * tau)
         sine = decay * xp.sin(self._rate * tau) * (1.0 / self._rate)

@@ -40,12 +40,7 @@ class NoiseLevel:
         return np.minimum(times, self.sde.T)
 
     def _of_tau(self, tau: np.ndarray) -> np.ndarray:
-        step = self.sde.transition(tau)
-        m_x, p_x, m_v, p_v = step.entries
-        cov = step.covariance.plus_outer(self.sde.v0_var, p_x, p_v)
-        # m^T adj(Sigma) m; m_v <= 0.
-        signal = cov.vv * m_x**2 - 2.0 * cov.xv * m_x * m_v + cov.xx * m_v**2
         with np.errstate(divide="ignore", invalid="ignore"):
-            level = 0.5 * (np.log(cov.det) - np.log(signal))
+            level = -0.5 * np.log(self.sde.marginal_at(tau).snr)
         result: np.ndarray = np.where(tau > 0.0, level, -np.inf)
         return result

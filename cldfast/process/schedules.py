@@ -7,8 +7,10 @@ shape.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -39,43 +41,63 @@ class Schedule(Protocol):
         """The time at which the integral reaches `tau`."""
 
 
-def _require_positive(**values: float) -> None:
+def _require(relation: str, **values: float) -> None:
+    """ValueError for a value that is not finite and not "> 0" or ">= 0", as `relation` says."""
     for name, value in values.items():
-        if not (math.isfinite(value) and value > 0.0):
-            raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+        allowed = value > 0.0 or (value == 0.0 and relation == ">= 0")
+        if not (math.isfinite(value) and allowed):
+            raise ValueError(f"{name} must be a finite number {relation}, got {value!r}")
 
 
-def _require_not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not (math.isfinite(value) and value >= 0.0):
-            raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+class ClosedForm(ABC):
+    """A schedule given by formulas on float64 arrays of the array library `xp`."""
+
+    def beta(self, t: Array) -> Array:
+        """Rate at time t."""
+        t = as_float64(t)
+        return self._beta(array_namespace(t), t)
+
+    def integral(self, t: Array) -> Array:
+        """`tau(t)`, the integral of beta over [0, t]."""
+        t = as_float64(t)
+        return self._integral(array_namespace(t), t)
+
+    def inverse(self, tau: Array) -> Array:
+        """The time at which the integral reaches `tau`."""
+        tau = as_float64(tau)
+        return self._inverse(array_namespace(tau), tau)
+
+    @abstractmethod
+    def _beta(self, xp: Any, t: Array) -> Array: ...
+
+    @abstractmethod
+    def _integral(self, xp: Any, t: Array) -> Array: ...
+
+    @abstractmethod
+    def _inverse(self, xp: Any, tau: Array) -> Array: ...
 
 
 @dataclass(frozen=True)
-class ConstantBeta:
+class ConstantBeta(ClosedForm):
     """`beta(t) = value` (Dockhorn, Vahdat, Kreis 2022 use 4)."""
 
     value: float = 4.0
 
     def __post_init__(self) -> None:
-        _require_positive(value=self.value)
+        _require("> 0", value=self.value)
 
-    def beta(self, t: Array) -> Array:
-        """Rate at time t."""
-        t = as_float64(t)
+    def _beta(self, xp: Any, t: Array) -> Array:
         return t * 0.0 + self.value
 
-    def integral(self, t: Array) -> Array:
-        """`value * t`."""
-        return as_float64(t) * self.value
+    def _integral(self, xp: Any, t: Array) -> Array:
+        return t * self.value
 
-    def inverse(self, tau: Array) -> Array:
-        """`tau / value`."""
-        return as_float64(tau) / self.value
+    def _inverse(self, xp: Any, tau: Array) -> Array:
+        return tau / self.value
 
 
 @dataclass(frozen=True)
-class LinearBeta:
+class LinearBeta(ClosedForm):
     """`beta(t) = beta_min + (beta_max - beta_min) t / T`: the values at 0 and at T."""
 
     beta_min: float
@@ -83,37 +105,33 @@ class LinearBeta:
     T: float = 1.0
 
     def __post_init__(self) -> None:
-        _require_not_negative(beta_min=self.beta_min)
-        _require_positive(beta_max=self.beta_max, T=self.T)
+        _require(">= 0", beta_min=self.beta_min)
+        _require("> 0", beta_max=self.beta_max, T=self.T)
 
     @property
     def _slope(self) -> float:
         return (self.beta_max - self.beta_min) / self.T
 
-    def beta(self, t: Array) -> Array:
-        """Rate at time t."""
-        return as_float64(t) * self._slope + self.beta_min
+    def _beta(self, xp: Any, t: Array) -> Array:
+        return t * self._slope + self.beta_min
 
-    def integral(self, t: Array) -> Array:
-        """`beta_min t + slope t^2 / 2`."""
-        t = as_float64(t)
+    def _integral(self, xp: Any, t: Array) -> Array:
         return t * (self.beta_min + 0.5 * self._slope * t)
 
-    def inverse(self, tau: Array) -> Array:
-        """Root of the quadratic, in the form that does not cancel for small `tau` or slope."""
-        tau = as_float64(tau)
-        xp = array_namespace(tau)
+    def _inverse(self, xp: Any, tau: Array) -> Array:
+        """The root of the quadratic, in the form that does not cancel for small `tau` or slope."""
         root = xp.sqrt(self.beta_min**2 + 2.0 * self._slope * tau)
-        denominator = root + self.beta_min
-        return xp.where(
-            denominator > 0.0,
-            2.0 * tau / xp.where(denominator > 0.0, denominator, xp.ones_like(tau)),
-            tau,
-        )
+        return _divide(xp, 2.0 * tau, root + self.beta_min, tau)
+
+
+def _divide(xp: Any, a: Array, b: Array, otherwise: Array) -> Array:
+    """`a / b` where b > 0, `otherwise` elsewhere."""
+    positive = b > 0.0
+    return xp.where(positive, a / xp.where(positive, b, xp.ones_like(b)), otherwise)
 
 
 @dataclass(frozen=True)
-class ExponentialBeta:
+class ExponentialBeta(ClosedForm):
     """`beta(t) = beta_min + delta (exp(k t) - 1)` with `k > 0`."""
 
     beta_min: float
@@ -121,25 +139,18 @@ class ExponentialBeta:
     k: float = 1.0
 
     def __post_init__(self) -> None:
-        _require_not_negative(beta_min=self.beta_min, delta=self.delta)
-        _require_positive(k=self.k, beta_min_plus_delta=self.beta_min + self.delta)
+        _require(">= 0", beta_min=self.beta_min, delta=self.delta)
+        _require("> 0", k=self.k, beta_min_plus_delta=self.beta_min + self.delta)
 
-    def beta(self, t: Array) -> Array:
-        """Rate at time t."""
-        t = as_float64(t)
-        xp = array_namespace(t)
+    def _beta(self, xp: Any, t: Array) -> Array:
         return self.beta_min + self.delta * xp.expm1(self.k * t)
 
-    def integral(self, t: Array) -> Array:
+    def _integral(self, xp: Any, t: Array) -> Array:
         """`beta_min t + delta (expm1(k t)/k - t)`, the bracket by its series where it cancels."""
-        t = as_float64(t)
-        xp = array_namespace(t)
         return self.beta_min * t + (self.delta / self.k) * _expm1_minus(xp, self.k * t)
 
-    def inverse(self, tau: Array) -> Array:
+    def _inverse(self, xp: Any, tau: Array) -> Array:
         """Newton's method on the convex, increasing integral from an upper bound."""
-        tau = as_float64(tau)
-        xp = array_namespace(tau)
         # Both parts of the integral are bounds: beta_min t <= tau and delta k t^2 / 2 <= tau. From
         # above, Newton on a convex increasing function decreases monotonically to the root.
         bounds = []
@@ -151,14 +162,9 @@ class ExponentialBeta:
                 xp.log1p(xp.sqrt(2.0 * tau * self.k / self.delta) + self.k * tau / self.delta)
                 / self.k
             )
-        t = bounds[0]
-        for bound in bounds[1:]:
-            t = xp.minimum(t, bound)
+        t = reduce(xp.minimum, bounds)
         for _ in range(_NEWTON_STEPS):
-            slope = self.beta(t)
-            ok = slope > 0.0
-            step = (self.integral(t) - tau) / xp.where(ok, slope, xp.ones_like(slope))
-            t = xp.where(ok, t - step, t)
+            t = t - _divide(xp, self.integral(t) - tau, self.beta(t), xp.zeros_like(t))
         return t
 
 
@@ -176,7 +182,7 @@ def _expm1_minus(xp: Any, z: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class CosineBeta:
+class CosineBeta(ClosedForm):
     """`tau(t) = -2 scale ln(cos(a + (b - a) t/T) / cos a)`: Nichol and Dhariwal's cosine schedule.
 
     Their `alpha_bar = exp(-tau)` at `scale = 1`, with `a = (pi/2) offset/(1 + offset)`; the angle
@@ -190,8 +196,8 @@ class CosineBeta:
     T: float = 1.0
 
     def __post_init__(self) -> None:
-        _require_positive(scale=self.scale, T=self.T)
-        _require_not_negative(offset=self.offset)
+        _require("> 0", scale=self.scale, T=self.T)
+        _require(">= 0", offset=self.offset)
         if not self.offset / (1.0 + self.offset) < self.end < 1.0:
             raise ValueError(f"end must lie between offset/(1 + offset) and 1, got {self.end!r}")
 
@@ -203,33 +209,25 @@ class CosineBeta:
     def _speed(self) -> float:
         return (0.5 * math.pi * self.end - self._start_angle) / self.T
 
-    def beta(self, t: Array) -> Array:
-        """Rate at time t."""
-        t = as_float64(t)
-        xp = array_namespace(t)
+    def _beta(self, xp: Any, t: Array) -> Array:
         return (2.0 * self.scale * self._speed) * xp.tan(self._start_angle + self._speed * t)
 
-    def integral(self, t: Array) -> Array:
+    def _integral(self, xp: Any, t: Array) -> Array:
         """By `cos(a + x)/cos a = 1 - (2 sin^2(x/2) + tan(a) sin(x))`, exact for small t."""
-        x = as_float64(t) * self._speed
-        xp = array_namespace(x)
+        x = t * self._speed
         drop = 2.0 * xp.sin(0.5 * x) ** 2 + math.tan(self._start_angle) * xp.sin(x)
         return -2.0 * self.scale * xp.log1p(-drop)
 
-    def inverse(self, tau: Array) -> Array:
+    def _inverse(self, xp: Any, tau: Array) -> Array:
         """`2 sin^2(x/2) + tan(a) sin x = drop` solved through the half angle, `h = tan(x/2)`.
 
         With `drop = 1 - exp(-tau/(2 scale))` the half angle solves
         `(2 - drop) h^2 + 2 tan(a) h - drop = 0`.
         """
-        tau = as_float64(tau)
-        xp = array_namespace(tau)
         drop = -xp.expm1(tau * (-0.5 / self.scale))
         tangent = math.tan(self._start_angle)
         denominator = tangent + xp.sqrt(tangent**2 + (2.0 - drop) * drop)
-        positive = denominator > 0.0
-        half = xp.where(positive, drop / xp.where(positive, denominator, xp.ones_like(drop)), drop)
-        return 2.0 * xp.atan(half) / self._speed
+        return 2.0 * xp.atan(_divide(xp, drop, denominator, drop)) / self._speed
 
 
 @dataclass(frozen=True)
@@ -249,7 +247,7 @@ class CallableBeta:
             raise TypeError(
                 f"beta must be a number, a schedule or a callable, got {self.function!r}"
             )
-        _require_positive(T=self.T)
+        _require("> 0", T=self.T)
 
     def beta(self, t: Array) -> Array:
         """Rate at time t."""

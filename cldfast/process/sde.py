@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from array_api_compat import array_namespace
 
-from cldfast.process.linear_flow import Covariance, LinearFlow, Transition
+from cldfast.process.linear_flow import Covariance, LinearFlow, Transition, WithCovariance
 from cldfast.process.schedules import (
     Schedule,
     as_float64,
@@ -29,33 +29,18 @@ _ON_HOST = (np.ndarray, np.generic)
 
 
 @dataclass(frozen=True)
-class Marginal:
-    """Perturbation kernel at time t, per coordinate; float64 arrays of the shape of t before (2,).
+class Marginal(WithCovariance):
+    """Perturbation kernel at time t, per coordinate; float64 arrays that begin with the shape of t.
 
     Hybrid score matching (`hsm`): `U_t | x0 ~ N(mean x0, cov)`, `mean` (..., 2), the initial
     velocity integrated out. Denoising score matching (`dsm`): `U_t | u0 ~ N(mean @ u0, cov)`,
-    `mean` (..., 2, 2). `covariance` holds the entries and the determinant. `tau`, of a kernel at a
-    time, is the integral of beta up to it.
+    `mean` (..., 2, 2). `covariance` holds the entries and the determinant. `tau` is the integral of
+    beta up to t, None for the stationary law.
     """
 
     mean: Array
     covariance: Covariance
     tau: Array | None = None
-
-    @property
-    def cov(self) -> Array:
-        """Covariance, (..., 2, 2)."""
-        return self.covariance.matrix
-
-    @property
-    def det(self) -> Array:
-        """Determinant of `cov`, (...)."""
-        return self.covariance.det
-
-    @property
-    def factor(self) -> Array:
-        """Lower triangular factor L of `cov`, (..., 2, 2); singular at t = 0."""
-        return self.covariance.factor
 
     @property
     def precision(self) -> Array:
@@ -70,6 +55,13 @@ class Marginal:
         """
         xp = array_namespace(self.det)
         return xp.sqrt(self.covariance.xx / self.det)
+
+    @property
+    def snr(self) -> Array:
+        """Signal-to-noise ratio `m^T Sigma^-1 m` of x0 (`hsm`), (...); infinite at t = 0."""
+        m_x, m_v = self.mean[..., 0], self.mean[..., 1]
+        pull_x, pull_v = self.covariance.adjugate_times(m_x, m_v)
+        return (m_x * pull_x + m_v * pull_v) / self.det
 
 
 @dataclass(frozen=True)
@@ -89,14 +81,20 @@ class LinearPhaseSDE:
     """Any stable linear phase-space process under a time change.
 
     A: (2, 2) drift matrix per coordinate, both eigenvalues with negative real part.
-    D: the squared noise amplitudes (x, v), each >= 0, at least one > 0 and the process
-        controllable.
+    D: squared noise amplitudes (x, v), each >= 0 and one > 0; noise must reach both x and v.
     v0_var: variance of the initial velocity, >= 0.
     beta: rate; a number, a schedule of `cldfast.process.schedules`, or a callable.
     T: end time.
 
+    A process cannot be changed: tables and caches are kept by process. A subclass sets attributes
+    of its own before it calls this constructor.
+
     Raises ValueError for a drift without a stationary law, negative noise, or non-finite numbers.
     """
+
+    # The name in a configuration, and the constructor's arguments beside beta.
+    _kind: ClassVar[str] = "linear"
+    _arguments: ClassVar[tuple[str, ...]] = ("A", "D", "v0_var", "T")
 
     def __init__(
         self,
@@ -112,7 +110,7 @@ class LinearPhaseSDE:
         self.T = _number("T", T, minimum=0.0, open_end=True)
         self.schedule: Schedule = as_schedule(beta, self.T)
         # D, and below the stationary precision row by row: plain numbers, for traced graphs.
-        self.noise = (float(self.D[0]), float(self.D[1]))
+        self.diffusion = (float(self.D[0]), float(self.D[1]))
         if np.any(self.D < 0.0) or not np.any(self.D > 0.0):
             raise ValueError(f"D must hold squared noise amplitudes >= 0, one > 0, got {self.D}")
         try:
@@ -122,6 +120,19 @@ class LinearPhaseSDE:
             raise ValueError(f"A = {self.A.tolist()}, D = {self.D.tolist()}: {error}") from error
         inverse = self._flow.stationary.inverse
         self.prior_precision = tuple(float(entry) for entry in inverse.ravel())
+        self._made = True
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if "_made" in vars(self):
+            raise AttributeError(
+                f"a {type(self).__name__} cannot be changed: make a new one with another {name}"
+            )
+        super().__setattr__(name, value)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Copies of arrays can be written to, whatever the original.
+        vars(self).update(state)
+        self.A.flags.writeable = self.D.flags.writeable = False
 
     def __repr__(self) -> str:
         return (
@@ -158,9 +169,13 @@ class LinearPhaseSDE:
 
         objective: "hsm" (velocity integrated out) or "dsm" (conditional on x0 and v0).
         """
+        return self.marginal_at(self.tau(_not_negative("t", t)), objective)
+
+    def marginal_at(self, tau: Array, objective: str = "hsm") -> Marginal:
+        """`marginal` at the time(s) where the integral of beta is `tau >= 0`."""
         if objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
-        tau = self.tau(_not_negative("t", t))
+        tau = _not_negative("tau", tau)
         step = self._flow.transition(tau)
         if objective == "dsm":
             return Marginal(step.phi, step.covariance, tau)
@@ -200,14 +215,9 @@ class LinearPhaseSDE:
 
     def config(self) -> dict[str, Any]:
         """The process as plain data; `sde_from_config` is the inverse."""
-        return {
-            "kind": "linear",
-            "A": self.A.tolist(),
-            "D": self.D.tolist(),
-            "v0_var": self.v0_var,
-            "beta": schedule_config(self.schedule),
-            "T": self.T,
-        }
+        values = {name: getattr(self, name) for name in self._arguments}
+        plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()}
+        return {"kind": self._kind, **plain, "beta": schedule_config(self.schedule)}
 
 
 class CLD(LinearPhaseSDE):
@@ -216,14 +226,20 @@ class CLD(LinearPhaseSDE):
     `dX = beta a^2 V dt + sqrt(beta) x_noise dB`, `dV = -beta (X + 2 a damping V) dt +
     sqrt(beta) sigma dB'`.
 
-    a: inverse time scale > 0, `a^2 = 1/M`; None for sigma and v0_var means `2/sqrt(a)` (unit
-    stationary variance of x) and `0.04/a^2` (`gamma M` with the published gamma = 0.04).
+    a: inverse time scale > 0, `a^2 = 1/M`.
+    sigma: noise on the velocity, > 0; None is `2 sqrt(damping/a)`, with which x has stationary
+        variance 1 if x_noise = 0. Position noise adds `5 x_noise^2/(4 a)` at critical damping.
     x_noise: noise on the position, >= 0 (epsilon of Strasman, Surendran et al. 2025).
+    v0_var: variance of the initial velocity; None is `0.04/a^2`, that is `gamma M` with the
+        published gamma = 0.04.
     beta, T: rate (number, schedule or callable) and end time.
     damping: friction over its critical value: 1 critical, < 1 underdamped, > 1 overdamped.
 
     Sources: Dockhorn, Vahdat, Kreis (2022), eq. 5; Strasman, Surendran et al. (2025) for x_noise.
     """
+
+    _kind = "cld"
+    _arguments = ("a", "sigma", "x_noise", "v0_var", "T", "damping")
 
     def __init__(
         self,
@@ -239,7 +255,7 @@ class CLD(LinearPhaseSDE):
         self.a = _number("a", a, minimum=0.0, open_end=True)
         self.damping = _number("damping", damping, minimum=0.0, open_end=True)
         if sigma is None:
-            # Fluctuation-dissipation: D_vv = 2 friction gives a unit variance of x.
+            # Fluctuation-dissipation: without position noise `sigma^2 = 2 Gamma` keeps N(0, 1).
             sigma = 2.0 * math.sqrt(self.damping / self.a)
         self.sigma = _number("sigma", sigma, minimum=0.0, open_end=True)
         self.x_noise = _number("x_noise", x_noise, minimum=0.0)
@@ -284,19 +300,6 @@ class CLD(LinearPhaseSDE):
             damping=friction / critical,
         )
 
-    def config(self) -> dict[str, Any]:
-        """The process as plain data; `sde_from_config` is the inverse."""
-        return {
-            "kind": "cld",
-            "a": self.a,
-            "sigma": self.sigma,
-            "x_noise": self.x_noise,
-            "v0_var": self.v0_var,
-            "beta": schedule_config(self.schedule),
-            "T": self.T,
-            "damping": self.damping,
-        }
-
 
 class PSLD(LinearPhaseSDE):
     """Phase-space Langevin diffusion: `A = 1/2 [[-Gamma, 1/M], [-1, -nu]]`, `D = (Gamma, M nu)`.
@@ -306,6 +309,9 @@ class PSLD(LinearPhaseSDE):
 
     Source: Pandey and Mandt (2023), eqs. 10 and 11.
     """
+
+    _kind = "psld"
+    _arguments = ("position_friction", "velocity_friction", "mass_inv", "kappa", "T")
 
     def __init__(
         self,
@@ -333,20 +339,8 @@ class PSLD(LinearPhaseSDE):
             T=T,
         )
 
-    def config(self) -> dict[str, Any]:
-        """The process as plain data; `sde_from_config` is the inverse."""
-        return {
-            "kind": "psld",
-            "position_friction": self.position_friction,
-            "velocity_friction": self.velocity_friction,
-            "mass_inv": self.mass_inv,
-            "kappa": self.kappa,
-            "beta": schedule_config(self.schedule),
-            "T": self.T,
-        }
 
-
-_KINDS: dict[str, type[LinearPhaseSDE]] = {"linear": LinearPhaseSDE, "cld": CLD, "psld": PSLD}
+_KINDS = {sde._kind: sde for sde in (LinearPhaseSDE, CLD, PSLD)}
 
 
 def sde_from_config(config: dict[str, Any]) -> LinearPhaseSDE:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cldfast import kernels
-from cldfast.kernels.philox import STREAM_SAMPLER
+from cldfast.caller import caller_level
+from cldfast.kernels import Backend, NoiseAddress
 from cldfast.planner.plan import Plan
 from cldfast.planner.stage import Stage
+from cldfast.sampling.steps import stage_times
 
 Evaluate = Callable[[Stage, torch.Tensor, torch.Tensor], Sequence[torch.Tensor]]
 Body = Callable[[], None]
@@ -63,8 +64,8 @@ class Kind:
 class Recording:
     """A run with its state in fixed memory; `run` gives the final state.
 
-    evaluate: the network at (stage, u, t). stage, advance: a backend's functions that keep the step
-    on the device. record: makes a replay of a step that has run once already.
+    evaluate: the network at (stage, u, t). address: of the run's noise; the device adds the stage.
+    backend: one that counts steps. record: makes a replay of a step that has run once already.
     """
 
     def __init__(
@@ -72,19 +73,15 @@ class Recording:
         plan: Plan,
         evaluate: Evaluate,
         u: torch.Tensor,
-        seed: int,
-        first_index: int,
-        stage: Callable[..., kernels.StageResult],
-        advance: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None],
+        address: NoiseAddress,
+        backend: Backend,
         record: Recorder,
     ) -> None:
-        self.plan, self.evaluate = plan, evaluate
-        self.seed, self.first_index = seed, first_index
-        self.stage, self.advance, self.record = stage, advance, record
+        self.plan, self.evaluate, self.address = plan, evaluate, address
+        self.backend, self.record = backend, record
         self.u = u.clone()
         self.step = torch.zeros((), dtype=torch.int64, device=u.device)
-        times = [0.0 if stage.t is None else stage.t for stage in plan.stages]
-        self.times = torch.tensor(times, dtype=u.dtype, device=u.device)
+        self.times = stage_times(plan, u)
         self.time = self.times[0].clone()
         planes = max(stage.history_planes for stage in plan.stages)
         shape = (u.shape[0], planes * (u.shape[1] // 2), *u.shape[2:])
@@ -120,11 +117,11 @@ class Recording:
             if kind.outputs is not None:
                 for output in self.evaluate(stage, u, t):
                     outputs.append(output.clone() if shares_memory(output, u) else output)
-            self.stage(
-                u, outputs, history, table, seed=self.seed, first_index=self.first_index,
-                stream=STREAM_SAMPLER, out=u, step=self.step, used=kind.used, row_out=row,
+            self.backend.stage(
+                u, outputs, history, table, self.address, out=u, step=self.step, used=kind.used,
+                row_out=row,
             )  # fmt: skip
-            self.advance(self.step, self.times, self.time)
+            self.backend.advance(self.step, self.times, self.time)
 
         return run
 
@@ -157,7 +154,9 @@ class Recording:
 def warn(reason: str) -> None:
     """Say why a run goes step by step."""
     warnings.warn(
-        f"graph=True: this run goes step by step, because {reason}", GraphWarning, stacklevel=4
+        f"graph=True: this run goes step by step, because {reason}",
+        GraphWarning,
+        stacklevel=caller_level(),
     )
 
 
@@ -166,15 +165,15 @@ def shares_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
-def obstacle(plan: Plan, u: torch.Tensor, backend: str, refused: dict[str, bool]) -> str:
+def obstacle(plan: Plan, u: torch.Tensor, backend: Backend, refused: dict[str, bool]) -> str:
     """Why a run cannot be made of graphs, or an empty string.
 
     refused: arguments that a graph cannot serve, and whether they were given.
     """
     if u.device.type != "cuda":
         return f"graphs need a CUDA device and the state is on {u.device}"
-    if kernels.backend_advance(backend) is None:
-        return f"backend {backend!r} keeps no step counter on the device"
+    if not backend.counts_steps:
+        return f"backend {backend.name!r} keeps no step counter on the device"
     given = [name for name, is_given in refused.items() if is_given]
     if given:
         return f"{' and '.join(given)} need the host between steps"

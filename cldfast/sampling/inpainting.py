@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from cldfast import kernels
-from cldfast.kernels.philox import STREAM_INPAINTING
+from cldfast.kernels import Backend, NoiseAddress, Stream
 from cldfast.process.sde import LinearPhaseSDE
 
 
@@ -59,23 +59,23 @@ class Inpainting:
         u: torch.Tensor,
         t: float,
         last: bool,
-        *,
-        seed: int,
-        first_index: int,
-        stage_index: int,
-        backend: str,
+        address: NoiseAddress,
+        backend: Backend,
     ) -> torch.Tensor:
-        """The state at time t, its known coordinates replaced; the data themselves if `last`."""
+        """The state at time t, its known coordinates replaced; the data themselves if `last`.
+
+        address: of the run's noise at this stage; the draw has a stream of its own.
+        """
         kernel = sde.marginal(t)
         factor = np.array(kernel.factor)
         mean = np.array(kernel.mean)
         if last:
             mean[0], factor[0] = 1.0, 0.0
         weights = torch.from_numpy(np.concatenate([mean[:, None], factor], axis=1))[None]
-        known, _, _ = kernels.stage(
-            None, (self.known.to(u.dtype),), (), weights, seed=seed, first_index=first_index,
-            stage_index=stage_index, stream=STREAM_INPAINTING, backend=backend,
-        )  # fmt: skip
+        known = kernels.stage(
+            None, (self.known.to(u.dtype),), (), weights,
+            noise=address.in_stream(Stream.INPAINTING), backend=backend,
+        ).state  # fmt: skip
         return torch.where(torch.cat([self.mask, self.mask], dim=1), known, u)
 
 

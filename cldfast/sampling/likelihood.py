@@ -30,10 +30,9 @@ import numpy as np
 import torch
 
 from cldfast import kernels
-from cldfast.kernels.philox import STREAM_SAMPLER
+from cldfast.kernels import NoiseAddress
 from cldfast.network import Network
-from cldfast.planner.denoiser import x0_map
-from cldfast.planner.parameterization import check_parameterization, score_map
+from cldfast.planner.parameterization import check_parameterization, score_map, x0_map
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.sampling.probability_flow import Flow, check_t_min, combine, solve
 from cldfast.training.losses import perturb
@@ -124,9 +123,9 @@ def _probes(
     if probe == "exact":
         flat = torch.eye(channels * math.prod(u.shape[2:]), dtype=u.dtype, device=u.device)
         return [e.reshape(1, channels, *u.shape[2:]).expand(len(u), -1, *u.shape[2:]) for e in flat]
-    weights = torch.from_numpy(np.concatenate([np.zeros((2, 2)), np.eye(2)], axis=1))[None]
-    normals, _, _ = kernels.stage(
-        u, (), (), weights, seed=seed, first_index=first_index, stream=STREAM_SAMPLER
+    address = NoiseAddress(seed, first_index)
+    normals = kernels.normals(
+        (len(u), u.shape[1] // 2, *u.shape[2:]), address, dtype=u.dtype, device=u.device
     )
     normals = normals[:, :channels]
     if probe == "gaussian":

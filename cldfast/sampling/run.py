@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from cldfast import kernels
-from cldfast.kernels.philox import STREAM_INITIAL_STATE, STREAM_SAMPLER
+from cldfast.kernels import Backend, NoiseAddress, Stream
 from cldfast.network import Network, device_of, draw_seed
 from cldfast.planner.grids import Grid
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
-from cldfast.planner.solvers import make_plan
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.sampling import graphs
-from cldfast.sampling.graphs import shares_memory
 from cldfast.sampling.inpainting import Inpainting
+from cldfast.sampling.steps import Outputs, Steps, stage_times
 
 Guidance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Callback = Callable[[int, float, torch.Tensor], torch.Tensor | None]
@@ -72,9 +70,7 @@ def run(
     if not callable(net):
         raise TypeError(f"net must be callable as net(u, t), got {type(net).__name__}")
     kernels.check_state("u", u)
-    seed = draw_seed() if seed is None else kernels.check_seed(seed)
-    if first_index < 0:
-        raise ValueError(f"first_index must be >= 0, got {first_index}")
+    address = NoiseAddress(draw_seed() if seed is None else seed, first_index)
     if noise is not None and len(noise) != len(plan.stages):
         raise ValueError(
             f"noise must hold one entry per stage, {len(plan.stages)}, got {len(noise)}"
@@ -88,13 +84,12 @@ def run(
     stages: Any = plan.stages
     if progress:
         stages = _progress(stages, len(plan.stages), plan.solver)
-    loop = _Loop(plan, net, u, seed, first_index, backend, differentiable)
+    found = kernels.resolve_backend(backend, u.device)
+    loop = _Loop(plan, net, u, address, found, differentiable)
     if graph:
         host = {"callbacks": callback, "given noise": noise, "inpainting": inpaint}
         refused = {name: value is not None for name, value in host.items()}
-        reason = graphs.obstacle(
-            plan, u, loop.backend, {**refused, "differentiable runs": differentiable}
-        )
+        reason = graphs.obstacle(plan, u, found, {**refused, "differentiable runs": differentiable})
         if not reason:
             with torch.no_grad():
                 return loop.recorded(graphs.CudaGraphs(u.device)).run(stages)
@@ -104,10 +99,8 @@ def run(
             state = loop.step(index, stage, None if noise is None else noise[index])
             if inpaint is not None:
                 last = index == len(plan.stages) - 1
-                state = loop.u = inpaint.apply(
-                    plan.sde, state, stage.t_next, last, seed=seed, first_index=first_index,
-                    stage_index=index, backend=loop.backend,
-                )  # fmt: skip
+                where = address.at_stage(index)
+                state = loop.u = inpaint.apply(plan.sde, state, stage.t_next, last, where, found)
             if callback is not None:
                 # The callback may keep what it is shown, so the state is not overwritten after it.
                 loop.owned = False
@@ -132,77 +125,48 @@ def _with_term(net: Network, guidance: Guidance) -> Network:
 
 
 class _Loop:
-    """The state of one run: current u, history rows, coefficient tables, times."""
+    """The state of one run, and how a stage changes it."""
 
     def __init__(
         self,
         plan: Plan,
         net: Network,
         u: torch.Tensor,
-        seed: int,
-        first_index: int,
-        backend: str,
+        address: NoiseAddress,
+        backend: Backend,
         differentiable: bool,
     ) -> None:
-        self.plan, self.net, self.u = plan, net, u
-        self.seed, self.first_index = seed, first_index
-        self.backend = kernels.resolve_backend(backend, u.device)
-        self.stage_function = kernels.backend_stage(self.backend)
+        self.plan, self.u, self.address = plan, u, address
+        self.outputs = Outputs(net, plan.parameterization)
+        self.steps = Steps(plan.matrices(), plan.history_length, backend)
         self.differentiable = differentiable
-        self.channels = u.shape[1] // 2
         # Whether u is memory of this run that nobody else holds, and so may be written in place.
         self.owned = False
-        self.history: deque[torch.Tensor] = deque(maxlen=max(plan.history_length, 1))
-        self.tables = [torch.from_numpy(matrix)[None] for matrix in plan.matrices()]
-        times = [0.0 if stage.t is None else stage.t for stage in plan.stages]
-        self.times = torch.tensor(times, dtype=u.dtype, device=u.device)
-
-    def evaluate(self, stage: Stage, u: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        result = self.net(u, t)
-        outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
-        if len(outputs) != len(stage.E):
-            raise ValueError(
-                f"the network must return {len(stage.E)} tensor(s) here, got {len(outputs)}"
-            )
-        for output, block in zip(outputs, stage.E, strict=True):
-            planes = kernels.check_planes("the network's output", output, u, self.channels)
-            if planes != block.shape[1]:
-                raise ValueError(
-                    f"parameterization {self.plan.parameterization!r} needs a network output of "
-                    f"{block.shape[1] * self.channels} along dimension 1, got {output.shape[1]}"
-                )
-        return outputs
+        # For each stage the times of all rows, a view of one number.
+        self.times = stage_times(plan, u)[:, None].expand(-1, len(u)).unbind(0)
 
     def recorded(self, record: graphs.Recorder) -> graphs.Recording:
         """This run with its steps recorded."""
-        advance = kernels.backend_advance(self.backend)
-        assert advance is not None  # see graphs.obstacle
         return graphs.Recording(
-            self.plan, self.evaluate, self.u, self.seed, self.first_index, self.stage_function,
-            advance, record,
-        )  # fmt: skip
+            self.plan, self.outputs, self.u, self.address, self.steps.backend, record
+        )
 
-    def step(self, index: int, stage: Stage, noise: torch.Tensor | None) -> torch.Tensor:
+    def step(self, index: int, stage: Stage, given: torch.Tensor | None) -> torch.Tensor:
         outputs: tuple[torch.Tensor, ...] = ()
         if stage.evaluates:
-            outputs = self.evaluate(stage, self.u, self.times[index].expand(self.u.shape[0]))
-        history = [self.history[k] for k in range(len(stage.H))]
-        if self.differentiable or noise is not None:
-            self.u, row, _ = kernels.stage(
-                self.u, outputs, history, self.tables[index], seed=self.seed,
-                first_index=self.first_index, stage_index=index, stream=STREAM_SAMPLER,
-                noise=noise, backend=self.backend,
-            )  # fmt: skip
+            outputs = self.outputs(stage, self.u, self.times[index])
+        noise = self.address.at_stage(index) if given is None else given
+        if self.differentiable or given is not None:
+            self.u = self.steps.take(index, stage, self.u, outputs, noise, checked=True)
         else:
-            reuse = self.owned and not any(shares_memory(o, self.u) for o in outputs)
-            self.u, row, _ = self.stage_function(
-                self.u, outputs, history, self.tables[index], seed=self.seed,
-                first_index=self.first_index, stage_index=index, stream=STREAM_SAMPLER,
-                out=self.u if reuse else None,
-            )  # fmt: skip
+            u = self.u
+            reuse = self.owned
+            for output in outputs:
+                # The state is a whole storage once it is ours: a view of it begins inside.
+                if reuse and 0 <= output.data_ptr() - u.data_ptr() < u.nbytes:
+                    reuse = False
+            self.u = self.steps.take(index, stage, u, outputs, noise, out=u if reuse else None)
             self.owned = True
-        if row is not None:
-            self.history.appendleft(row)
         return self.u
 
     def replace(self, u: torch.Tensor) -> None:
@@ -239,15 +203,10 @@ def initial_state(
 
     Addressed noise of a stream of its own: row i depends on (seed, first_index + i) alone.
     """
-    n, channels, *rest = shape
-    u = torch.empty((n, 2 * channels, *rest), dtype=dtype, device=device)
-    weights = np.concatenate([np.zeros((2, 2)), sde.prior().factor], axis=1)
-    # The state's columns are zero, so the empty tensor is not read: it only gives the shape.
-    state, _, _ = kernels.stage(
-        u, (), (), torch.from_numpy(weights)[None], seed=seed, first_index=first_index,
-        stream=STREAM_INITIAL_STATE, out=u, backend=backend,
+    return kernels.normals(
+        shape, NoiseAddress(seed, first_index, stream=Stream.INITIAL_STATE),
+        factor=sde.prior().factor, dtype=dtype, device=device, backend=backend,
     )  # fmt: skip
-    return state
 
 
 def sample(

@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from cldfast import kernels
-from cldfast.kernels.philox import STREAM_PERTURBATION, STREAM_VELOCITY
-from cldfast.kernels.residual import REDUCTIONS, check_gradients
+from cldfast.kernels import REDUCTIONS, Backend, Noise, NoiseAddress, Stream, check_gradients
 from cldfast.network import Network, draw_seed
 from cldfast.planner.parameterization import FULL_MAPS, check_parameterization
 from cldfast.process.sde import LinearPhaseSDE, Marginal
@@ -115,8 +115,8 @@ def perturb(
     """
     t, objective = t.to(torch.float64), "hsm" if v0 is None else "dsm"
     u, _ = kernels.perturb(
-        (x0,) if v0 is None else (x0, v0), row_perturbation(sde, t, objective), seed=seed,
-        first_index=first_index, stream=STREAM_PERTURBATION, noise=noise, backend=backend,
+        (x0,) if v0 is None else (x0, v0), row_perturbation(sde, t, objective),
+        noise=_noise(seed, first_index, noise), backend=backend,
     )  # fmt: skip
     return u, RowKernels(lambda: sde.marginal(t, objective))
 
@@ -214,7 +214,8 @@ def _score_matching(
         )
     if not 0.0 < t_min < sde.T:
         raise ValueError(f"t_min must lie in (0, T) with T = {sde.T}, got {t_min}")
-    if kernels.resolve_backend(backend, x0.device) != "reference":
+    found = kernels.resolve_backend(backend, x0.device)
+    if found.fuses_gradients:
         check_gradients()  # before the perturbation meets a transform's tensors
     seed = draw_seed() if seed is None else kernels.check_seed(seed)
     factors = bounds = None
@@ -233,10 +234,10 @@ def _score_matching(
         factors=factors if times == "importance" else None,
         objective="dsm" if with_velocity else "hsm", bounds=bounds,
     )  # fmt: skip
-    v0 = _velocity(sde, x0, seed, first_index, backend) if with_velocity else None
+    v0 = _velocity(sde, x0, seed, first_index, found) if with_velocity else None
     return prepared_loss(
         net, x0, rows, parameterization, seed=seed, first_index=first_index, v0=v0, noise=noise,
-        reduction=reduction, backend=backend,
+        reduction=reduction, backend=found,
     )  # fmt: skip
 
 
@@ -251,7 +252,7 @@ def prepared_loss(
     v0: torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
     reduction: str = "mean",
-    backend: str = "auto",
+    backend: str | Backend = "auto",
 ) -> torch.Tensor:
     """The loss where the rows' coefficients are already known.
 
@@ -263,40 +264,37 @@ def prepared_loss(
     planes = 2 if parameterization in FULL_MAPS else 1
     backend = kernels.resolve_backend(backend, x0.device)
     u, offset = kernels.perturb(
-        (x0,) if v0 is None else (x0, v0), rows.perturbation, seed=seed, first_index=first_index,
-        stream=STREAM_PERTURBATION, noise=noise, backend=backend,
+        (x0,) if v0 is None else (x0, v0), rows.perturbation,
+        noise=_noise(seed, first_index, noise), backend=backend,
     )  # fmt: skip
     if offset is None:
         raise ValueError("rows.perturbation must have rows for the residual's offset, got none")
     output = net(u, rows.t.to(u.dtype))
     if not isinstance(output, torch.Tensor):
         raise TypeError(f"the network's output must be a tensor, got {type(output).__name__}")
-    channels = x0.shape[1]
-    got = kernels.check_planes("the network's output", output, u, channels)
-    if got != planes:
-        raise ValueError(
-            f"parameterization {parameterization!r} needs a network output of "
-            f"{planes * channels} along dimension 1, got {got * channels}"
-        )
-    # The offset has its noise; the reference, which looks at no column, need not make any.
-    none = u.new_zeros(()).expand_as(u) if backend == "reference" else None
+    kernels.check_output("the network's output", output, u, x0.shape[1], planes, parameterization)
     return kernels.residual(
-        output, offset, rows.residual, planes=planes, scale=rows.scale, reduction=reduction,
-        noise=none, overwrite=True, backend=backend,
+        output, offset, rows.residual, scale=rows.scale, reduction=reduction, overwrite=True,
+        backend=backend,
     )  # fmt: skip
+
+
+def _noise(seed: int, first_index: int, given: torch.Tensor | None) -> Noise:
+    """The noise by which data are perturbed: that given, else that of the address."""
+    if given is not None:
+        return given
+    return NoiseAddress(seed, first_index, stream=Stream.PERTURBATION)
 
 
 def _velocity(
-    sde: LinearPhaseSDE, x0: torch.Tensor, seed: int, first_index: int, backend: str
+    sde: LinearPhaseSDE, x0: torch.Tensor, seed: int, first_index: int, backend: Backend
 ) -> torch.Tensor:
     """Addressed initial velocities `N(0, v0_var)`, shaped like x0."""
-    weights = torch.zeros(1, 2, 3, dtype=torch.float64)
-    weights[0, 0, 1] = sde.v0_var**0.5
-    state, _, _ = kernels.stage(
-        None, (x0,), (), weights, seed=seed, first_index=first_index, stream=STREAM_VELOCITY,
-        backend=backend,
+    pairs = kernels.normals(
+        x0.shape, NoiseAddress(seed, first_index, stream=Stream.VELOCITY), dtype=x0.dtype,
+        factor=sde.v0_var**0.5 * np.eye(2), device=x0.device, backend=backend,
     )  # fmt: skip
-    return state[:, : x0.shape[1]]
+    return pairs[:, : x0.shape[1]]
 
 
 def _check_data(x0: object) -> None:

@@ -49,13 +49,13 @@ def residual_weights(
         ell = kernel.ell
         scale: Any = {
             "reweighted": lambda: 1.0 / ell,
-            "reweighted_g2": lambda: (0.5 * sde.noise[1] * beta).sqrt() / ell,
-            "likelihood": lambda: (0.5 * sde.noise[1] * beta).sqrt(),
+            "reweighted_g2": lambda: (0.5 * sde.diffusion[1] * beta).sqrt() / ell,
+            "likelihood": lambda: (0.5 * sde.diffusion[1] * beta).sqrt(),
             "det": lambda: kernel.det.sqrt(),
         }[weighting]()
         row = VELOCITY_MAPS[parameterization](sde, hybrid)
-        columns = [row.gain, row.shift_x, row.shift_v, torch.zeros_like(ell), ell]
-        return (torch.stack(columns, 1) * scale[:, None])[:, None, :]
+        unit = torch.stack([torch.zeros_like(ell), ell], 1)[:, None, :]
+        return torch.cat([row.from_output, row.from_state, unit], 2) * scale[:, None, None]
     full = FULL_MAPS[parameterization](sde, hybrid)
     factor = kernel.factor
     zero = torch.zeros_like(kernel.det)
@@ -66,7 +66,7 @@ def residual_weights(
     )
     blocks = torch.cat([full.from_output, full.from_state, unit], 2)
     if weighting == "likelihood":
-        amplitude = torch.tensor(sde.noise, dtype=torch.float64, device=t.device).sqrt()
+        amplitude = torch.tensor(sde.diffusion, dtype=torch.float64, device=t.device).sqrt()
         return blocks * ((0.5 * beta).sqrt()[:, None] * amplitude)[:, :, None]
     if weighting == "det":
         return blocks * kernel.det.sqrt()[:, None, None]
@@ -77,7 +77,7 @@ def residual_weights(
     else:
         weights = torch.cat([factor.mT @ blocks[:, :, :4], identity], 2)
     if weighting == "reweighted_g2":
-        weights = weights * (0.5 * sde.noise[1] * beta).sqrt()[:, None, None]
+        weights = weights * (0.5 * sde.diffusion[1] * beta).sqrt()[:, None, None]
     return weights
 
 
@@ -90,7 +90,7 @@ def split_weights(
     (0, R_z)) (x0, z)` has the residual's planes and costs a perturbation as many more rows.
 
     perturbation: P, (B, 2, n). residual: (B, q, r + 4). Returns the weights of the first half,
-    (B, 2 + q, n), rows u and e, and of the second, (B, q, r + q + 2), columns o, e and z.
+    (B, 2 + q, n), rows u and e, and of the second, (B, q, r + q), columns o and e.
     """
     planes = residual.shape[2] - 4
     of_output, of_state, of_noise = residual.split([planes, 2, 2], 2)
@@ -98,9 +98,7 @@ def split_weights(
     data = perturbation.shape[2] - 2
     offset = torch.cat([offset[:, :, :data], offset[:, :, data:] + of_noise], 2)
     identity = torch.eye(residual.shape[1], dtype=residual.dtype, device=residual.device)
-    second = torch.cat(
-        [of_output, identity.expand(len(residual), -1, -1), torch.zeros_like(of_noise)], 2
-    )
+    second = torch.cat([of_output, identity.expand(len(residual), -1, -1)], 2)
     return torch.cat([perturbation, offset], 1), second
 
 
@@ -169,7 +167,7 @@ def _looked_up(
     on_host = t.device.type == "cpu"
     if torch._C._are_functorch_transforms_active():
         return None
-    if kernels.missing_core() if on_host else bounds is None:
+    if kernels.missing_backend("cpu") if on_host else bounds is None:
         return None
     found = []
     for table in tables():

@@ -7,8 +7,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from cldfast.kernels import pair_words
-from cldfast.kernels.philox import STREAM_TIMES
+from cldfast.kernels import NoiseAddress, Stream, pair_words
 from cldfast.process.sde import LinearPhaseSDE
 
 TIME_SAMPLING = ("uniform", "stratified", "importance")
@@ -47,7 +46,7 @@ def sample_times(
     batch = rows if batch is None else batch
     if batch < 1 or rows % batch:
         raise ValueError(f"rows must be whole batches of {batch}, got {rows}")
-    word, _ = pair_words(seed, first_index, rows, 0, STREAM_TIMES, device)
+    word, _ = pair_words(NoiseAddress(seed, first_index, stream=Stream.TIMES), rows, device)
     # The half keeps the draw inside (0, 1).
     uniform = (word.to(torch.float64) + 0.5) * 2.0**-32
     if method == "stratified":

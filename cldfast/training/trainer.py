@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cldfast import kernels
 from cldfast.files import PathLike, read_tensors, remove_stale, write_tensors
-from cldfast.kernels.philox import pair_words
+from cldfast.kernels import NoiseAddress, Stream
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.training.coefficients import CoefficientsAhead
 from cldfast.training.config import TrainConfig
@@ -34,8 +34,6 @@ CHECKPOINT = "checkpoint.safetensors"
 FAILED = "failed.safetensors"
 LOG = "train.csv"
 
-# The counter word that keeps the order of the data apart from the other streams.
-_STREAM_ORDER = 6
 # Added to the seed for the validation noise: no training run of a small seed shares it.
 _VALIDATION_SEED = 2**63
 
@@ -325,7 +323,8 @@ class Trainer:
         """The order of the rows in an epoch, by their addressed words: alike on any machine."""
         if self._order is None or self._order[0] != epoch:
             rows = len(data)
-            high, low = pair_words(self.config.seed, epoch * rows, rows, 0, _STREAM_ORDER)
+            address = NoiseAddress(self.config.seed, epoch * rows, stream=Stream.DATA_ORDER)
+            high, low = kernels.pair_words(address, rows)
             order = torch.argsort((high << 31) | (low >> 1), stable=True)
             self._order = epoch, order.to(data.device)
         return self._order[1]

@@ -55,7 +55,7 @@ def test_report(result):
         if speed[backend] is not None:
             assert speed[backend]["integrator_seconds"] > 0
             assert speed[backend]["network_seconds"] > 0
-    if not kernels.missing_core():
+    if not kernels.missing_backend("cpu"):
         assert speed["largest_relative_difference"] < 1e-4
     assert {"versions", "device", "threads", "processor"} <= report["machine"].keys()
 
@@ -72,10 +72,10 @@ def test_without_the_core(monkeypatch):
     from cldfast.app.run_folder import RunConfig
     from cldfast.lab.models import UNetScore
 
-    monkeypatch.setattr(demo, "missing_core", lambda: "not built")
+    monkeypatch.setattr(demo, "missing_backend", lambda name: "not built")
     net = UNetScore(width=8, multipliers=(1,))
     config = RunConfig(CLD().config(), net.config(), (1, 8, 8), "noise")
-    drawn, speed = demo._compare_backends(net, CLD(), config, 3, 0)
+    drawn, speed = demo._compare_backends(net, demo._recipe(CLD(), config, 3, 0))
     assert drawn.shape == (3, 1, 8, 8)
     assert speed["fused"] is None and speed["core_missing"] == "not built"
     assert speed["reference"]["network_seconds"] > 0

@@ -42,12 +42,13 @@ def emulated(*command: str) -> str:
     needs_cuda_toolkit()
     for package in ("triton", "pybind11", "matplotlib"):
         pytest.importorskip(package, reason=f"NO_{package.upper()}: {package} is not installed")
-    paths = [str(gpu_setup.stand_in()), str(ROOT / "tests"), str(ROOT)]
+    support = ROOT / "tests" / "support"
+    paths = [str(gpu_setup.stand_in()), str(support), str(ROOT)]
     paths += [path for path in [os.environ.get("PYTHONPATH")] if path]
     done = subprocess.run(
         [sys.executable, *command],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        cwd=ROOT / "tests", capture_output=True, text=True,
+        cwd=support, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
@@ -58,7 +59,8 @@ def test_the_operations_tests_pass_on_the_emulated_backend(scripts: None) -> Non
     from gpu_check import TESTS
 
     options = ["-p", "emulated_gpu", "-q", "-o", "addopts=", "-k", "cuda"]
-    assert " passed" in emulated("-m", "pytest", *options, *TESTS)
+    tests = [str(ROOT / "tests" / name) for name in TESTS]
+    assert " passed" in emulated("-m", "pytest", *options, *tests)
 
 
 def test_the_check_is_rehearsed(scripts: None) -> None:

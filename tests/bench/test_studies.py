@@ -20,6 +20,7 @@ import learned_study
 import position_noise_study
 import solver_docs
 import solver_study
+from output import write_csv
 
 import cldfast
 from cldfast.lab.mixture import GaussianMixture
@@ -102,7 +103,7 @@ def test_learned_study(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(learned_nets, "train_run", None)
     monkeypatch.setattr(cldfast, "sample", None)
     assert study() == found
-    learned_study.write(found, tmp_path / "learned.csv")
+    write_csv(tmp_path / "learned.csv", found)
     learned_study.plot(found, tmp_path / "learned.png")
     assert (tmp_path / "learned.png").read_bytes()[:4] == b"\x89PNG"
     assert "| floor |" in solver_docs.learned(rows(tmp_path / "learned.csv"), name)
@@ -124,7 +125,7 @@ def test_position_noise_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     cases = len(position_noise_study.CASES)
     assert [r["network"] for r in found[1:]] == ["d outputs"] * cases + ["2d outputs"] * cases
     position_noise_study.plot(found, tmp_path / "position.png")
-    learned_study.write(found, tmp_path / "position.csv")
+    write_csv(tmp_path / "position.csv", found)
     assert "training, ms a step" in solver_docs.position(rows(tmp_path / "position.csv"))
 
 

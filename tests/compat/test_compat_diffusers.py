@@ -309,7 +309,9 @@ def test_bad_steps() -> None:
         scheduler.step(output, 123, z)
     with pytest.raises(ValueError, match=r"model_output must be \(3, r \* 2, 2, 3\)"):
         scheduler.step(torch.randn(2, 2, 2, 3), t[0], z)
-    with pytest.raises(ValueError, match="'score' needs a model_output of 2 channels, got 4"):
+    with pytest.raises(
+        ValueError, match="'score' needs model_output to have 2 along dimension 1, got 4"
+    ):
         scheduler.step(torch.randn(SHAPE), t[0], z)
     scheduler.set_timesteps(3)
     for one in t:

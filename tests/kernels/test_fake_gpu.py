@@ -15,7 +15,8 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import cldfast
-from cldfast.kernels import dispatch
+from cldfast import kernels
+from cldfast.kernels.backends.reference import ReferenceBackend
 from cldfast.planner.solvers import SOLVERS
 from cldfast.training.row_weights import WEIGHTINGS, loss_tables
 from cldfast.training.times import TIME_SAMPLING, _density_table
@@ -26,21 +27,26 @@ DEVICE = torch.device("cuda", 0) if CUDA else torch.device("meta")
 T_MIN = 1e-3
 
 
-def stage(  # type: ignore[no-untyped-def]
-    u, outputs, history, weights, *, out=None, cast=None, row_out=None, **more: Any
-):
-    """A kernel's view of a stage: everything on one device, the matrix of all rows anywhere."""
-    like = outputs[0] if u is None else u
-    per_row = [weights] if weights.shape[0] > 1 and more.get("step") is None else []
-    for tensor in (like, *outputs, *history, *per_row):
-        assert tensor.device == DEVICE
-    channels = like.shape[1] if u is None else like.shape[1] // 2
-    state = like.new_empty(like.shape[0], 2 * channels, *like.shape[2:]) if out is None else out
-    rows = row_out
-    if weights.shape[1] > 2 and rows is None:
-        planes = weights.shape[1] - 2
-        rows = like.new_empty(like.shape[0], planes * channels, *like.shape[2:])
-    return state, rows, None if cast is None else state.to(cast)
+class Nowhere(ReferenceBackend):
+    """The reference with a kernel's view of a stage: everything on one device, but for a matrix of
+    all rows, which may be anywhere."""
+
+    def stage(  # type: ignore[no-untyped-def, override]
+        self, u, outputs, history, weights, noise, *, out=None, **more: Any
+    ):
+        like = outputs[0] if u is None else u
+        per_row = [weights] if weights.shape[0] > 1 else []
+        for tensor in (like, *outputs, *history, *per_row):
+            assert tensor.device == DEVICE
+        channels = like.shape[1] if u is None else like.shape[1] // 2
+
+        def planes(count: int) -> torch.Tensor:
+            return like.new_empty(like.shape[0], count * channels, *like.shape[2:])
+
+        kept = weights.shape[1] - 2
+        return kernels.StageResult(
+            planes(2) if out is None else out, planes(kept) if kept else None
+        )
 
 
 @pytest.fixture
@@ -55,14 +61,12 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for table in tables:
         assert table is not None and table.used
     _density_table(SDE, T_MIN)
-    function = dispatch._function
-    monkeypatch.setattr(
-        dispatch, "_function", lambda *names: stage if names[2] == "stage" else function(*names)
-    )
     # Where there is a GPU its kernels must not be asked for words.
-    monkeypatch.setattr(dispatch, "automatic_backend", lambda device_type: "reference")
+    monkeypatch.setattr(kernels, "automatic_backend", lambda device_type: Nowhere("nowhere"))
+    kernels.register_backend("nowhere", lambda: Nowhere("nowhere"), (DEVICE.type,))
     with FakeTensorMode(allow_non_fake_inputs=True) if CUDA else nullcontext():
         yield
+    kernels.unregister_backend("nowhere")
     for table in tables:
         table.native.pop(str(DEVICE), None)
 
@@ -74,23 +78,21 @@ def test_a_loss_does_not_wait(fake: None, weighting: str, times: str) -> None:
     for parameterization, planes in (("score", 3), ("full_score", 6)):
         loss = cldfast.hsm_loss(
             lambda u, t, n=planes: u[:, :n] * t[:, None], SDE, x0, weighting, parameterization,
-            seed=3, t_min=T_MIN, times=times, backend="reference",
+            seed=3, t_min=T_MIN, times=times, backend="nowhere",
         )  # fmt: skip
         assert loss.device == DEVICE
 
 
 def test_a_batch_of_one_row(fake: None) -> None:
     x0 = torch.zeros(1, 3, device=DEVICE)
-    loss = cldfast.hsm_loss(
-        lambda u, t: u[:, :3], SDE, x0, seed=3, t_min=T_MIN, backend="reference"
-    )
+    loss = cldfast.hsm_loss(lambda u, t: u[:, :3], SDE, x0, seed=3, t_min=T_MIN, backend="nowhere")
     assert loss.device == DEVICE
 
 
 def test_times_of_the_callers_do_not_make_it_wait(fake: None) -> None:
     t = torch.full((5,), 0.3, device=DEVICE)
     x0 = torch.zeros(5, 3, device=DEVICE)
-    loss = cldfast.hsm_loss(lambda u, t: u[:, :3], SDE, x0, seed=3, t=t, backend="reference")
+    loss = cldfast.hsm_loss(lambda u, t: u[:, :3], SDE, x0, seed=3, t=t, backend="nowhere")
     assert loss.device == DEVICE
 
 
@@ -105,6 +107,6 @@ def test_sampling_does_not_wait(fake: None, solver: str, shape: tuple[int, ...])
     half = shape[1]
     x = cldfast.sample(
         lambda u, t: u[:, :half] * t.reshape(-1, *[1] * (len(shape) - 1)), SDE, shape,
-        solver=solver, steps=4, seed=1, parameterization="x0", device=DEVICE, backend="reference",
+        solver=solver, steps=4, seed=1, parameterization="x0", device=DEVICE, backend="nowhere",
     )  # fmt: skip
     assert x.device == DEVICE and x.shape == shape

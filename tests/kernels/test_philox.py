@@ -10,7 +10,7 @@ from core_calls import LEVELS, normals, normals_from_words, ulps, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cldfast import _core
+from cldfast import NoiseAddress, _core
 from cldfast.kernels.philox import normals_from_words as reference_normals_from_words
 from cldfast.kernels.philox import pair_normals, pair_words, philox4x32
 
@@ -68,7 +68,7 @@ def test_known_answer_as_words_of_pairs(level: str) -> None:
 def test_words_equal_the_reference(
     level: str, seed: int, first_pair: int, count: int, stage_index: int, stream: int
 ) -> None:
-    expected = pair_words(seed, first_pair, count, stage_index, stream)
+    expected = pair_words(NoiseAddress(seed, first_pair, stage_index, stream), count)
     for word, reference in zip(
         words(seed, first_pair, count, stage_index, stream, level), expected, strict=True
     ):
@@ -77,10 +77,10 @@ def test_words_equal_the_reference(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_normals_of_all_levels_agree(dtype: torch.dtype) -> None:
-    count = 1_000_001
-    expected = pair_normals(7, 5, count, 3, 1, dtype)
+    count, address = 1_000_001, NoiseAddress(7, 5, 3, 1)
+    expected = pair_normals(address, count, dtype)
     made = [normals(7, 5, count, 3, 1, dtype, level) for level in LEVELS]
-    made.append(normals_from_words(*pair_words(7, 5, count, 3, 1), dtype))
+    made.append(normals_from_words(*pair_words(address, count), dtype))
     for z in made:
         for axis in range(2):
             assert ulps(z[axis], expected[axis]) <= ULPS[dtype]

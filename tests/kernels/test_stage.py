@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cldfast import kernels
+from cldfast.kernels import NoiseAddress
 from cldfast.kernels.philox import pair_normals, pair_words
 
 F64 = torch.float64
@@ -52,9 +53,9 @@ def test_noise_is_addressed_by_seed_and_sample(backend):
     weights = torch.tensor([[[0.0, 0, 1, 0], [0, 0, 0, 1]]], dtype=F64)
     u = torch.zeros(7, 6)
     state, _, _ = kernels.stage(
-        u, weights=weights, seed=2**63 + 5, first_index=11, stage_index=3, stream=1, backend=backend
+        u, weights=weights, noise=NoiseAddress(2**63 + 5, 11, 3, 1), backend=backend
     )
-    z_x, z_v = pair_normals(2**63 + 5, 11 * 3, 21, 3, 1, torch.float32)
+    z_x, z_v = pair_normals(NoiseAddress(2**63 + 5, 11 * 3, 3, 1), 21, torch.float32)
     expected = torch.cat([z_x.reshape(7, 3), z_v.reshape(7, 3)], 1).to(state.device)
     # Two units in the last place of numbers up to 6.76.
     assert torch.allclose(state, expected, rtol=2.5e-7, atol=1e-7)
@@ -72,16 +73,19 @@ def test_a_plane_behind_zeros_is_not_read(backend):
 def test_weights_may_be_any_view(backend, rows):
     u, o = torch.randn(7, 6), torch.randn(7, 3)
     weights = torch.randn(rows, 5, 2, dtype=F64).transpose(1, 2)
-    state, _, _ = kernels.stage(u, (o,), weights=weights, seed=1, backend=backend)
-    wanted, _, _ = kernels.stage(u, (o,), weights=weights.contiguous(), seed=1, backend=backend)
+    state, _, _ = kernels.stage(u, (o,), weights=weights, noise=NoiseAddress(1), backend=backend)
+    wanted, _, _ = kernels.stage(
+        u, (o,), weights=weights.contiguous(), noise=NoiseAddress(1), backend=backend
+    )
     assert torch.equal(state, wanted)
     if rows > 1:
         every = torch.randn(2 * rows, 2, 3, dtype=F64)
         views = (every[::2], every[:1].expand(rows, 2, 3))
         for view in views:
-            made, _ = kernels.perturb((o,), view, seed=1, backend=backend)
+            made, _ = kernels.perturb((o,), view, noise=NoiseAddress(1), backend=backend)
             assert torch.equal(
-                made, kernels.perturb((o,), view.contiguous(), seed=1, backend=backend)[0]
+                made,
+                kernels.perturb((o,), view.contiguous(), noise=NoiseAddress(1), backend=backend)[0],
             )
 
 
@@ -96,8 +100,8 @@ def test_out_may_be_the_state_itself(backend):
 
 def test_words_are_the_specification():
     for first, count in ((0, 1), (7, 100), (2**40 + 1, 33)):
-        made = kernels.pair_words(2**64 - 2, first, count, 3, 4)
-        wanted = pair_words(2**64 - 2, first, count, 3, 4)
+        address = NoiseAddress(2**64 - 2, first, 3, 4)
+        made, wanted = kernels.pair_words(address, count), pair_words(address, count)
         assert all(map(torch.equal, made, wanted)) and made[0].dtype == torch.int64
 
 
@@ -109,12 +113,12 @@ def test_inputs_are_not_changed(backend):
 
 
 def test_backends_agree_on_addressed_noise():
-    if kernels.missing_core():
-        pytest.skip(f"compiled core missing: {kernels.missing_core()}")
+    if kernels.missing_backend("cpu"):
+        pytest.skip(f"compiled core missing: {kernels.missing_backend('cpu')}")
     u, o = torch.randn(50, 34), torch.randn(50, 17)
     weights = torch.randn(1, 2, 5, dtype=F64)
-    a, _, _ = kernels.stage(u, (o,), weights=weights, seed=9, backend="cpu")
-    b, _, _ = kernels.stage(u, (o,), weights=weights, seed=9, backend="reference")
+    a, _, _ = kernels.stage(u, (o,), weights=weights, noise=NoiseAddress(9), backend="cpu")
+    b, _, _ = kernels.stage(u, (o,), weights=weights, noise=NoiseAddress(9), backend="reference")
     # Five terms of size up to about 20, rounded in another order.
     assert torch.allclose(a, b, atol=5e-6)
 
@@ -138,10 +142,7 @@ W5 = torch.zeros(1, 2, 5, dtype=F64)
         ({"weights": torch.zeros(1, 2, 5)}, TypeError, "weights must be float64"),
         ({"weights": torch.full((1, 2, 5), float("nan"), dtype=F64)}, ValueError, "finite"),
         ({"weights": None}, TypeError, "weights must be a tensor, got NoneType"),
-        ({"seed": -1}, ValueError, "[0, 2^64)"),
-        ({"seed": 1.5}, TypeError, "seed must be an integer, got float"),
-        ({"first_index": -1}, ValueError, "first_index must be >= 0"),
-        ({"stage_index": 2**32}, ValueError, "stage_index"),
+        ({"noise": 3}, TypeError, "noise must be a NoiseAddress or a tensor, got int"),
         ({"noise": torch.zeros(2, 2)}, ValueError, "noise must be (2, 4) float32 on cpu, got (2, 2)"),
         ({"out": torch.zeros(2, 4, dtype=F64)}, ValueError, "out must be (2, 4) float32"),
         ({"cast": torch.int8}, TypeError, "cast must be a float dtype"),
@@ -166,9 +167,9 @@ def test_overlapping_out_is_refused():
 
 
 def test_state_of_another_device_needs_the_reference():
-    if kernels.missing_core():
-        pytest.skip(f"compiled core missing: {kernels.missing_core()}")
-    with pytest.raises(ValueError, match="needs tensors on the CPU, got device meta"):
+    if kernels.missing_backend("cpu"):
+        pytest.skip(f"compiled core missing: {kernels.missing_backend('cpu')}")
+    with pytest.raises(ValueError, match="needs tensors on a device of type cpu, got device meta"):
         kernels.resolve_backend("cpu", torch.device("meta"))
 
 
@@ -240,7 +241,7 @@ def test_compiles_without_graph_breaks():
     weights = torch.randn(1, 2, 5, dtype=F64)
 
     def step(u, o):
-        return kernels.stage(u * 1.0, (o,), weights=weights, seed=4)[0] + 1.0
+        return kernels.stage(u * 1.0, (o,), weights=weights, noise=NoiseAddress(4))[0] + 1.0
 
     u, o = torch.randn(3, 4), torch.randn(3, 2)
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
@@ -259,7 +260,7 @@ def test_missing_core_falls_back_with_one_warning():
                 cldfast.stage(torch.zeros(1, 2), weights=torch.zeros(1, 2, 4, dtype=torch.float64))
         assert len(caught) == 1, caught
         assert issubclass(caught[0].category, cldfast.BackendWarning)
-        assert "compiled core is missing" in str(caught[0].message)
+        assert "kernels for cpu are missing" in str(caught[0].message)
         assert cldfast.info()["auto"]["cpu"] == "reference"
         assert "not available" in cldfast.info()["backends"]["cpu"]
         try:

@@ -9,14 +9,13 @@ from threading import Barrier, Thread
 
 import pytest
 import torch
+from backend_calls import at_level
 from core_calls import LEVELS, some_times
 
 import cldfast
 from cldfast import kernels
+from cldfast.kernels import NoiseAddress
 from cldfast.kernels.backends import reference
-from cldfast.kernels.backends.cpu import residual as cpu_residual
-from cldfast.kernels.backends.cpu import stage as cpu
-from cldfast.kernels.backends.cpu import tables as cpu_tables
 from cldfast.kernels.time_tables import OCTAVES, make_table
 
 F64 = torch.float64
@@ -113,10 +112,10 @@ def test_losses_know_the_bounds_of_the_times_they_draw(monkeypatch):
 
 def test_a_residual_by_a_table_compiles_whole(table):
     t, output, u = torch.rand(4, dtype=F64) + 0.1, torch.randn(4, 3), torch.randn(4, 3)
-    one = make_table(lambda t: perturbation(t).reshape(-1, 1, 6)[:, :, :4], 3.7)
+    one = make_table(lambda t: perturbation(t).reshape(-1, 1, 6)[:, :, :2], 3.7)
 
     def loss(output, u, t):
-        return kernels.residual(output, u, one.at(t), planes=1, reduction="mean", seed=2)
+        return kernels.residual(output, u, one.at(t), reduction="mean")
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(output, u, t), loss(output, u, t), rtol=1e-6)
@@ -143,7 +142,9 @@ def test_levels_agree_with_the_specification(entries, level):
 
     made, t = make_table(function, 1.0), some_times(1.0)
     # Horner's rule with and without fused products.
-    assert torch.allclose(cpu_tables.matrices(made.at(t), level), made(t), rtol=1e-14, atol=0.0)
+    assert torch.allclose(
+        at_level(level).backend.matrices(made.at(t)), made(t), rtol=1e-14, atol=0.0
+    )
     assert torch.allclose(made(t), function(t), rtol=1e-13, atol=0.0)
 
 
@@ -152,13 +153,9 @@ def test_perturb_is_a_stage(table, backend):
     for shape in ((6, 3), (6, 2, 4, 5)):
         x0 = torch.randn(shape)
         weights = perturbation(t)
-        for more in ({}, {"noise": torch.randn(6, 2 * shape[1], *shape[2:])}):
-            made, none = kernels.perturb(
-                (x0,), table.at(t), seed=3, first_index=2, stream=7, backend=backend, **more
-            )
-            wanted, _, _ = kernels.stage(
-                None, (x0,), (), weights, seed=3, first_index=2, stream=7, backend=backend, **more
-            )
+        for noise in (NoiseAddress(3, 2, stream=7), torch.randn(6, 2 * shape[1], *shape[2:])):
+            made, none = kernels.perturb((x0,), table.at(t), noise=noise, backend=backend)
+            wanted, _, _ = kernels.stage(None, (x0,), (), weights, noise=noise, backend=backend)
             assert none is None
             # The weights agree to float64's precision, their float32 may differ by a rounding.
             assert torch.allclose(made, wanted, rtol=1e-6, atol=1e-6)
@@ -183,8 +180,7 @@ def test_perturb_is_a_stage(table, backend):
         ({"weights": torch.zeros(2, 2, 3)}, TypeError, "weights must be float64"),
         ({"weights": None}, TypeError, "weights must be a tensor"),
         ({"noise": torch.zeros(2, 2)}, ValueError, "noise must be (2, 4) float32"),
-        ({"seed": -1}, ValueError, "[0, 2^64)"),
-        ({"first_index": -1}, ValueError, "first_index must be >= 0"),
+        ({"noise": 3}, TypeError, "noise must be a NoiseAddress or a tensor, got int"),
         ({"backend": "gpu"}, ValueError, "unknown backend 'gpu'"),
     ],
 )  # fmt: skip
@@ -214,31 +210,26 @@ def test_kernels_evaluate_tables_of_rows_themselves(shape, dtype, level):
     """The same bits as with the matrices made first, in both kernels."""
     t = torch.rand(shape[0], dtype=F64) * 0.99 + 0.01
     x0 = torch.randn(shape, dtype=F64).to(dtype)
+    cpu, address = at_level(level).backend, NoiseAddress(4, 3)
     for function in (perturbation, several):
         weights = make_table(function, 1.0).at(t)
-        made = cpu.stage(None, (x0,), (), weights, seed=4, first_index=3, level=level)
-        wanted = cpu.stage(
-            None, (x0,), (), cpu_tables.matrices(weights, level), seed=4, first_index=3, level=level
-        )
+        made = cpu.stage(None, (x0,), (), weights, address)
+        wanted = cpu.stage(None, (x0,), (), cpu.matrices(weights), address)
         assert torch.equal(made[0], wanted[0])
         assert function is perturbation or torch.equal(made[1], wanted[1])
-        exact, more = reference.stage(
-            None, (x0.to(F64),), (), function(t),
-            noise=torch.cat(reference.noise_planes(shape, dtype, "cpu", seed=4, first_index=3), 1),
-        )  # fmt: skip
+        noise = torch.cat(reference.noise_planes(shape, dtype, "cpu", address), 1)
+        exact, more = reference.stage(None, (x0.to(F64),), (), function(t), noise)
         bound = 64 * torch.finfo(dtype).eps
         assert torch.allclose(made[0].to(F64), exact, rtol=bound, atol=bound)
         assert function is perturbation or torch.allclose(
             made[1].to(F64), more, rtol=bound, atol=bound
         )
-    if len(shape) == 2:  # rows u of an output, 1 + 2 planes and the noise
-        table = make_table(lambda t: several(t).reshape(-1, 2, 6)[:, :, :5].contiguous(), 1.0)
-        weights, u = table.at(t), torch.cat([x0, x0 * x0], 1)
+    if len(shape) == 2:  # rows of an output and two more planes
+        table = make_table(lambda t: several(t).reshape(-1, 2, 6)[:, :, :3].contiguous(), 1.0)
+        weights, offset = table.at(t), torch.cat([x0, x0 * x0], 1)
         scale = torch.rand(shape[0], dtype=F64)
-        made = cpu_residual.residual(x0, u, weights, scale=scale, seed=4, level=level)
-        wanted = cpu_residual.residual(
-            x0, u, cpu_tables.matrices(weights, level), scale=scale, seed=4, level=level
-        )
+        made = cpu.residual(x0, offset, weights, scale=scale)
+        wanted = cpu.residual(x0, offset, cpu.matrices(weights), scale=scale)
         assert torch.equal(made[0], wanted[0]) and torch.equal(made[1], wanted[1])
 
 
@@ -247,8 +238,8 @@ def test_images_with_tables(layout):
     t = torch.rand(6, dtype=F64) + 1e-3
     x0 = torch.randn(6, 3, 5, 7).contiguous(memory_format=layout)
     weights = make_table(several, 2.0).at(t)
-    u, more = kernels.perturb((x0,), weights, seed=2)
-    wanted, rest, _ = kernels.stage(None, (x0,), (), several(t), seed=2)
+    u, more = kernels.perturb((x0,), weights, noise=NoiseAddress(2))
+    wanted, rest, _ = kernels.stage(None, (x0,), (), several(t), noise=NoiseAddress(2))
     assert u.is_contiguous(memory_format=layout) and more.is_contiguous(memory_format=layout)
     assert torch.allclose(u, wanted, atol=1e-5) and torch.allclose(more, rest, atol=1e-5)
 
@@ -259,11 +250,11 @@ def test_nothing_is_written_where_a_time_lies_outside(operation):
     with pytest.raises(kernels.OutsideTableError, match="times must lie in"):
         if operation == "stage":
             out = torch.full((2, 6), 7.0)
-            cpu.stage(None, (torch.randn(2, 3),), (), weights, out=out)
+            at_level().stage(None, (torch.randn(2, 3),), (), weights, out=out)
         else:
             out = torch.full((2, 3), 7.0)
-            one = make_table(lambda t: several(t).reshape(-1, 3, 4), 1.0).at(weights.t)
-            cpu_residual.residual(torch.randn(2, 3), out, one, overwrite=True)
+            one = make_table(lambda t: several(t)[:, :1, :2], 1.0).at(weights.t)
+            at_level().residual(torch.randn(2, 3), out, one, overwrite=True)
     assert bool((out == 7.0).all())
 
 
@@ -271,14 +262,14 @@ def test_nothing_is_written_where_a_time_lies_outside(operation):
 def test_threads_do_not_matter_with_tables(shape):
     t, x0 = torch.rand(shape[0], dtype=F64) + 1e-3, torch.randn(shape)
     first = make_table(several, 2.0).at(t)
-    second = make_table(lambda t: several(t)[:, 2:3].repeat(1, 1, 2)[:, :, :5], 2.0).at(t)
+    second = make_table(lambda t: several(t)[:, 2:3], 2.0).at(t)
     before = torch.get_num_threads()
     try:
         made = []
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
-            u, more = kernels.perturb((x0,), first, seed=2)
-            made.append((u, more, *cpu_residual.residual(x0, u, second, seed=2)))
+            u, more = kernels.perturb((x0,), first, noise=NoiseAddress(2))
+            made.append((u, more, *at_level().residual(x0, u, second)))
     finally:
         torch.set_num_threads(before)
     for others in made[1:]:
@@ -313,7 +304,7 @@ def test_a_table_is_first_used_by_many_threads():
 def test_a_table_for_one_matrix_is_not_a_table_for_all_rows():
     one = make_table(perturbation, 1.0).at(torch.tensor([0.3], dtype=F64))
     with pytest.raises(ValueError, match="weights must hold 1 or 2 matrices, got 1"):
-        cpu.stage(None, (torch.randn(2, 3),), (), one)
+        at_level().stage(None, (torch.randn(2, 3),), (), one)
 
 
 def test_slices_of_rows():

@@ -10,8 +10,8 @@ import torch
 
 from cldfast.lab.mixture import GaussianMixture
 from cldfast.lab.mixture_error import interval, mixture_error, mixture_network
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.parameterization import PARAMETERIZATIONS, score_map
-from cldfast.planner.solvers import make_plan
 from cldfast.process.schedules import LinearBeta
 from cldfast.process.sde import CLD
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cldfast.planner.law import marginal_law, wasserstein2
-from cldfast.planner.solvers import make_plan
+from cldfast.planner.make_plan import make_plan
 from cldfast.process.schedules import LinearBeta
 from cldfast.process.sde import CLD
 

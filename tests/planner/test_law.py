@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cldfast.planner.law import GaussianLaw, marginal_law, wasserstein2
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
-from cldfast.planner.solvers import make_plan
 from cldfast.planner.stage import Stage
 from cldfast.process.schedules import LinearBeta
 from cldfast.process.sde import CLD

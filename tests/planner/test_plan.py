@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
-from cldfast.planner.solvers import make_plan
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import CLD
 

@@ -31,7 +31,7 @@ def test_the_flow_solves_its_differential_equation(name: str) -> None:
     end = 1e-3 * start
 
     def rate(tau: float, psi: np.ndarray) -> np.ndarray:
-        drift = sde.A + 0.5 * np.diag(sde.D) @ bridge.kernel(np.float64(tau)).precision
+        drift = sde.A + 0.5 * np.diag(sde.D) @ bridge.marginal(np.float64(tau)).precision
         return (drift @ psi.reshape(2, 2)).ravel()
 
     solution = solve_ivp(
@@ -46,12 +46,12 @@ def test_the_factor_is_a_square_root(name: str) -> None:
     sde = PROCESSES[name]
     bridge = Bridge(sde)
     tau = float(sde.tau(sde.T)) * np.geomspace(1e-9, 1.0, 50)
-    root, cov = bridge.factor(tau), bridge.kernel(tau).cov
+    root, cov = bridge.factor(tau), bridge.marginal(tau).cov
     size = np.sqrt(cov[:, [0, 1], [0, 1]])
     error = (root @ np.swapaxes(root, 1, 2) - cov) / (size[:, :, None] * size[:, None, :])
     assert np.max(np.abs(error)) < 1e-14
     assert np.max(np.abs(bridge.inverse_factor(tau) @ root - np.eye(2))) < 1e-10
-    whitened = bridge.inverse_factor(tau) @ bridge.kernel(tau).mean[..., None]
+    whitened = bridge.inverse_factor(tau) @ bridge.marginal(tau).mean[..., None]
     length = np.linalg.norm(whitened[..., 0], axis=1, keepdims=True)
     assert np.max(np.abs(bridge.whitened_mean(tau) - whitened[..., 0]) / length) < 1e-10
 
@@ -65,8 +65,8 @@ def test_every_churn_keeps_the_law(name: str, churn: float) -> None:
     s = np.array([1e-3 * end, 0.0, 0.9 * end, 0.0, 1e-3 * end])
     t = np.array([end, end, end, 1e-3 * end, 1.001e-3 * end])
     F, L = bridge.propagator(s, t), bridge.noise_factor(s, t)
-    want = bridge.kernel(s).cov
-    got = F @ bridge.kernel(t).cov @ np.swapaxes(F, 1, 2) + L @ np.swapaxes(L, 1, 2)
+    want = bridge.marginal(s).cov
+    got = F @ bridge.marginal(t).cov @ np.swapaxes(F, 1, 2) + L @ np.swapaxes(L, 1, 2)
     scale = np.maximum(np.max(np.abs(want), axis=(1, 2)), 1e-300)
     assert np.all(np.max(np.abs(got - want), axis=(1, 2)) < 1e-11 * scale)
     # No variance in x is left at t = 0, not even by rounding.
@@ -81,7 +81,7 @@ def test_churn_one_is_the_gaussian_posterior(name: str) -> None:
     bridge = Bridge(sde, 1.0)
     end = float(sde.tau(sde.T))
     s, t = np.array([0.3 * end, 0.05 * end]), np.array([0.5 * end, 0.3 * end])
-    before, after = bridge.kernel(s).cov, bridge.kernel(t)
+    before, after = bridge.marginal(s).cov, bridge.marginal(t)
     want = before @ np.swapaxes(sde.transition(t - s).phi, 1, 2) @ after.precision
     assert np.allclose(bridge.propagator(s, t), want, rtol=1e-11, atol=1e-13)
     # One long step is two short ones, noise included.
@@ -101,7 +101,7 @@ def test_moved_mean_and_small_times() -> None:
     # theta ~ -2 a^2 sqrt(det)/Sigma_xx tau, which is proportional to sqrt(tau).
     assert np.allclose(angle / np.sqrt(tau), angle[0] / np.sqrt(tau[0]), rtol=1e-8)
     s, t = np.array([0.1, 0.0]), np.array([0.2, 0.2])
-    want = bridge.propagator(s, t) @ bridge.kernel(t).mean[..., None]
+    want = bridge.propagator(s, t) @ bridge.marginal(t).mean[..., None]
     assert np.allclose(bridge.mean_moved(s, t), want[..., 0], rtol=1e-9, atol=1e-13)
 
 
@@ -123,5 +123,5 @@ def test_any_linear_process() -> None:
     bridge = Bridge(sde)
     tau = np.array([0.2, 1.0])
     F = bridge.propagator(tau[0], tau[1])
-    want = bridge.kernel(tau).cov
+    want = bridge.marginal(tau).cov
     assert np.allclose(F @ want[1] @ F.T, want[0], rtol=1e-11)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -144,6 +146,15 @@ def test_torch(schedule: Schedule) -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_config_round_trip(schedule: Schedule) -> None:
     assert schedule_from_config(schedule_config(schedule)) == schedule
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, CallableBeta(math.exp)], ids=repr)
+def test_a_schedule_cannot_be_changed(schedule: Schedule) -> None:
+    for name in (*vars(schedule), "something_new"):
+        with pytest.raises(AttributeError, match="cannot assign to field"):
+            setattr(schedule, name, 1.0)
+    for same in (copy.deepcopy(schedule), pickle.loads(pickle.dumps(schedule))):
+        assert same == schedule and hash(same) == hash(schedule)
 
 
 def test_what_a_number_and_a_function_become() -> None:

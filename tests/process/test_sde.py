@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -162,7 +165,7 @@ def test_planner_does_not_import_torch() -> None:
         f"package.__path__ = [{str(__import__('cldfast').__path__[0])!r}]\n"
         "sys.modules['cldfast'] = package\n"
         "from cldfast.process.sde import CLD\n"
-        "from cldfast.planner.solvers import make_plan\n"
+        "from cldfast.planner.make_plan import make_plan\n"
         "make_plan(CLD(), steps=3).gaussian_law()\n"
         "make_plan(CLD(), steps=3).error_budget()\n"
         "assert 'torch' not in sys.modules\n"
@@ -268,6 +271,43 @@ def test_config_round_trip(sde: LinearPhaseSDE) -> None:
     assert np.array_equal(again.A, sde.A) and np.array_equal(again.D, sde.D)
     assert again.v0_var == sde.v0_var and again.T == sde.T
     assert again.schedule == sde.schedule and repr(again) == repr(sde)
+
+
+@pytest.mark.parametrize("sde", PROCESSES, ids=repr)
+def test_a_process_cannot_be_changed(sde: LinearPhaseSDE) -> None:
+    """Nor can its copies; both serve as keys, and copies give the same numbers."""
+    for process in (sde, copy.deepcopy(sde), copy.copy(sde), pickle.loads(pickle.dumps(sde))):
+        assert type(process) is type(sde) and process.config() == sde.config()
+        assert {process: 1}[process] == 1 and weakref.ref(process)() is process
+        for name in (*vars(sde), "something_new"):
+            with pytest.raises(
+                AttributeError, match=f"cannot be changed: make a new one .* {name}"
+            ):
+                setattr(process, name, 1.0)
+        for array in (process.A, process.D):
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 7.0
+        assert np.array_equal(process.marginal(0.3).cov, sde.marginal(0.3).cov)
+
+
+def test_a_subclass_sets_its_own_attributes_first() -> None:
+    class Named(CLD):
+        def __init__(self, name: str) -> None:
+            self.name = name
+            super().__init__(a=1.0)
+
+    sde = Named("mine")
+    assert sde.name == "mine" and sde.a == 1.0
+    with pytest.raises(AttributeError, match="a Named cannot be changed"):
+        sde.name = "yours"
+
+
+def test_the_default_sigma_gives_unit_variance_without_position_noise() -> None:
+    """Position noise adds `5 x_noise^2/(4 a)` at critical damping."""
+    assert CLD(a=0.5).prior().cov[0, 0] == pytest.approx(1.0, rel=1e-14)
+    assert CLD(a=0.5, damping=0.3).prior().cov[0, 0] == pytest.approx(1.0, rel=1e-14)
+    noisy = CLD(a=0.5, x_noise=0.6).prior().cov[0, 0]
+    assert noisy == pytest.approx(1.0 + 5.0 * 0.36 / 2.0, rel=1e-14)
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,11 @@ import pytest
 import torch
 
 import cldfast
-from cldfast import CLD, GraphWarning, LinearBeta, kernels, make_plan, run, sample
+from cldfast import CLD, GraphWarning, LinearBeta, NoiseAddress, kernels, make_plan, run, sample
 from cldfast.planner.solvers import SOLVERS
 from cldfast.sampling.graphs import CaptureError, Recording
 
 D = 3
-REAL_STAGE = kernels.backend_stage
 
 
 class Network(torch.nn.Module):
@@ -27,27 +26,29 @@ class Network(torch.nn.Module):
         return -(v + 0.3 * torch.tanh(x)) * (1.0 + t[:, None])
 
 
-def stage(  # type: ignore[no-untyped-def]
-    u, outputs, history, weights, *, step, used, row_out, out, stage_index=0, **more
-):
-    """A stage that keeps the step in memory, by one that does not."""
-    index = int(step)
-    function = REAL_STAGE(kernels.resolve_backend("auto", u.device))
-    columns = torch.any(weights[index] != 0, dim=0)
-    assert used == sum(1 << j for j in range(len(columns)) if columns[j])
-    state, row, _ = function(
-        u, outputs, history, weights[index : index + 1], stage_index=stage_index + index, **more
-    )
-    assert (row is None) == (row_out is None)
-    if row is not None:
-        row_out.copy_(row)
-    return out.copy_(state), row_out, None
+class Stepping(type(kernels.automatic_backend("cpu"))):  # type: ignore[misc]
+    """The CPU's backend with the step in memory, as a GPU's has it."""
 
+    def __init__(self) -> None:
+        self.__dict__.update(kernels.automatic_backend("cpu").__dict__)
+        self.counts_steps = True
 
-def advance(step: torch.Tensor, times: torch.Tensor, time: torch.Tensor) -> None:
-    step += 1
-    if int(step) < len(times):
-        time.copy_(times[int(step)])
+    def stage(  # type: ignore[no-untyped-def, override]
+        self, u, outputs, history, weights, noise, *, step, used, row_out, out
+    ):
+        index = int(step)
+        columns = torch.any(weights[index] != 0, dim=0)
+        assert used == sum(1 << j for j in range(len(columns)) if columns[j])
+        made = super().stage(u, outputs, history, weights[index : index + 1], noise.at_stage(index))
+        assert (made.history is None) == (row_out is None)
+        if row_out is not None:
+            row_out.copy_(made.history)
+        return kernels.StageResult(out.copy_(made.state), row_out)
+
+    def advance(self, step: torch.Tensor, times: torch.Tensor, time: torch.Tensor) -> None:
+        step += 1
+        if int(step) < len(times):
+            time.copy_(times[int(step)])
 
 
 def recorded(
@@ -59,9 +60,7 @@ def recorded(
     **arguments: Any,
 ) -> torch.Tensor:
     """`run(..., graph=True)` as on a GPU, with `record` for the capture."""
-    functions = {"backend_stage": lambda name: stage, "backend_advance": lambda name: advance}
-    for name, function in functions.items():
-        monkeypatch.setattr(kernels, name, function)
+    monkeypatch.setattr(kernels, "resolve_backend", lambda name, device: Stepping())
     monkeypatch.setattr(cldfast.sampling.graphs, "CudaGraphs", lambda device: record)
     monkeypatch.setattr(cldfast.sampling.graphs, "obstacle", lambda *arguments: "")
     try:
@@ -170,31 +169,24 @@ def test_on_the_cpu_the_reason_is_said() -> None:
         ("cuda", {"callbacks": False}, ""),
     ],
 )
-def test_obstacles(
-    backend: str, refused: dict[str, bool], words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if backend == "cuda":
-        monkeypatch.setattr(kernels, "backend_advance", lambda name: advance)
+def test_obstacles(backend: str, refused: dict[str, bool], words: str) -> None:
+    found = Stepping() if backend == "cuda" else kernels.get_backend(backend, "cpu")
 
     class OnDevice:
         device = torch.device("cuda")
 
-    reason = cldfast.sampling.graphs.obstacle(
-        make_plan(CLD(), "em", 3), OnDevice(), backend, refused
-    )  # type: ignore[arg-type]
+    reason = cldfast.sampling.graphs.obstacle(make_plan(CLD(), "em", 3), OnDevice(), found, refused)  # type: ignore[arg-type]
     assert words in reason and bool(words) == bool(reason)
 
 
-def test_history_rows_of_different_sizes_are_no_ring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "backend_advance", lambda name: advance)
-
+def test_history_rows_of_different_sizes_are_no_ring() -> None:
     class OnDevice:
         device = torch.device("cuda")
 
     class Mixed:
         stages = [type("Stage", (), {"history_planes": planes}) for planes in (1, 2)]
 
-    reason = cldfast.sampling.graphs.obstacle(Mixed(), OnDevice(), "cuda", {})  # type: ignore[arg-type]
+    reason = cldfast.sampling.graphs.obstacle(Mixed(), OnDevice(), Stepping(), {})  # type: ignore[arg-type]
     assert "history rows of [1, 2] planes" in reason
 
 
@@ -209,7 +201,7 @@ def test_loop_body_compiles_without_graph_breaks() -> None:
             t = torch.full((), 0.0 if stage.t is None else stage.t).expand(u.shape[0])
             outputs = (net(u, t),) if stage.evaluates else ()
             rows = history[: len(stage.H)]
-            u, row, _ = kernels.stage(u, outputs, rows, table, seed=3, stage_index=index)
+            u, row, _ = kernels.stage(u, outputs, rows, table, noise=NoiseAddress(3, 0, index))
             if row is not None:
                 history.insert(0, row)
         return u
@@ -224,6 +216,11 @@ def test_loop_body_compiles_without_graph_breaks() -> None:
 def test_a_recording_runs_from_its_own_copy() -> None:
     plan, u = make_plan(CLD(), "em", 2), torch.randn(2, 2 * D)
     made = Recording(
-        plan, lambda stage, u, t: (Network()(u, t),), u, 0, 0, stage, advance, lambda body: body
+        plan,
+        lambda stage, u, t: (Network()(u, t),),
+        u,
+        NoiseAddress(),
+        Stepping(),
+        lambda body: body,
     ).run(plan.stages)
     assert made.data_ptr() != u.data_ptr()

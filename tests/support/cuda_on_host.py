@@ -7,7 +7,6 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
-import cldfast.kernels.backends  # noqa: F401
+from cldfast.kernels.backends.cuda import CudaBackend
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
@@ -92,34 +92,18 @@ def build(folder: Path) -> ModuleType:
     return loaded
 
 
-def backend(folder: Path) -> ModuleType:
-    """`cldfast.kernels.backends.cuda.stage` over that module, for tensors on the CPU."""
-    module = _loaded("cldfast.kernels.backends.cuda.stage", {"cldfast._cuda": build(folder)})
-    module.queue = lambda device: (0, 0)  # type: ignore[attr-defined]
-    return module
+class OnHost(CudaBackend):
+    """The backend of such a module, for tensors on the CPU."""
+
+    def queue(self, device: torch.device) -> tuple[int, int]:
+        return 0, 0
 
 
-def launches(cuda: ModuleType) -> Callable[[], int]:
+def backend(folder: Path) -> OnHost:
+    """The backend of a module that is compiled now."""
+    return OnHost(build(folder))
+
+
+def launches(cuda: CudaBackend) -> Callable[[], int]:
     """Counts the kernels launched by such a backend."""
     return ctypes.CDLL(cuda.kernels.__file__).emulated_launches  # type: ignore[no-any-return]
-
-
-def beside(cuda: ModuleType, name: str) -> ModuleType:
-    """`cldfast.kernels.backends.<name>` over such a backend."""
-    return _loaded(
-        f"cldfast.kernels.backends.{name}", {"cldfast.kernels.backends.cuda.stage": cuda}
-    )
-
-
-def _loaded(name: str, instead: dict[str, ModuleType]) -> ModuleType:
-    """A fresh copy of a module that imports others in the place of some."""
-    spec = importlib.util.find_spec(name)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        for other, stand_in in instead.items():
-            parent, _, last = other.rpartition(".")
-            patch.setitem(sys.modules, other, stand_in)
-            patch.setattr(sys.modules[parent], last, stand_in, raising=False)
-        spec.loader.exec_module(module)
-    return module

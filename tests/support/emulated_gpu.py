@@ -11,7 +11,6 @@ import importlib
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import cuda_on_host
@@ -19,22 +18,19 @@ import torch
 
 import cldfast
 import cldfast.sampling.graphs
-from cldfast.kernels import dispatch
-
-BACKENDS = ("cuda", "triton")
+from cldfast import kernels
+from cldfast.kernels import native
+from cldfast.kernels.backends.triton.backend import TritonBackend
 
 
 def install() -> None:
     """Both backends serve tensors on the CPU from now on."""
     with tempfile.TemporaryDirectory() as folder:  # a loaded module needs its file no more
-        module = cuda_on_host.build(Path(folder))
-    sys.modules["cldfast._cuda"] = cldfast._cuda = module  # type: ignore[attr-defined]
-    for name in BACKENDS:
-        backend = importlib.import_module(f"cldfast.kernels.backends.{name}")
-        backend.require_device = lambda: None  # type: ignore[attr-defined]
-        dispatch._TABLE[name] = replace(dispatch._TABLE[name], devices=("cpu",))
-    importlib.import_module("cldfast.kernels.backends.cuda.stage").queue = lambda device: (0, 0)  # type: ignore[attr-defined]
-    dispatch._load.cache_clear()
+        cuda = cuda_on_host.backend(Path(folder))
+    native.cuda = cuda.kernels
+    for backend in (cuda, TritonBackend()):
+        kernels.unregister_backend(backend.name)
+        kernels.register_backend(backend.name, lambda found=backend: found, ("cuda", "cpu"))
 
 
 class Event:

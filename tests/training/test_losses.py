@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cldfast import CLD, LinearBeta, dsm_loss, hsm_loss, perturb, sample_times
+from cldfast.kernels import NoiseAddress, Stream
 from cldfast.kernels.backends.reference import noise_planes
-from cldfast.kernels.philox import STREAM_PERTURBATION
 from cldfast.planner.parameterization import FULL_MAPS, VELOCITY_MAPS, score_map
 from cldfast.training.losses import WEIGHTINGS
 
@@ -18,7 +18,7 @@ SDES = [CLD(), CLD(x_noise=0.5, beta=LinearBeta(0.5, 7.0))]
 
 def addressed_noise(rows, d, seed):
     """The normals that `perturb` uses, (rows, 2d) float64."""
-    z = noise_planes((rows, d), F64, "cpu", seed=seed, stream=STREAM_PERTURBATION)
+    z = noise_planes((rows, d), F64, "cpu", NoiseAddress(seed, stream=Stream.PERTURBATION))
     return torch.cat(z, 1)
 
 
@@ -280,7 +280,7 @@ def test_gradients_reach_the_network(backend):
         ({"t": torch.zeros(3)}, ValueError, "t must be (4,)"),
         ({"t_min": 0.0}, ValueError, "t_min must lie in (0, T)"),
         ({"noise": torch.zeros(4, 2)}, ValueError, "noise must be (4, 4)"),
-        ({"net": lambda u, t: u}, ValueError, "needs a network output of 2 along dimension 1, got 4"),
+        ({"net": lambda u, t: u}, ValueError, "needs the network's output to have 2 along dimension 1, got 4"),
         ({"net": lambda u, t: 0.0}, TypeError, "the network's output must be a tensor, got float"),
     ],
 )  # fmt: skip

@@ -134,12 +134,12 @@ def test_gradients_are_those_of_autograd(parameterization, weighting, objective)
     state, _ = kernels.perturb(wide, perturbation_weights(kernel), noise=noise.to(F64))
 
     def at_once(o, u, backend):
-        z = noise.to(u.dtype)
-        return kernels.residual(o, u, weights, noise=z, reduction="mean", backend=backend)
+        planes = torch.cat([u, noise.to(u.dtype)], 1)
+        return kernels.residual(o, planes, weights, reduction="mean", backend=backend)
 
     def by_halves(o):
         _, offset = kernels.perturb(data, first, noise=noise)
-        return kernels.residual(o, offset, second, planes=planes, reduction="mean", overwrite=True)
+        return kernels.residual(o, offset, second, reduction="mean", overwrite=True)
 
     # A state of its own: what cancels between a state and its noise is lost at once, not by halves.
     other = torch.randn(50, 6)

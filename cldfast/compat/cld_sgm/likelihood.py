@@ -37,18 +37,17 @@ def get_likelihood_fn(
     def likelihood_fn(model: Any, data: Tensor) -> tuple[Tensor, Tensor, int]:
         if isinstance(model, torch.nn.Module):
             model.eval()
-        flow = Flow(served.process, served.output_map, served.network(model, data.shape))
+        flow = Flow(served.network(model, data.shape), served.process, served.output_map)
         probe = served.pack(_probe(config.likelihood_hutchinson_type, data))
         xx, xv, vv = _traces(probe, data.shape, served)
         # The part of the probe that an output plane moves.
         own = probe.chunk(2, dim=1)[1] if served.is_augmented else probe
 
         def rate(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            # The flow is written for samplers, whose time runs down.
-            P, E = (-block for block in flow.blocks(float(t)))
+            P, E = flow.blocks(float(t))
             with torch.enable_grad():
                 u = state[0].detach().requires_grad_()
-                output = flow.output(float(t), u)
+                output = flow.output(t, u)
                 # E maps one plane of output to its row of the state by one number.
                 weighed = (float(E[1, -1]) * own).to(output.dtype)
                 (pulled,) = torch.autograd.grad(output, u, weighed)
@@ -61,7 +60,7 @@ def get_likelihood_fn(
         last = served.unpack(last, data.shape)
         log_x, log_v = served.prior_logp(last)
         log_prior = log_x if log_v is None else log_x + log_v
-        return -(log_prior + change), last, flow.calls
+        return -(log_prior + change), last, flow.evaluations
 
     return likelihood_fn
 

@@ -17,8 +17,8 @@ from cldfast.compat.published import check_name
 from cldfast.compat.steps import denoising, fold, published_splitting, rows_of_score
 from cldfast.network import Network, draw_seed
 from cldfast.planner.grids import make_grid
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
-from cldfast.planner.solvers import make_plan
 from cldfast.planner.stage import Stage
 from cldfast.sampling.run import run
 
@@ -36,7 +36,12 @@ def get_sampling_fn(
     or of this package. sampling_shape: of the samples, (B, d) or (B, C, H, W). eps: last time, > 0.
     mode: "exact" or "published"; None keeps that of a process of this package, else "exact".
 
-    Returns `sampler(model, u=None)`, see `get_sscs_sampler` and `get_ode_sampler`.
+    Returns `sampler(model, u=None, *, noise=None, seed=None) -> x, v, nfe` with
+    u: states to start from, (B, 2d) or (B, 2C, H, W); None draws the stationary law.
+    noise: normals to use, (B, 2C, ...) each: in published mode those of the codebase in its order,
+        two a step of SSCS and one of Euler-Maruyama; in exact mode one per stage of the plan.
+    seed: key of the addressed noise of exact runs; None draws one from PyTorch's generator.
+        Published runs draw from that generator, in the codebase's order.
     Raises ValueError for an unknown method, striding or mode.
     """
     makers = {"em": get_em_sampler, "sscs": get_sscs_sampler, "ode": get_ode_sampler}
@@ -47,23 +52,15 @@ def get_sampling_fn(
 def get_em_sampler(
     config: Any, sde: Any, sampling_shape: Sequence[int], eps: float, *, mode: str | None = None
 ) -> Sampler:
-    """Euler-Maruyama; arguments as in `get_sampling_fn`, the sampler's as in `get_sscs_sampler`."""
-    return _FixedGrid(config, as_served(sde, mode), tuple(sampling_shape), float(eps), "em")
+    """Euler-Maruyama; arguments and result as in `get_sampling_fn`."""
+    return _Sampler(config, as_served(sde, mode), tuple(sampling_shape), float(eps), "em")
 
 
 def get_sscs_sampler(
     config: Any, sde: Any, sampling_shape: Sequence[int], eps: float, *, mode: str | None = None
 ) -> Sampler:
-    """The symmetric splitting sampler, for CLD only; arguments as in `get_sampling_fn`.
-
-    Returns `sampler(model, u=None, *, noise=None, seed=None) -> x, v, nfe` with
-    u: states to start from, (B, 2d) or (B, 2C, H, W); None draws the stationary law.
-    noise: normals to use, (B, 2C, ...) each: in published mode those of the codebase in its order,
-        two a step of SSCS and one of Euler-Maruyama; in exact mode one per stage of the plan.
-    seed: key of the addressed noise of exact runs; None draws one from PyTorch's generator.
-        Published runs draw from that generator, in the codebase's order.
-    """
-    return _FixedGrid(config, as_served(sde, mode), tuple(sampling_shape), float(eps), "sscs")
+    """The symmetric splitting sampler, for CLD only; arguments and result as above."""
+    return _Sampler(config, as_served(sde, mode), tuple(sampling_shape), float(eps), "sscs")
 
 
 def get_ode_sampler(
@@ -71,53 +68,56 @@ def get_ode_sampler(
 ) -> Sampler:
     """Probability flow with `config.sampling_solver` of torchdiffeq and the config's tolerances.
 
-    Arguments as in `get_sampling_fn`. Returns `sampler(model, u=None, *, seed=None) -> x, v, nfe`;
-    u, seed: see `get_sscs_sampler`. nfe counts network calls.
+    Arguments and result as in `get_sampling_fn`, but there is no noise; nfe counts network calls.
     """
-    served, shape = as_served(sde, mode), tuple(sampling_shape)
-
-    @torch.no_grad()
-    def ode_sampler(model: Any, u: Tensor | None = None, *, seed: int | None = None) -> Samples:
-        net = _asked(served, model, shape)
-        u = _start(served, shape, u, seed)[0]
-        flow = Flow(served.process, served.output_map, net)
-
-        def rate(t: Tensor, state: Tensor) -> Tensor:
-            return flow(1.0 - float(t), _promoted(served, state))
-
-        state = solve(config, "sampling", rate, served.pack(u), (0.0, 1.0 - eps))
-        if config.denoising:
-            if served.mode == "published":
-                _spent(served, u)
-            last = fold([denoising(served.process, eps)], served.output_map)
-            state = run(_plan(served, last, "em"), net, _promoted(served, state))
-            flow.calls += 1
-        return served.samples(state, shape, flow.calls)
-
-    return ode_sampler
-
-
-def solve(
-    config: Any, kind: str, rate: Callable[..., Any], start: Any, ends: tuple[float, float]
-) -> Any:
-    """`odeint` with the options of config whose names begin with `kind`."""
-    rtol, atol, method, options = (
-        getattr(config, f"{kind}_{name}") for name in ("rtol", "atol", "solver", "solver_options")
-    )
-    return odeint(rate, start, ends, rtol=rtol, atol=atol, method=method, options=options)
+    return _Sampler(config, as_served(sde, mode), tuple(sampling_shape), float(eps), "ode")
 
 
 @dataclass(frozen=True)
-class _FixedGrid:
-    """Euler-Maruyama and SSCS."""
-
+class _Sampler:
     config: Any
     sde: PublishedInterface
     shape: tuple[int, ...]
     eps: float
     solver: str
 
-    def stages(self) -> tuple[Stage, ...]:
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: Any,
+        u: Tensor | None = None,
+        *,
+        noise: Sequence[Tensor] | None = None,
+        seed: int | None = None,
+    ) -> Samples:
+        sde, exact, key = self.sde, self.sde.mode == "exact", 0
+        if isinstance(model, torch.nn.Module):
+            model.eval()
+        if exact:
+            key = draw_seed() if seed is None else kernels.check_seed(seed)
+        u = sde.prior(self.shape, key) if u is None else u
+        net = sde.network(model, sde.state_shape(self.shape))
+        calls = self.config.n_discrete_steps
+        if self.solver == "ode":
+            state, calls = self._flow(net, u)
+        elif exact:
+            plan = self._plan(fold(self._stages(), sde.output_map))
+            state = run(plan, net, sde.pack(u), seed=key, noise=noise)
+        else:
+            state = self._published(net, u, Draws(noise))
+        if self.config.denoising:
+            last = denoising(sde.process, self.eps, self.eps)
+            if exact:
+                state = run(self._plan(fold(last, sde.output_map)), net, state)
+            else:
+                narrow = 0 if self.solver == "em" else 1
+                state = self._scored(last, net, u, narrow, state.to(torch.float64))
+                if noise is None:
+                    # Not used; the generator is left where the codebase leaves it.
+                    Draws().normal(u.shape, sde.normals_dtype(torch.float64), u.device)
+        return sde.samples(state, self.shape, calls)
+
+    def _stages(self) -> Sequence[Stage]:
         """The steps on the config's grid, for the full score; denoising takes one of the steps.
 
         In the published mode a normal is spent wherever the codebase spends one, so SSCS has two
@@ -139,38 +139,16 @@ class _FixedGrid:
         num_stab = getattr(config, "sscs_num_stab", None) or 0.0
         return published_splitting(sde.process, t, num_stab, "sscs_num_stab")[0]
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: Any,
-        u: Tensor | None = None,
-        *,
-        noise: Sequence[Tensor] | None = None,
-        seed: int | None = None,
-    ) -> Samples:
-        sde, stages = self.sde, self.stages()
-        last = [denoising(sde.process, self.eps)] if self.config.denoising else []
-        net = _asked(sde, model, self.shape)
-        u, seed = _start(sde, self.shape, u, seed)
-        if sde.mode == "exact":
-            plan = _plan(sde, fold(stages, sde.output_map), self.solver)
-            state = run(plan, net, sde.pack(u), seed=seed, noise=noise)
-            if last:
-                state = run(_plan(sde, fold(last, sde.output_map), "em"), net, state)
-        else:
-            state = self._published(stages, last, net, u, Draws(noise))
-            if last and noise is None:
-                _spent(sde, u)
-        return sde.samples(state, self.shape, self.config.n_discrete_steps)
+    def _plan(self, stages: Sequence[Stage]) -> Plan:
+        """Stages as a plan for the networks of the codebase."""
+        start = next(stage.t for stage in stages if stage.t is not None)
+        grid = np.array([start, *(stage.t_next for stage in stages)])
+        return Plan(tuple(stages), self.sde.process, self.solver, 1, "velocity output", grid)
 
-    def _published(
-        self, stages: tuple[Stage, ...], last: list[Stage], net: Network, u: Tensor, draws: Draws
-    ) -> Tensor:
-        """The codebase's own precisions: what its float64 times have touched becomes float64.
-
-        The first step of Euler-Maruyama promotes the state; with SSCS it is like u until the end.
-        """
-        sde, sscs = self.sde, self.solver == "sscs"
+    def _published(self, net: Network, u: Tensor, draws: Draws) -> Tensor:
+        """Published steps from states u. The first of Euler-Maruyama promotes the state to float64;
+        with SSCS it is like u until the end."""
+        sde, sscs, stages = self.sde, self.solver == "sscs", self._stages()
         state = sde.pack(u if sscs else u.to(torch.float64))
 
         def make(index: int) -> Tensor:
@@ -178,74 +156,62 @@ class _FixedGrid:
             z = draws.normal(u.shape, dtype if sscs else sde.normals_dtype(dtype), u.device)
             return sde.pack(z).to(state.dtype)
 
-        output_map = rows_of_score(sde.rows)
-        plan = _plan(sde, fold(stages, output_map), self.solver)
-        score = _published_score(sde, plan, net, u, plan.evaluations if sscs else 1)
-        state = run(plan, score, state, noise=StageNoise(stages, make))
-        if not last:
-            return state
-        plan = _plan(sde, fold(last, output_map), "em")
-        score = _published_score(sde, plan, net, u, 1 if sscs else 0)
-        return run(plan, score, state.to(torch.float64))
+        narrow = len(stages) if sscs else 1
+        return self._scored(stages, net, u, narrow, state, StageNoise(stages, make))
 
+    def _scored(
+        self,
+        stages: Sequence[Stage],
+        raw: Network,
+        u: Tensor,
+        narrow: int,
+        state: Tensor,
+        noise: StageNoise | None = None,
+    ) -> Tensor:
+        """Published stages, the score made outside of them, of the codebase's float32 factors.
 
-def _published_score(
-    sde: PublishedInterface, plan: Plan, raw: Network, u: Tensor, narrow: int
-) -> Network:
-    """The score in the codebase's precisions: its float32 factors, made outside the stage.
-
-    To be called in the order of the plan's evaluations; in the first `narrow` of them the
-    codebase's state has the dtype of u.
-    """
-    evaluated = [stage.t for stage in plan.stages if stage.t is not None]
-    times = torch.tensor(evaluated, dtype=torch.float64, device="cpu")
-    dtypes = [u.dtype if k < narrow else torch.float64 for k in range(len(times))]
-    factors = variances = sde.gain_and_shift(times)[0].float().to(u.device)
-    if sde.mixed_score:
-        early, late = (sde.mixed_variance(times, dtype) for dtype in (u.dtype, torch.float64))
-        variances = torch.cat([early[:narrow], late[narrow:]]).float().to(u.device)
-    terms = zip(factors, variances, dtypes, strict=True)
-
-    def net(u: Tensor, t: Tensor) -> Tensor:
-        gain, variance, dtype = next(terms)
-        score = gain * raw(u, t)  # type: ignore[operator]
+        raw: the network. In the first `narrow` evaluations the codebase's state has the dtype of u,
+        later it is float64.
+        """
+        sde = self.sde
+        evaluated = [stage.t for stage in stages if stage.t is not None]
+        times = torch.tensor(evaluated, dtype=torch.float64, device="cpu")
+        dtypes = [u.dtype if k < narrow else torch.float64 for k in range(len(times))]
+        factors = variances = sde.gain_and_shift(times)[0].float().to(u.device)
         if sde.mixed_score:
-            own = u.chunk(2, dim=1)[1] if sde.is_augmented else u
-            score = score - own.to(dtype) / variance
-        return score
+            early, late = (sde.mixed_variance(times, dtype) for dtype in (u.dtype, torch.float64))
+            variances = torch.cat([early[:narrow], late[narrow:]]).float().to(u.device)
+        terms = zip(factors, variances, dtypes, strict=True)
 
-    return net
+        def net(u: Tensor, t: Tensor) -> Tensor:
+            gain, variance, dtype = next(terms)
+            score = gain * raw(u, t)  # type: ignore[operator]
+            if sde.mixed_score:
+                own = u.chunk(2, dim=1)[1] if sde.is_augmented else u
+                score = score - own.to(dtype) / variance
+            return score
 
+        return run(self._plan(fold(stages, rows_of_score(sde.rows))), net, state, noise=noise)
 
-def _plan(sde: PublishedInterface, stages: Sequence[Stage], solver: str) -> Plan:
-    """Stages as a plan for the networks of the codebase."""
-    start = next(stage.t for stage in stages if stage.t is not None)
-    grid = np.array([start, *(stage.t_next for stage in stages)])
-    return Plan(tuple(stages), sde.process, solver, 1, "velocity output", grid)
+    def _flow(self, net: Network, u: Tensor) -> tuple[Tensor, int]:
+        """States of the probability flow at eps, and the network's calls with that of denoising."""
+        sde = self.sde
+        flow = Flow(net, sde.process, sde.output_map)
 
+        def rate(t: Tensor, state: Tensor) -> Tensor:
+            # The codebase's float64 times promote what they touch.
+            state = state if sde.mode == "exact" else state.to(torch.float64)
+            return -flow(1.0 - t.to(torch.float64), state)
 
-def _asked(sde: PublishedInterface, model: Any, shape: Sequence[int]) -> Network:
-    """The network of a sampler, its module no longer training."""
-    if isinstance(model, torch.nn.Module):
-        model.eval()
-    return sde.network(model, sde.state_shape(shape))
-
-
-def _start(
-    sde: PublishedInterface, shape: Sequence[int], u: Tensor | None, seed: int | None
-) -> tuple[Tensor, int]:
-    """The states to start from, and the key of the noise; published runs have none."""
-    if sde.mode == "exact":
-        seed = draw_seed() if seed is None else kernels.check_seed(seed)
-    seed = seed or 0
-    return (sde.prior(shape, seed) if u is None else u), seed
+        state = solve(self.config, "sampling", rate, sde.pack(u), (0.0, 1.0 - self.eps))
+        return state, flow.evaluations + bool(self.config.denoising)
 
 
-def _promoted(sde: PublishedInterface, state: Tensor) -> Tensor:
-    """What the codebase's float64 times make of a state that they touch."""
-    return state if sde.mode == "exact" else state.to(torch.float64)
-
-
-def _spent(sde: PublishedInterface, u: Tensor) -> None:
-    """The draw of a last step, which is not used: it leaves the generator where the codebase does."""
-    Draws().normal(u.shape, sde.normals_dtype(torch.float64), u.device)
+def solve(
+    config: Any, kind: str, rate: Callable[..., Any], start: Any, ends: tuple[float, float]
+) -> Any:
+    """`odeint` with the options of config whose names begin with `kind`."""
+    rtol, atol, method, options = (
+        getattr(config, f"{kind}_{name}") for name in ("rtol", "atol", "solver", "solver_options")
+    )
+    return odeint(rate, start, ends, rtol=rtol, atol=atol, method=method, options=options)

@@ -19,7 +19,7 @@ from cldfast.compat.draws import Draws, widened
 from cldfast.compat.laws import LAWS, checked, jittered
 from cldfast.compat.published import check_mode
 from cldfast.compat.schedule import FunctionBeta, Rate
-from cldfast.planner.parameterization import ScoreMap
+from cldfast.planner.parameterization import LinearMap
 from cldfast.process.linear_flow import Covariance, Transition
 from cldfast.process.sde import CLD as CriticallyDamped
 from cldfast.process.sde import LinearPhaseSDE
@@ -108,11 +108,11 @@ class PublishedInterface(nn.Module, ABC):
             return gain, torch.zeros_like(gain)
         return gain, -1.0 / self.mixed_variance(t, torch.float64)
 
-    def output_map(self, times: np.ndarray) -> ScoreMap:
+    def output_map(self, times: np.ndarray) -> LinearMap:
         """`gain_and_shift` for `cldfast.compat.steps.fold`."""
         values = self.gain_and_shift(torch.tensor(times, dtype=torch.float64, device="cpu"))
         gain, shift = (value.numpy()[:, None, None] for value in values)
-        return ScoreMap(gain * self.rows, shift * (self.rows @ self.rows.T))
+        return LinearMap(gain * self.rows, shift * (self.rows @ self.rows.T))
 
     def network(self, model: Any, shape: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
         """The model as a `net(u, t)` of cldfast; it is called in float32, as the codebase does.
@@ -172,7 +172,7 @@ class PublishedInterface(nn.Module, ABC):
     def _planes(self, u: Tensor) -> Sequence[Tensor]:
         return u.chunk(len(self.precisions), dim=1)
 
-    def _apply(self, matrix: Tensor, u: Tensor) -> Tensor:
+    def _moved(self, matrix: Tensor, u: Tensor) -> Tensor:
         """Matrices (..., 2, 2), whose leading dimensions broadcast, on the planes of u."""
         planes = self._planes(u)
         rows = [
@@ -192,12 +192,12 @@ class PublishedInterface(nn.Module, ABC):
         beta = beta.to(u.dtype) if self.mode == "exact" else beta
         A = torch.tensor(self.process.A.tolist(), dtype=beta.dtype, device=u.device)
         # The noise of a single plane is that of v, which is also that of x.
-        amplitudes = self.process.noise[-len(self.precisions) :]
+        amplitudes = self.process.diffusion[-len(self.precisions) :]
         diffusion = [
             torch.sqrt(square * beta) * torch.ones_like(plane)
             for square, plane in zip(amplitudes, self._planes(u), strict=True)
         ]
-        return self._apply(beta[..., None, None] * A, u), torch.cat(diffusion, dim=1)
+        return self._moved(beta[..., None, None] * A, u), torch.cat(diffusion, dim=1)
 
     def get_reverse_sde(
         self, score_fn: ScoreFunction | None = None, probability_flow: bool = False
@@ -258,7 +258,7 @@ class PublishedInterface(nn.Module, ABC):
 
     def mean(self, u: Tensor, t: Tensor) -> Tensor:
         """Mean of the perturbation kernel for starts u at times t (B,)."""
-        return self._apply(self.law(self._expand(t)).phi, u)
+        return self._moved(self.law(self._expand(t)).phi, u)
 
     def var(self, t: Tensor, *variances: Tensor | None) -> list[Tensor]:
         """Covariance entries of the perturbation kernel: [xx, xv, vv], or [xx] of one plane.
@@ -279,7 +279,7 @@ class PublishedInterface(nn.Module, ABC):
 
     def loss_multiplier(self, t: Tensor) -> Tensor:
         """The likelihood weight: beta times half the squared noise amplitude."""
-        return self.beta_fn(t) * (0.5 * self.process.noise[1])
+        return self.beta_fn(t) * (0.5 * self.process.diffusion[1])
 
     def perturb_data(
         self, batch: Tensor, t: Tensor, *variances: Tensor
@@ -287,7 +287,7 @@ class PublishedInterface(nn.Module, ABC):
         """Noised starts: (perturbed, mean, noise, the standard normals)."""
         z = torch.randn_like(batch)
         factor = self.noised(self.law(self._expand(t), *variances)).factor
-        mean, noise = self.mean(batch, t), self._apply(factor, z)
+        mean, noise = self.mean(batch, t), self._moved(factor, z)
         if self.mode == "exact":
             mean, noise = mean.to(batch.dtype), noise.to(batch.dtype)
         return mean + noise, mean, noise, z

@@ -13,7 +13,7 @@ from cldfast.compat.gddim.process import CLD
 from cldfast.compat.gddim.stochastic import LambdaCLD
 from cldfast.compat.steps import OutputMap, euler, fold, splitting
 from cldfast.compat.steps import denoising as denoising_step
-from cldfast.planner.parameterization import ScoreMap
+from cldfast.planner.parameterization import LinearMap
 from cldfast.planner.plan import Plan
 from cldfast.planner.stage import Stage
 
@@ -165,24 +165,24 @@ def sscs_plan(cld: CLD, rev_timesteps: Any, denoising: bool = False) -> Plan:
     return _plan(cld, times, fold(stages, score_map(cld)), 1, denoising)
 
 
-def noise_map(cld: CLD, t: np.ndarray, form: str) -> ScoreMap:
+def noise_map(cld: CLD, t: np.ndarray, form: str) -> LinearMap:
     """The noise of a form from what the network returns and the state."""
     output = np.broadcast_to(np.eye(2), (len(t), 2, 2))
     if form != "R":
         back = np.swapaxes(cld.inverse_factor(t), -1, -2)
         output = np.swapaxes(cld.factor(t, form), -1, -2) @ back
     if not cld.mixed_score:
-        return ScoreMap(output, np.zeros_like(output))
-    return ScoreMap(output, output @ cld.inverse_factor(t) @ np.diag([0.0, 1.0]))
+        return LinearMap(output, np.zeros_like(output))
+    return LinearMap(output, output @ cld.inverse_factor(t) @ np.diag([0.0, 1.0]))
 
 
 def score_map(cld: CLD) -> OutputMap:
     """What the outputs of the codebase's networks mean: `score = -R^-T noise`."""
 
-    def output_map(t: np.ndarray) -> ScoreMap:
+    def output_map(t: np.ndarray) -> LinearMap:
         noise = noise_map(cld, t, "R")
         back = -np.swapaxes(cld.inverse_factor(t), -1, -2)
-        return ScoreMap(back @ noise.from_output, back @ noise.from_state)
+        return LinearMap(back @ noise.from_output, back @ noise.from_state)
 
     return output_map
 
@@ -194,5 +194,6 @@ def _plan(
     if denoising:
         if not math.isclose(last, cld.sampling_eps):
             raise ValueError(f"denoising starts at t = {cld.sampling_eps}, the grid ends at {last}")
-        stages = [*stages, *fold([denoising_step(cld.sde, cld.sampling_eps)], score_map(cld))]
+        step = denoising_step(cld.sde, cld.sampling_eps, cld.sampling_eps)
+        stages = [*stages, *fold(step, score_map(cld))]
     return Plan(tuple(stages), cld.sde, "gddim", order, PARAMETERIZATION, times)

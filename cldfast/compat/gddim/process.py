@@ -142,7 +142,7 @@ class CLD:
         if self._table is not None:
             result: np.ndarray = np.linalg.cholesky(self.cov(t))
             return result
-        return self._bridge.kernel(self.sde.tau(_times(t))).factor
+        return self._bridge.marginal(self.sde.tau(_times(t))).factor
 
     def factor(self, t: Any, form: str = "R") -> np.ndarray:
         """R or L by name."""
@@ -258,8 +258,8 @@ class _JitteredBridge(Bridge):
         # From tau ~ numerical_eps down the angle is linear, so what starts here is below rounding.
         super().__init__(sde, 0.0, 1e-12 * numerical_eps)
 
-    def kernel(self, tau: np.ndarray) -> Marginal:
-        plain = super().kernel(tau)
+    def marginal(self, tau: np.ndarray) -> Marginal:
+        plain = super().marginal(tau)
         (m_x, m_v), (p_x, p_v) = np.moveaxis(self.sde.transition(tau).phi, (-1, -2), (0, 1))
         cov = plain.covariance.plus_outer(self._numerical_eps, m_x, m_v)
         return Marginal(plain.mean, cov.plus_outer(self._numerical_eps, p_x, p_v))

@@ -8,6 +8,7 @@ from cldfast import kernels
 from cldfast.compat.draws import Draws, StageNoise, widened
 from cldfast.compat.psld.process import factor, law_of, process_of, training_mode
 from cldfast.compat.psld.samplers import Request, Sampler
+from cldfast.kernels import NoiseAddress
 from cldfast.network import draw_seed
 from cldfast.planner.plan import Plan
 from cldfast.sampling.inpainting import Inpainting
@@ -38,10 +39,8 @@ class ES3EulerMaruyamaInpainter(Sampler):
 
         def replaced(u: torch.Tensor, t: float, index: int) -> torch.Tensor:
             # The data themselves are put in only where a step leads to time 0.
-            return known.apply(
-                process, u, t, t == 0.0, seed=seed, first_index=0, stage_index=index,
-                backend=backend,
-            )  # fmt: skip
+            address = NoiseAddress(seed, stage_index=index)
+            return known.apply(process, u, t, t == 0.0, address, backend)
 
         def callback(index: int, t: float, u: torch.Tensor) -> torch.Tensor:
             u = replaced(u, t, index)
@@ -94,4 +93,4 @@ class ES3EulerMaruyamaInpainter(Sampler):
         root = factor(law.covariance, sde.decomp_mode) * (0.0 if mean_only else 1.0)
         weights = torch.cat([law.phi[:, :, : len(known)], root], 2)
         planes = [plane.to(torch.float64) for plane in known]
-        return kernels.stage(None, planes, (), weights, noise=z)[0]
+        return kernels.stage(None, planes, (), weights, noise=z).state

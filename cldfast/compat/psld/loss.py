@@ -9,10 +9,11 @@ import torch
 
 from cldfast import kernels
 from cldfast.compat.draws import Draws, widened
+from cldfast.compat.losses import row_losses
 from cldfast.compat.psld.process import factor, law_of, process_of, rows_of, training_mode
 from cldfast.compat.psld.samplers import Score
 from cldfast.compat.published import check_mode
-from cldfast.kernels.philox import STREAM_PERTURBATION, STREAM_VELOCITY
+from cldfast.kernels import NoiseAddress, Stream
 from cldfast.network import draw_seed
 
 
@@ -53,61 +54,43 @@ class PSLDScoreLoss(torch.nn.Module):
 
         eps: normals to use, twice as wide as x_0. momentum: those of "dsm" momenta, like x_0.
         """
+        process, shape = process_of(self.sde), x_0.shape
+        law = law_of(self.sde, t.to(torch.float64), self.training_mode, self.mode)
         # Published draws come from PyTorch's generator alone, in the order of the codebase.
-        seed = draw_seed() if self.mode == "exact" else 0
-        phi, root, mean_var = self._kernel(t)
+        address = NoiseAddress(draw_seed() if self.mode == "exact" else 0)
         if self.mode == "published":
             # The codebase draws momenta in either mode; "hsm" throws them away.
-            momentum = Draws(None if momentum is None else [momentum]).normal(
-                x_0.shape, x_0.dtype, x_0.device
-            )
+            given = Draws(None if momentum is None else [momentum])
+            momentum = given.normal(shape, x_0.dtype, x_0.device)
             if eps is None:
-                eps = Draws().normal(widened(x_0.shape), x_0.dtype, x_0.device)
-        planes: tuple[torch.Tensor, ...] = (x_0,)
+                eps = Draws().normal(widened(shape), x_0.dtype, x_0.device)
+        planes, moved = [x_0], law.phi[:, :, :1]
         if self.training_mode == "dsm":
-            planes = (x_0, self._momentum(x_0, momentum, seed))
+            if momentum is None:
+                drawn = address.in_stream(Stream.VELOCITY)
+                normals = kernels.normals(shape, drawn, dtype=x_0.dtype, device=x_0.device)
+                momentum = normals[:, : shape[1]]
             # The momentum plane holds unit normals.
-            scale = torch.tensor([1.0, mean_var**0.5], dtype=torch.float64, device=phi.device)
-            phi = phi * scale
-        weights = torch.cat([phi[:, :, : len(planes)], root], 2)
-        u, _, _ = kernels.stage(
-            None, planes, (), weights, seed=seed, stream=STREAM_PERTURBATION, noise=eps
-        )
-        output = score_fn(u.to(torch.float32), t.to(torch.float32))
+            planes, spread = [x_0, momentum], process.v0_var**0.5
+            moved = torch.stack([law.phi[:, :, 0], spread * law.phi[:, :, 1]], 2)
         rows = rows_of(self.sde)
-        planes_out = kernels.check_planes("the network's output", output, u, x_0.shape[1])
-        if planes_out != len(rows):
-            raise ValueError(
-                f"the network must predict {len(rows)} noise(s) per coordinate, "
-                f"{len(rows) * x_0.shape[1]} along dimension 1, got {output.shape[1]}"
-            )
-        losses = kernels.residual(
-            output, u, _difference(rows, weights), seed=seed, stream=STREAM_PERTURBATION, noise=eps
-        )
-        total = losses.sum()
-        return total / math.prod([*x_0.shape, len(rows)]) if self.mean else total
 
-    def _kernel(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Propagator and factor at times t, (B, 2, 2) float64, and the variance of momenta."""
-        law = law_of(self.sde, t.to(torch.float64), self.training_mode, self.mode)
-        root = factor(law.covariance, self.sde.decomp_mode)
-        return law.phi, root, process_of(self.sde).v0_var
+        def ask(u: torch.Tensor) -> torch.Tensor:
+            output = score_fn(u.to(torch.float32), t.to(torch.float32))
+            got = kernels.check_planes("the network's output", output, u, shape[1])
+            if got != len(rows):
+                raise ValueError(
+                    f"the network must predict {len(rows)} noise(s) per coordinate, "
+                    f"{len(rows) * shape[1]} along dimension 1, got {output.shape[1]}"
+                )
+            return output
 
-    @staticmethod
-    def _momentum(x_0: torch.Tensor, momentum: torch.Tensor | None, seed: int) -> torch.Tensor:
-        """Unit normals like x_0."""
-        if momentum is not None:
-            return momentum
-        table = torch.zeros(1, 2, 3, dtype=torch.float64, device="cpu")
-        table[0, 0, 1] = 1.0
-        state, _, _ = kernels.stage(None, (x_0,), (), table, seed=seed, stream=STREAM_VELOCITY)
-        return state[:, : x_0.shape[1]]
-
-
-def _difference(rows: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    """The residual `output - z` of the rows predicted, (B, r, r + 4)."""
-    r = len(rows)
-    table = torch.zeros(r, r + 4, dtype=torch.float64, device=like.device)
-    for k, row in enumerate(rows):
-        table[k, k], table[k, r + 2 + row] = 1.0, -1.0
-    return table.expand(like.shape[0], r, r + 4).contiguous()
+        perturbation = torch.cat([moved, factor(law.covariance, self.sde.decomp_mode)], 2)
+        # The residual is the predicted noises less those drawn.
+        unit = torch.eye(2, dtype=torch.float64, device=x_0.device)
+        chosen = unit[list(rows)]
+        residual = torch.cat([unit[: len(rows), : len(rows)], 0.0 * chosen, -chosen], 1)
+        weights = (perturbation, residual.expand(len(x_0), -1, -1))
+        noise = address.in_stream(Stream.PERTURBATION) if eps is None else eps
+        total = row_losses(ask, None, planes, weights, noise).sum()
+        return total / math.prod([*shape, len(rows)]) if self.mean else total

@@ -37,10 +37,10 @@ class BBODESampler(Sampler):
             raise ValueError("the probability flow takes no noise")
         process, options = process_of(self.sde), self.config.evaluation.sampler
         output_map = output_map_of(self.sde, training_mode(self.config), self.mode)
-        flow = Flow(process, output_map, self._network)
+        flow = Flow(self._network, process, output_map)
 
         def rate(s: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-            return flow(process.T - float(s), u)
+            return -flow(process.T - s.to(torch.float64), u)
 
         with torch.no_grad():
             u: torch.Tensor = odeint(
@@ -49,7 +49,7 @@ class BBODESampler(Sampler):
             )  # fmt: skip
             if asked.denoise:
                 u = u if self.mode == "exact" else u.to(torch.float64)
-                u = u + asked.eps * flow(asked.eps, u)
+                u = u - asked.eps * flow(torch.tensor(asked.eps, device=u.device).double(), u)
         self._runs += 1
-        self.nfe += flow.calls
+        self.nfe += flow.evaluations
         return u

@@ -17,7 +17,7 @@ from array_api_compat import array_namespace
 from cldfast.compat.laws import LAWS, checked, jittered
 from cldfast.compat.published import check_name, numbers_of
 from cldfast.compat.steps import OutputMap
-from cldfast.planner.parameterization import ScoreMap
+from cldfast.planner.parameterization import LinearMap
 from cldfast.process.linear_flow import Covariance, Transition, stack_matrix
 from cldfast.process.schedules import LinearBeta
 from cldfast.process.sde import PSLD
@@ -81,13 +81,13 @@ def output_map_of(sde: Any, objective: str, mode: str) -> OutputMap:
     are scaled by the hybrid kernel, too.
     """
 
-    def output_map(times: np.ndarray) -> ScoreMap:
+    def output_map(times: np.ndarray) -> LinearMap:
         t = torch.tensor(times, dtype=torch.float64, device="cpu")
         law = law_of(sde, t, objective if mode == "exact" else "hsm", mode)
         columns = noise_to_score(law.covariance, sde.decomp_mode, rows_of(sde))
         if mode == "published":
             columns = columns.to(torch.float32).to(torch.float64)
-        return ScoreMap(columns.numpy(), np.zeros((len(times), 2, 2)))
+        return LinearMap(columns.numpy(), np.zeros((len(times), 2, 2)))
 
     return output_map
 

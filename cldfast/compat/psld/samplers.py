@@ -14,8 +14,8 @@ from cldfast.compat.published import check_mode
 from cldfast.compat.steps import denoising, fold, published_splitting
 from cldfast.kernels import stage as stage_op
 from cldfast.network import draw_seed
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
-from cldfast.planner.solvers import make_plan
 from cldfast.planner.stage import Stage
 from cldfast.sampling.run import Callback, run
 
@@ -37,7 +37,7 @@ class Sampler:
     """What the samplers share.
 
     config: the codebase's configuration. sde: its PSLD object (or anything with gamma, nu, kappa,
-    beta_0, beta_1, T, eps and decomp_mode). score_fn: `score_fn(u, t)`, float32, predicts the noise.
+    beta_0, beta_1, T, eps and decomp_mode). score_fn: `score_fn(u, t)`, float32, the noise.
     corrector_fn: `corrector_fn(u, t, dt) -> (u, mean)` after each step, in the sampler's time.
     mode: "exact" or "published", see docs/codebases.md; None is the class's own.
 
@@ -119,13 +119,15 @@ class Sampler:
             end = length = float(grid[-1])
             if self.mode == "published":
                 end, length = process.T - _rounded(process.T - asked.eps), _rounded(asked.eps)
-            stages = (*stages, denoising(process, end, length))
+            stages = [*stages, *denoising(process, end, length)]
             grid = np.array([*grid, 0.0])
         output_map = output_map_of(self.sde, training_mode(self.config), self.mode)
         stages = fold(stages, output_map, self._guidance())
-        return Plan(stages, process, self.solver, 1, f"eps, {self.sde.decomp_mode} factor", grid)
+        return Plan(
+            tuple(stages), process, self.solver, 1, f"eps, {self.sde.decomp_mode} factor", grid
+        )
 
-    def _stages(self, ts: torch.Tensor, grid: np.ndarray) -> tuple[Stage, ...]:
+    def _stages(self, ts: torch.Tensor, grid: np.ndarray) -> Sequence[Stage]:
         """The steps for the full score; the codebase, too, has the right times in Euler's."""
         # A corrector wants every step to end in a state of its own.
         options = {"merge": False} if self.solver == "sscs" and self.corrector_fn else {}
@@ -179,7 +181,7 @@ class SSCSSampler(Sampler):
         """Stages after which a step is complete."""
         return 3 if self.mode == "exact" else 2
 
-    def _stages(self, ts: torch.Tensor, grid: np.ndarray) -> tuple[Stage, ...]:
+    def _stages(self, ts: torch.Tensor, grid: np.ndarray) -> Sequence[Stage]:
         if self.mode == "exact":
             return super()._stages(ts, grid)
         sde = self.sde
@@ -197,7 +199,7 @@ class SSCSSampler(Sampler):
 
         def make(index: int) -> torch.Tensor:
             table = np.concatenate([turns[index // 2], np.zeros((2, 2))], 1)[None]
-            return stage_op(plain(index), (), (), torch.from_numpy(table))[0]
+            return stage_op(plain(index), (), (), torch.from_numpy(table)).state
 
         return make
 

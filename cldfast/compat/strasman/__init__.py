@@ -27,7 +27,7 @@ __all__ = [
 
 
 def _find() -> tuple[list[tuple[Any, Any]], list[Namespace]]:
-    """What the codebase's modules `CLD`, `loss` and `schedule`, which must be importable, define."""
+    """The objects of the modules `CLD`, `loss` and `schedule`, which must be importable."""
     process, loss, schedule = (importlib.import_module(m) for m in ("CLD", "loss", "schedule"))
     pairs = [
         (process.CriticallyDampedLangevin, CriticallyDampedLangevin),

@@ -17,11 +17,11 @@ from cldfast.compat.steps import euler, fold, rows_of_score
 from cldfast.compat.strasman import published
 from cldfast.compat.strasman.published import Entries
 from cldfast.compat.strasman.schedule import beta_parametric
-from cldfast.kernels.philox import STREAM_PERTURBATION, STREAM_SAMPLER
+from cldfast.kernels import NoiseAddress, Stream
 from cldfast.network import draw_seed
 from cldfast.planner.grids import make_grid
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
-from cldfast.planner.solvers import make_plan
 from cldfast.planner.stage import Stage
 from cldfast.process.linear_flow import Transition
 from cldfast.process.sde import CLD
@@ -142,7 +142,7 @@ class CriticallyDampedLangevin:
             noise = Draws().normal(widened(u.shape) if hsm else u.shape, u.dtype, u.device)
         state, rows, _ = kernels.stage(
             None if hsm else u, (u,) if hsm else (), (), weights,
-            seed=draw_seed() if noise is None else 0, stream=STREAM_PERTURBATION, noise=noise,
+            noise=NoiseAddress(draw_seed(), stream=Stream.PERTURBATION) if noise is None else noise,
         )  # fmt: skip
         assert rows is not None
         scaled, z = rows.chunk(2, dim=1)
@@ -150,7 +150,7 @@ class CriticallyDampedLangevin:
 
     def factor(self, t: torch.Tensor, hsm: bool) -> torch.Tensor:
         """Lower factor of the covariance at times t (B,), (B, 2, 2) float64."""
-        own = self._law(t, hsm).covariance
+        own = self.law(t, hsm).covariance
         if self.mode == "exact":
             exact_factor: torch.Tensor = own.factor
             return exact_factor
@@ -158,7 +158,7 @@ class CriticallyDampedLangevin:
         rows = [l_xx, torch.zeros_like(l_xx), l_vx, l_vv]
         return torch.stack(rows, -1).reshape(-1, 2, 2).to(torch.float64)
 
-    def _law(self, t: torch.Tensor, hybrid: bool) -> Transition:
+    def law(self, t: torch.Tensor, hybrid: bool) -> Transition:
         """Of `U_t | U_0`, hybrid: of `U_t | X_0`; exact in float64, published in the dtype of t."""
         process = self.process
         if self.mode == "published":
@@ -167,7 +167,7 @@ class CriticallyDampedLangevin:
         return exact(process, process.tau(t.to(torch.float64)), 0.0, start)
 
     def _phi(self, t: torch.Tensor) -> torch.Tensor:
-        phi: torch.Tensor = self._law(t, False).phi
+        phi: torch.Tensor = self.law(t, False).phi
         return phi.to(torch.float64)
 
     @staticmethod
@@ -175,10 +175,10 @@ class CriticallyDampedLangevin:
         u: torch.Tensor | None, outputs: Sequence[torch.Tensor], matrix: torch.Tensor
     ) -> torch.Tensor:
         quiet = matrix.new_zeros(matrix.shape[0], 2, 2)
-        return kernels.stage(u, outputs, (), torch.cat([matrix, quiet], 2))[0]
+        return kernels.stage(u, outputs, (), torch.cat([matrix, quiet], 2)).state
 
     def _entries(self, t: torch.Tensor, hybrid: bool) -> Entries:
-        own = self._law(t.squeeze(1) if t.dim() == 2 else t, hybrid).covariance
+        own = self.law(t.squeeze(1) if t.dim() == 2 else t, hybrid).covariance
         return own.xx.to(t.dtype), own.xv.to(t.dtype), own.vv.to(t.dtype)
 
     # --- sampling --------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ class CriticallyDampedLangevin:
         """Samples x from states `init` by Euler-Maruyama or the leapfrog scheme.
 
         score_theta: `score_theta(u, t)` with t (B,), by leapfrog a scalar, asked twice a step.
-        num_steps: steps. epsilon_s: last time. is_cld: the network returns the velocity score alone.
+        num_steps: steps. epsilon_s: last time. is_cld: the network gives the velocity score alone.
         noise: exact: normals per stage, see `cldfast.run`; published: the codebase's draws in its
         order.
         """
@@ -275,7 +275,7 @@ class CriticallyDampedLangevin:
             times = published.time_steps(num_steps, epsilon_s, self.device)
             stages = self._stages(solver, times, (times[0] - times[1]).item(), is_cld)
             grid = np.array([*times.tolist(), stages[-1].t_next])
-            plan = Plan(stages, process, solver, 1, name, grid)
+            plan = Plan(tuple(stages), process, solver, 1, name, grid)
             draws = Draws(noise)
             normals = StageNoise(stages, lambda _: _halves(init, draws))  # type: ignore[assignment]
 
@@ -290,7 +290,7 @@ class CriticallyDampedLangevin:
 
     def _stages(
         self, solver: str, times: torch.Tensor, step: float, is_cld: bool
-    ) -> tuple[Stage, ...]:
+    ) -> Sequence[Stage]:
         """The stages of one step from each time; as published, all steps have one length."""
         process = self.process
         if self.mode == "exact":
@@ -318,16 +318,12 @@ class CriticallyDampedLangevin:
         index: int = 0,
     ) -> torch.Tensor:
         """One stage alone; noise: the draws (x, v) of a stage that has any."""
-        seed, z = 0, None
+        z: kernels.Noise = NoiseAddress(stage_index=index)
         if np.any(stage.L):
-            if self.mode == "published" or noise is not None:
-                z = _halves(u, Draws(noise))
-            else:
-                seed = draw_seed()
+            drawn = self.mode == "published" or noise is not None
+            z = _halves(u, Draws(noise)) if drawn else NoiseAddress(draw_seed(), stage_index=index)
         table = torch.from_numpy(stage.matrix())[None]
-        return kernels.stage(
-            u, (score,), (), table, seed=seed, stage_index=index, stream=STREAM_SAMPLER, noise=z
-        )[0]
+        return kernels.stage(u, (score,), (), table, noise=z).state
 
 
 def _score_name(is_cld: bool) -> str:

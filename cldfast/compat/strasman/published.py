@@ -7,6 +7,7 @@ cannot stand in.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from cldfast.compat.laws import naive_covariance, propagator
 from cldfast.compat.steps import euler_blocks
-from cldfast.planner.stage import Stage
+from cldfast.planner.stage import Stage, affine_stages
 from cldfast.process.linear_flow import Transition
 from cldfast.process.sde import CLD
 
@@ -64,7 +65,7 @@ def leapfrog(
     late: np.ndarray,
     t_next: np.ndarray,
     ways: tuple[np.ndarray, np.ndarray],
-) -> tuple[Stage, ...]:
+) -> list[Stage]:
     """Half a kick, half a drift, the noise; then half a drift and a kick at the times `late`.
 
     ways: step times rate at t and at `late`. All (n,).
@@ -73,14 +74,8 @@ def leapfrog(
     later = [euler_blocks(process, 0.5 * ways[1], rows=rows) for rows in (_DRIFT, _KICK)]
     (P, E), (Q, F) = ((b @ a, b @ e + f) for (a, e), (b, f) in (early, later))
     L = np.sqrt(ways[0][:, None, None] * np.diag(process.D))
-    stages: list[Stage] = []
-    for k in range(len(t)):
-        middle = float(late[k])
-        stages += [
-            Stage(t=float(t[k]), t_next=middle, P=P[k], E=(E[k],), L=L[k]),
-            Stage(t=middle, t_next=float(t_next[k]), P=Q[k], E=(F[k],)),
-        ]
-    return tuple(stages)
+    halves = affine_stages(t, late, P, E, L), affine_stages(late, t_next, Q, F, 0.0 * L)
+    return list(chain.from_iterable(zip(*halves, strict=True)))
 
 
 _KICK, _DRIFT = (0.0, 1.0), (1.0, 0.0)

@@ -7,16 +7,11 @@ from typing import Any
 
 import torch
 
-from cldfast.kernels.time_tables import AtTimes
-
 # Dtype codes of csrc/shared/stage.h.
 CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 WORD = 2**64 - 1
-# Of masks of columns.
-ALL_COLUMNS = 2**64 - 1
 
 Description = tuple[int, ...]
-Weights = torch.Tensor | AtTimes
 
 
 def strided(tensor: torch.Tensor, channels: int) -> Description | None:
@@ -53,11 +48,6 @@ def describe(
         keep.append(tensor)
     planes, width = tensor.shape[1] // channels, channels * inner
     return (tensor.data_ptr(), planes, CODES[tensor.dtype], planes * width, width, inner, 1)
-
-
-def residual_channels(output: torch.Tensor, u: torch.Tensor, weights: Weights) -> int:
-    """The channels of a plane: weights have a column for each of output and u, and two for z."""
-    return (output.shape[1] + u.shape[1]) // (weights.shape[2] - 2)
 
 
 def layout(like: torch.Tensor) -> torch.memory_format:

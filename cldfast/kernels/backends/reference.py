@@ -1,4 +1,4 @@
-"""The stage operation in plain PyTorch: the specification, and the fallback on any device.
+"""The operations in plain PyTorch: their specification, and the fallback on any device.
 
 A stage is one small matrix applied at every coordinate:
 
@@ -11,34 +11,28 @@ normals that are made on the fly. `W` holds the blocks P, E, H, L, A, B of `plan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
-from cldfast.kernels.philox import pair_normals
+from cldfast.kernels import philox
+from cldfast.kernels.address import NoiseAddress
+from cldfast.kernels.backends.protocol import ALL_COLUMNS, Backend, Noise, StageResult
+from cldfast.kernels.backends.registry import register_backend
+from cldfast.kernels.time_tables import AtTimes
 
 
 def noise_planes(
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    device: torch.device | str,
-    *,
-    seed: int,
-    first_index: int = 0,
-    stage_index: int = 0,
-    stream: int = 0,
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device | str, address: NoiseAddress
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Addressed normals (z_x, z_v), each of the plane shape (B, C, ...).
 
     The flat pair index is (first_index + row) * D + j, j the index in a contiguous (C, ...) plane
     of D coordinates, so a sample's noise depends on (seed, sample index) alone.
     """
-    pairs = 1
-    for size in shape[1:]:
-        pairs *= size
-    z_x, z_v = pair_normals(
-        seed, first_index * pairs, shape[0] * pairs, stage_index, stream, dtype, device
-    )
+    pairs = math.prod(shape[1:])
+    z_x, z_v = philox.pair_normals(address.in_pairs(pairs), shape[0] * pairs, dtype, device)
     return z_x.reshape(tuple(shape)), z_v.reshape(tuple(shape))
 
 
@@ -52,12 +46,7 @@ def stage(
     outputs: Sequence[torch.Tensor],
     history: Sequence[torch.Tensor],
     weights: torch.Tensor,
-    *,
-    seed: int = 0,
-    first_index: int = 0,
-    stage_index: int = 0,
-    stream: int = 0,
-    noise: torch.Tensor | None = None,
+    noise: Noise,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The next state (B, 2C, ...), and the new history rows (B, qC, ...) or None where q = 0.
 
@@ -65,9 +54,6 @@ def stage(
     outputs, history: (B, rC, ...), r planes each; their dtype may differ from the state's.
     weights: float64 (R, 2 + q, n), columns in the order of the planes, the two noise planes last;
         R = 1 shares one matrix, R = B gives every row its own.
-    noise: replaces the addressed normals, shaped like the state.
-
-    Arguments are taken as valid: `cldfast.kernels.stage` checks them.
     """
     like = u if u is not None else outputs[0]
     channels = like.shape[1] // (2 if u is not None else 1)
@@ -78,8 +64,7 @@ def stage(
     out_planes = weights.shape[1]
     plane_shape = (like.shape[0], channels, *like.shape[2:])
 
-    shared = weights.shape[0] == 1
-    if shared:
+    if weights.shape[0] == 1:
         # One matrix on the host: plain numbers, and a column of zeros is not read at all, so that
         # a non-finite plane behind a zero coefficient does no harm (0 * inf is not 0).
         matrix = weights[0].tolist()
@@ -91,13 +76,10 @@ def stage(
         used = [True] * weights.shape[2]
 
     if used[-1] or used[-2]:
-        if noise is None:
-            planes += noise_planes(
-                plane_shape, dtype, like.device,
-                seed=seed, first_index=first_index, stage_index=stage_index, stream=stream,
-            )  # fmt: skip
-        else:
+        if isinstance(noise, torch.Tensor):
             planes += split_planes(noise, channels)
+        else:
+            planes += noise_planes(plane_shape, dtype, like.device, noise)
     results = []
     for i in range(out_planes):
         total = None
@@ -114,44 +96,92 @@ def stage(
     return state, torch.cat(results[2:], dim=1) if out_planes > 2 else None
 
 
-def residual(
-    output: torch.Tensor,
-    u: torch.Tensor,
-    weights: torch.Tensor,
-    *,
-    seed: int = 0,
-    first_index: int = 0,
-    stage_index: int = 0,
-    stream: int = 0,
-    noise: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """The squared residual of each row, `loss_i = sum |R_o o + R_u u + R_z z|^2`, (B,).
+def residual(output: torch.Tensor, offset: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The squared residual of each row, `loss_i = sum |R_o o + R_e e|^2`, (B,).
 
-    output: (B, rC, ...), r planes. u: state (B, 2C, ...), or any p planes. The noise z is made
-    again from the address it was first made at, or given as `noise`, (B, 2C, ...).
-    weights: float64 (B, q, r + p + 2), the blocks R_o, R_u, R_z of q residual planes side by side.
-
-    Arguments are taken as valid: `cldfast.kernels.residual` checks them.
+    output: o, (B, rC, ...), r planes. offset: e, (B, pC, ...), whose dtype the loss has. weights:
+    float64 (B, q, r + p), the blocks R_o and R_e of q residual planes side by side.
     """
-    channels = (output.shape[1] + u.shape[1]) // (weights.shape[2] - 2)
-    plane_shape = (u.shape[0], channels, *u.shape[2:])
-    z: tuple[torch.Tensor, ...]
-    if noise is None:
-        z = noise_planes(
-            plane_shape, u.dtype, u.device,
-            seed=seed, first_index=first_index, stage_index=stage_index, stream=stream,
-        )  # fmt: skip
-    else:
-        z = split_planes(noise, channels)
-    planes = [*split_planes(output, channels), *split_planes(u, channels), *z]
-    rows = weights.to(device=u.device, dtype=u.dtype)
-    rows = rows.reshape(*rows.shape, *([1] * (u.dim() - 1)))
+    channels = (output.shape[1] + offset.shape[1]) // weights.shape[2]
+    planes = [*split_planes(output, channels), *split_planes(offset, channels)]
+    rows = weights.to(device=offset.device, dtype=offset.dtype)
+    rows = rows.reshape(*rows.shape, *([1] * (offset.dim() - 1)))
     total: torch.Tensor | float = 0.0
     for i in range(rows.shape[1]):
         line: torch.Tensor | float = 0.0
         for j, plane in enumerate(planes):
-            line = line + rows[:, i, j] * plane.to(u.dtype)
+            line = line + rows[:, i, j] * plane.to(offset.dtype)
         assert isinstance(line, torch.Tensor)
         total = total + line.square().flatten(1).sum(1)
     assert isinstance(total, torch.Tensor)
     return total
+
+
+def covers(weights: AtTimes) -> bool:
+    """Whether the table covers all of the times; the host waits if it has to look."""
+    return weights.inside or bool(weights.table.covers(weights.t).all())
+
+
+class ReferenceBackend(Backend):
+    """Plain PyTorch on any device, differentiable in everything, as often as one likes."""
+
+    def __init__(self, name: str = "reference") -> None:
+        super().__init__(name, fuses_gradients=False)
+
+    def stage(
+        self,
+        u: torch.Tensor | None,
+        outputs: Sequence[torch.Tensor],
+        history: Sequence[torch.Tensor],
+        weights: torch.Tensor | AtTimes,
+        noise: Noise,
+        *,
+        out: torch.Tensor | None = None,
+        cast: torch.dtype | None = None,
+        step: torch.Tensor | None = None,
+        used: int = ALL_COLUMNS,
+        row_out: torch.Tensor | None = None,
+    ) -> StageResult:
+        assert isinstance(weights, torch.Tensor) and step is None  # as the class attributes say
+        on_host = weights.shape[0] == 1 and weights.device.type == "cpu"
+        if on_host and not all(map(math.isfinite, weights.flatten().tolist())):
+            raise ValueError("weights must be finite, got NaN or infinity")
+        state, row = stage(u, outputs, history, weights, noise)
+        if out is not None:
+            state = out.copy_(state)
+        return StageResult(state, row, None if cast is None else state.to(cast))
+
+    def residual(
+        self,
+        output: torch.Tensor,
+        offset: torch.Tensor,
+        weights: torch.Tensor | AtTimes,
+        *,
+        scale: torch.Tensor | None = None,
+        factor: float = 1.0,
+        reduce: bool = False,
+        gradient: bool = True,
+        overwrite: bool = False,
+        used: int = ALL_COLUMNS,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        assert isinstance(weights, torch.Tensor)
+        losses = residual(output, offset, weights)
+        if scale is not None:
+            losses = losses * scale.to(losses.dtype)
+        if factor != 1.0:
+            losses = losses * factor
+        return losses.sum() if reduce else losses, None
+
+    def covers(self, weights: AtTimes) -> bool:
+        return covers(weights)
+
+    def matrices(self, weights: AtTimes) -> torch.Tensor | None:
+        return weights.table(weights.t) if covers(weights) else None
+
+    def words(
+        self, address: NoiseAddress, count: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return philox.pair_words(address, count, device)
+
+
+register_backend("reference", ReferenceBackend)

@@ -6,12 +6,12 @@ import numpy as np
 
 from cldfast.planner.solvers.exponential import Exponential
 from cldfast.planner.solvers.multistep import adams
+from cldfast.planner.solvers.registry import solver
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 
-ORDER = 1
 
-
+@solver("ancestral", order=1)
 def ancestral(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
     """Draw u_s from `p(u_s | u_t, x0 = E[x0 | u_t])`, the phase-space form of DDPM.
 

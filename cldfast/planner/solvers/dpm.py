@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from cldfast.planner.solvers.registry import solver
 from cldfast.planner.solvers.single_step import runge_kutta
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 
-ORDER_2 = 2
-ORDER_3 = 3
 
-
+@solver("dpm2", order=2, evaluations_per_step=2)
 def dpm2(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
     """The exponential midpoint rule: x0 of the middle of the step for all of it.
 
@@ -21,6 +20,7 @@ def dpm2(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[
     return runge_kutta(sde, grid, parameterization, [(0.5, (0,)), (1.0, (1,))])
 
 
+@solver("dpm3", order=3, evaluations_per_step=3)
 def dpm3(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
     """Heun's third-order rule: to 1/3 with x0 of the start, to 2/3 with a line, to the end with the
     line through the start and 2/3 (Radau's rule, exact for parabolas).

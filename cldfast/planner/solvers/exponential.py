@@ -23,8 +23,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from cldfast.planner.denoiser import OutputMap, noise_map, x0_map
+from cldfast.planner.parameterization import LinearMap, noise_map, x0_map
 from cldfast.planner.reverse import Bridge
+from cldfast.planner.stage import Stage
+from cldfast.process.linear_flow import stack_matrix
 from cldfast.process.sde import LinearPhaseSDE
 
 FORMS = ("x0", "R", "L")
@@ -71,12 +73,12 @@ class Exponential:
         """Planes per coordinate of the quantity q."""
         return 1 if self.form == "x0" else 2
 
-    def quantity(self, t: np.ndarray) -> OutputMap:
+    def quantity(self, t: np.ndarray) -> LinearMap:
         """q as a map of network output and state at times t (n,)."""
         if self.form == "x0":
             return x0_map(self.sde, t, self.parameterization)
         tau = self.sde.tau(t)
-        factor = self.bridge.factor(tau) if self.form == "R" else self.bridge.kernel(tau).factor
+        factor = self.bridge.factor(tau) if self.form == "R" else self.bridge.marginal(tau).factor
         return noise_map(self.sde, t, self.parameterization, factor)
 
     def move(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -96,61 +98,51 @@ class Exponential:
         At s = 0 the polynomial is the constant of the first node: there K is singular in the row of
         v, and x is the data prediction itself.
         """
-        n, k = nodes.shape
-        result = np.zeros((n, k, 2, self.planes))
-        inside = s > 0.0
-        if not np.all(inside):
-            result[~inside, 0] = self._constant(s[~inside], t[~inside])
-        if np.any(inside):
-            result[inside] = self._polynomial(s[inside], t[inside], nodes[inside])
+        result = np.zeros((*nodes.shape, 2, self.planes))
+        for which, count in ((s > 0.0, nodes.shape[1]), (s == 0.0, 1)):
+            if np.any(which):
+                integrals = self._integrals(s[which], t[which], nodes[which, :count])
+                result[which, :count] = integrals
         return result
 
-    def _constant(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
+    def _integrals(self, s: np.ndarray, t: np.ndarray, nodes: np.ndarray) -> np.ndarray:
         if self.form == "L":
-            return self._integral_l(s, t, t[:, None])[:, 0]
-        return self._end(s) - self._kernel_integral(s, t)
-
-    def _polynomial(self, s: np.ndarray, t: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-        if self.form == "L":
-            return self._integral_l(s, t, nodes)
+            return self._integrals_l(s, t, nodes)
         if nodes.shape[1] == 1:
-            return self._constant(s, t)[:, None]
-        at_nodes = self._coordinate(nodes)
-        at_s, _ = lagrange(at_nodes, self._coordinate(s)[:, None])
-        at_t, _ = lagrange(at_nodes, self._coordinate(t)[:, None])
+            return (self._end(s) - self._carried(s, t))[:, None]
+        at_nodes, _ = self._coordinate(nodes)
+        at_s, _ = lagrange(at_nodes, self._coordinate(s)[0][:, None])
+        at_t, _ = lagrange(at_nodes, self._coordinate(t)[0][:, None])
         result = at_s[..., 0, None, None] * self._end(s)[:, None]
-        result = result - at_t[..., 0, None, None] * self._kernel_integral(s, t)[:, None]
+        result = result - at_t[..., 0, None, None] * self._carried(s, t)[:, None]
         r, weight = _gauss_legendre(s, t, _NODES)
-        _, slope = lagrange(at_nodes, self._coordinate(r))
-        inner = self._kernel_integral(np.broadcast_to(s[:, None], r.shape), r)
-        slope = slope * (weight * self._coordinate_rate(r))[:, None, :]
+        at_r, rate = self._coordinate(r)
+        _, slope = lagrange(at_nodes, at_r)
+        inner = self._carried(np.broadcast_to(s[:, None], r.shape), r)
+        slope = slope * (weight * rate)[:, None, :]
         return result + np.einsum("njp,npab->njab", slope, inner)
 
     def _end(self, s: np.ndarray) -> np.ndarray:
         """G(s, s), (n, 2, planes)."""
         tau = self.sde.tau(s)
         if self.form == "x0":
-            return self.bridge.kernel(tau).mean[..., None]
+            return self.bridge.marginal(tau).mean[..., None]
         return self.bridge.factor(tau)
 
-    def _kernel_integral(self, s: np.ndarray, r: np.ndarray) -> np.ndarray:
+    def _carried(self, s: np.ndarray, r: np.ndarray) -> np.ndarray:
         """G(s, r), (..., 2, planes)."""
         tau_s, tau_r = self.sde.tau(s), self.sde.tau(r)
         if self.form == "x0":
             return self.bridge.mean_moved(tau_s, tau_r)[..., None]
         return self._backward(tau_s, tau_r) @ self.bridge.factor(tau_r)
 
-    def _integral_l(self, s: np.ndarray, t: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    def _integrals_l(self, s: np.ndarray, t: np.ndarray, nodes: np.ndarray) -> np.ndarray:
         """`int_s^t Phi(s, r) (-D/2) L_r^-T l_j dr` with the sign of the backward integral."""
         to_zero = bool(np.any(s == 0.0))
         r, weight = _gauss_legendre(s, t, _NODES_TO_ZERO if to_zero else _NODES)
-        if nodes.shape[1] == 1:
-            basis = np.ones((len(r), 1, r.shape[1]))
-        else:
-            basis, _ = lagrange(self._coordinate(nodes), self._coordinate(r))
+        basis, _ = lagrange(self._coordinate(nodes)[0], self._coordinate(r)[0])
         tau_s, tau_r = self.sde.tau(s)[:, None], self.sde.tau(r)
-        lower = self.bridge.kernel(tau_r).factor
-        back = np.swapaxes(np.linalg.inv(lower), -1, -2)
+        back = np.swapaxes(self.bridge.marginal(tau_r).covariance.inverse_factor, -1, -2)
         pull = -0.5 * self.sde.D[:, None] * back
         inner = self._backward(np.broadcast_to(tau_s, tau_r.shape), tau_r) @ pull
         return np.einsum("njp,npab->njab", basis * (weight * self.sde.beta(r))[:, None, :], inner)
@@ -160,33 +152,49 @@ class Exponential:
         way = tau_t - tau_s
         (a, b, c, d) = self.sde.transition(way).entries
         grow = np.exp(-way * float(np.trace(self.sde.A)))
-        flat = np.stack([d * grow, -b * grow, -c * grow, a * grow], axis=-1)
-        return flat.reshape((*flat.shape[:-1], 2, 2))
+        return stack_matrix(d * grow, -b * grow, -c * grow, a * grow)
 
-    def _coordinate(self, t: np.ndarray) -> np.ndarray:
+    def _coordinate(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The interpolation variable at times t, and its derivative with respect to t."""
         if self.variable == "t":
-            return t
-        tau = self.sde.tau(t)
+            return t, np.ones_like(t)
+        tau, beta = self.sde.tau(t), self.sde.beta(t)
         if self.variable == "tau":
-            return tau
-        snr = np.sum(self.bridge.whitened_mean(tau) ** 2, axis=-1)
-        result: np.ndarray = np.log(snr) if self.variable == "log_snr" else snr**-0.5
-        return result
-
-    def _coordinate_rate(self, t: np.ndarray) -> np.ndarray:
-        """Its derivative with respect to t."""
-        if self.variable == "t":
-            return np.ones_like(t)
-        beta = self.sde.beta(t)
-        if self.variable == "tau":
-            return beta
+            return tau, beta
+        marginal = self.bridge.marginal(tau)
         # d/dtau (m^T Sigma^-1 m) = -p^T D p with p = Sigma^-1 m.
-        kernel = self.bridge.kernel(self.sde.tau(t))
-        pull = (kernel.precision @ kernel.mean[..., None])[..., 0]
-        snr = np.sum(self.bridge.whitened_mean(self.sde.tau(t)) ** 2, axis=-1)
-        log_rate = -np.sum(self.sde.D * pull**2, axis=-1) / snr
-        result: np.ndarray = beta * log_rate
-        return result if self.variable == "log_snr" else -0.5 * result * snr**-0.5
+        pull = (marginal.precision @ marginal.mean[..., None])[..., 0]
+        log_rate = -beta * np.sum(self.sde.D * pull**2, axis=-1) / marginal.snr
+        if self.variable == "log_snr":
+            return np.log(marginal.snr), log_rate
+        sigma = marginal.snr**-0.5
+        return sigma, -0.5 * sigma * log_rate
+
+
+def interpolation(
+    q: LinearMap,
+    i: int,
+    span: tuple[float, float],
+    F: np.ndarray,
+    weights: np.ndarray,
+    L: np.ndarray,
+    keep: bool,
+) -> Stage:
+    """The stage `u' = F u + sum_j weights_j q_j + L z`: q_0 is q at its time i, the rest history.
+
+    span: times of the evaluation and of u'. weights: (k, 2, planes), newest first. keep: whether
+    q_0 becomes a history row.
+    """
+    return Stage(
+        t=float(span[0]),
+        t_next=float(span[1]),
+        P=F + weights[0] @ q.from_state[i],
+        E=(weights[0] @ q.from_output[i],),
+        H=tuple(weights[1:]),
+        L=L,
+        A=(q.from_output[i],) if keep else None,
+        B=q.from_state[i] if keep else None,
+    )
 
 
 def add_weights(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from cldfast.planner.solvers.registry import solver
 from cldfast.planner.solvers.single_step import runge_kutta
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 
-ORDER = 2
 
-
+@solver("heun", order=2, evaluations_per_step=2)
 def heun(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
     """To the end of the step with x0 of its start, again with the line through both predictions.
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 
-from cldfast.planner.parameterization import ScoreMap, score_map
-from cldfast.planner.stage import Stage
+from cldfast.planner.parameterization import LinearMap, score_map
+from cldfast.planner.solvers.registry import solver
+from cldfast.planner.stage import Stage, affine_stages
 from cldfast.process.sde import LinearPhaseSDE
 
-ORDER = 1
 
-
+@solver("leapfrog", order=1, evaluations_per_step=2, quadratic_from=0)
 def leapfrog(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
     """Half a kick of v, half a drift of x, all of the step's noise, half a drift, half a kick.
 
@@ -28,17 +30,16 @@ def leapfrog(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tu
     early = score_map(sde, t, parameterization)
     late = score_map(sde, middle, parameterization)
     kick, drift = _half(sde, 1, first), _half(sde, 0, first)
-    p, e = _then(kick, drift, early)
+    one = _then(kick, drift, early)
     kick, drift = _half(sde, 1, second), _half(sde, 0, second)
-    q, f = _then(drift, kick, late)
+    two = _then(drift, kick, late)
     noise = np.sqrt((tau_t - tau_s)[:, None, None] * np.diag(sde.D))
-    stages: list[Stage] = []
-    for k in range(len(t)):
-        stages += [
-            Stage(t=float(t[k]), t_next=float(middle[k]), P=p[k], E=(e[k],), L=noise[k]),
-            Stage(t=float(middle[k]), t_next=float(s[k]), P=q[k], E=(f[k],)),
-        ]
-    return tuple(stages)
+    halves = zip(
+        affine_stages(t, middle, one.from_state, one.from_output, noise),
+        affine_stages(middle, s, two.from_state, two.from_output, np.zeros_like(noise)),
+        strict=True,
+    )
+    return tuple(chain.from_iterable(halves))
 
 
 def _half(sde: LinearPhaseSDE, row: int, way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -49,8 +50,8 @@ def _half(sde: LinearPhaseSDE, row: int, way: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _then(
-    one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray], score: ScoreMap
-) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks on state and network output of two half-steps that share a score."""
-    state, gain = two[0] @ one[0], two[0] @ one[1] + two[1]
-    return state + gain @ score.from_state, gain @ score.from_output
+    one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray], score: LinearMap
+) -> LinearMap:
+    """Two half-steps that share a score, as a map of network output and state."""
+    kick = score.then(two[0] @ one[1] + two[1])
+    return LinearMap(kick.from_output, kick.from_state + two[0] @ one[0])

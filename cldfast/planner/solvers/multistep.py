@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from cldfast.planner.solvers.exponential import Exponential, add_weights
+from cldfast.planner.solvers.exponential import Exponential, add_weights, interpolation
+from cldfast.planner.solvers.registry import solver
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 
 MAX_ORDER = 4
 
 
+def adams_order(order: int, correct: bool, **_: object) -> int:
+    """Order in law of `adams` without noise: a corrector adds one."""
+    return order + bool(correct)
+
+
+# The last step of a logistic grid is a leap, which the "L" form does not survive.
+@solver(
+    "multistep",
+    order=adams_order,
+    quadratic_from=lambda form, **_: 0 if form == "L" else math.inf,
+)
 def multistep(
     sde: LinearPhaseSDE,
     grid: np.ndarray,
@@ -26,7 +40,7 @@ def multistep(
     form: what is interpolated through the last `order` evaluations: "x0" (exact for data that are a
         point), "R" or "L" noise; see `cldfast.planner.solvers.exponential`.
     correct: correct each state with the evaluation made there before it is used (a corrector in
-        PEC mode as in UniPC): one order more at no evaluation more.
+        PEC mode as in UniPC): one order more for the same evaluations.
     variable: of the polynomials, "t", "tau", "log_snr" or "sigma" (`snr^-1/2`).
 
     Order `order`, plus 1 with `correct` (up to 4 together); one evaluation per step. The first
@@ -35,7 +49,8 @@ def multistep(
     order is left: its factor, how far the prediction follows the state at T, is next to nothing.
     The noise forms see the state in every evaluation, as any explicit method for a linear system
     does: with few steps "L" diverges (hundreds serve), and "R" amplifies roundings from order 4 or
-    with `correct`. What x0 is hardly depends on the state where steps are long.
+    with `correct`. The x0 form has neither trouble: where steps are long, the prediction of x0
+    hardly depends on the state.
     Sources: Zhang, Chen (2022), DEIS; Zhang, Tao, Chen (2022), gDDIM, for phase space; the x0 form
         on a single noise level is Lu et al. (2022), DPM-Solver++; Zhao et al. (2023), UniPC.
     """
@@ -45,11 +60,6 @@ def multistep(
         first = grid[0] - grid[1]
         grid = np.insert(grid, 1, grid[0] - first * min(first / grid[0], 0.5))
     return adams(rule, grid, order, correct)
-
-
-def multistep_order(order: int = 2, correct: bool = False, **_: object) -> int:
-    """Order in law of `multistep` with these options."""
-    return order + bool(correct)
 
 
 def adams(rule: Exponential, grid: np.ndarray, order: int, correct: bool) -> tuple[Stage, ...]:
@@ -62,41 +72,30 @@ def adams(rule: Exponential, grid: np.ndarray, order: int, correct: bool) -> tup
 
     all in one row of coefficients, since q_i is a linear map of the output and of u~.
 
-    Raises ValueError for an order that is not an integer from 1 to 4, or 3 if `correct`.
+    Raises ValueError for an order that is not from 1 to 4, or 3 if `correct`.
     """
     highest = MAX_ORDER - bool(correct)
-    if isinstance(order, bool) or not isinstance(order, int) or not 1 <= order <= highest:
+    if not 1 <= order <= highest:
         raise ValueError(f"order must be an integer from 1 to {highest}, got {order!r}")
     t, s = grid[:-1], grid[1:]
     n = len(t)
     q = rule.quantity(t)
     F, L = rule.move(s, t), rule.noise(s, t)
     predicted = _weights(rule, s, t, grid, order, ahead=0)
-    # Entry i corrects the step into grid[i + 1], with the node grid[i + 1] in front.
-    # Without `correct` only the first steps are: their low order would cap that of the method.
+    # Entry i corrects the step into grid[i + 1], with the node grid[i + 1] in front. Without
+    # `correct` only the first steps are corrected: their low order would limit the whole method.
     until = n if correct else min(order, n)
     corrected = _weights(rule, t[1:until], t[: until - 1], grid, order + 1, ahead=1)
     stages = []
     for i in range(n):
         weights = predicted[i]
         if 0 < i < until:
-            # Of the last step: the new weights less those used, where the newest node had none.
+            # Corrected less predicted weights of the last step; its newest node had no weight.
             change = np.array(corrected[i - 1])
             change[1:] -= predicted[i - 1][: len(change) - 1]
             weights = add_weights(F[i] @ change, weights)
         keep = i + 1 < n and (order > 1 or correct)
-        stages.append(
-            Stage(
-                t=float(t[i]),
-                t_next=float(s[i]),
-                P=F[i] + weights[0] @ q.from_state[i],
-                E=(weights[0] @ q.from_output[i],),
-                H=tuple(weights[1:]),
-                L=L[i],
-                A=(q.from_output[i],) if keep else None,
-                B=q.from_state[i] if keep else None,
-            )
-        )
+        stages.append(interpolation(q, i, (t[i], s[i]), F[i], weights, L[i], keep))
     return tuple(stages)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cldfast.planner.solvers.exponential import Exponential
+from cldfast.planner.solvers.exponential import Exponential, interpolation
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 
@@ -48,19 +48,11 @@ def runge_kutta(
         for m in range(count):
             if times[m][i] == 0.0:
                 break
-            F, q = moves[m][i], asked[m]
+            F, span = moves[m][i], (times[m][i], times[m + 1][i])
             change = weights[m][i] - F @ taken
             taken = weights[m][i]
-            keep = m + 1 < count
+            newest_first = change[m::-1]
             stages.append(
-                Stage(
-                    t=float(times[m][i]),
-                    t_next=float(times[m + 1][i]),
-                    P=F + change[m] @ q.from_state[i],
-                    E=(change[m] @ q.from_output[i],),
-                    H=tuple(change[:m][::-1]),
-                    A=(q.from_output[i],) if keep else None,
-                    B=q.from_state[i] if keep else None,
-                )
+                interpolation(asked[m], i, span, F, newest_first, np.zeros((2, 2)), m + 1 < count)
             )
     return tuple(stages)

@@ -7,10 +7,10 @@ time running down,
     A:  dx = (A~_xv v + D_x (s + P u)_x) dtau
     B:  dv = (A~_vx x + D_v (s + P u)_v) dtau
 
-All three solvers ask the network once per step and use what it says in A and B alike, the
-"reduced" form of Pandey, Rudolph, Mandt (2023); for PSLD these are their parts. The score depends
-on v and on the noise of the step, unlike the force in molecular dynamics, so that symmetric
-sequences gain no order here: each solver has order 1 in law.
+All three solvers ask the network once per step and use its output in A and in B: the "reduced"
+form of Pandey, Rudolph, Mandt (2023), whose parts for PSLD these are. Unlike the force in molecular
+dynamics the score depends on v and on the noise of the step, so symmetric sequences gain no order:
+each solver has order 1 in law.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from __future__ import annotations
 import numpy as np
 
 from cldfast.planner.parameterization import score_map
-from cldfast.planner.stage import Stage
+from cldfast.planner.reverse import lower_factor
+from cldfast.planner.solvers.registry import solver
+from cldfast.planner.stage import Stage, affine_stages
 from cldfast.process.sde import LinearPhaseSDE
 
-ORDER = 1
 
-
+@solver("aboba", order=1)
 def aboba(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
     """A and B for half a step, O for all of it, B and A again; score at the middle time.
 
@@ -39,21 +40,18 @@ def aboba(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple
     state = friction + (friction * half + half * np.eye(2)) @ parts.kick_state
     output = (friction * half + half * np.eye(2)) @ parts.kick_output
     before = np.eye(2) + half * parts.position
-    stages = [Stage(t=None, t_next=parts.times[0], P=before[0])]
-    for k, t in enumerate(parts.times):
-        last = k + 1 == len(parts.times)
-        after = before[k] if last else before[k + 1] @ before[k]
-        end = float(grid[-1]) if last else parts.times[k + 1]
-        L = _lower(after @ noise[k])
-        stages.append(Stage(t=t, t_next=end, P=after @ state[k], E=(after @ output[k],), L=L))
-    return tuple(stages)
+    after = np.concatenate([before[1:] @ before[:-1], before[-1:]])
+    L = lower_factor(after @ noise, np.linalg.det(noise))
+    stages = affine_stages(parts.times, parts.ends(grid), after @ state, after @ output, L)
+    return (Stage(t=None, t_next=float(parts.times[0]), P=before[0]), *stages)
 
 
+@solver("obab", order=1)
 def obab(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
     """O for a step, B for half of it, A, and B again, the score of a step's end used twice.
 
-    The score after A closes its own step and opens the next; the last step is closed by nothing
-    and opened with a whole B instead. Order 1 in law, one evaluation per step.
+    The score after A closes its own step and opens the next. No evaluation closes the last step, so
+    a whole B opens that step. Order 1 in law, one evaluation per step.
     Source: Bussi and Parrinello (2007), with O on one side; Pandey, Rudolph, Mandt (2023).
     """
     parts = _Parts(sde, parameterization, grid[:-1])
@@ -65,23 +63,16 @@ def obab(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[
     move = np.eye(2) + way[:, None, None] * parts.position
     gain = move @ (friction * closing + opening * np.eye(2))
     state = move @ friction + gain @ parts.kick_state
-    return tuple(
-        Stage(
-            t=t,
-            t_next=float(grid[k + 1]),
-            P=state[k],
-            E=(gain[k] @ parts.kick_output[k],),
-            L=_lower(move[k] @ noise[k]),
-        )
-        for k, t in enumerate(parts.times)
-    )
+    L = lower_factor(move @ noise, np.linalg.det(noise))
+    return tuple(affine_stages(parts.times, grid[1:], state, gain @ parts.kick_output, L))
 
 
+@solver("roba", order=1, quadratic_from=0)
 def roba(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
     """O, B, A in this order with one score, asked after O at the end of the step (reduced OBA).
 
-    A step that ends at t = 0 asks at its start; one that ends just above it may not be long, since
-    the score there kicks for all of it. O of the next step joins the stage; the noise
+    A step that ends at t = 0 asks at its start. A step that ends just above 0 must be short, since
+    the score at its end kicks for the whole step. O of the next step joins the stage. The noise
     control of the paper is left at 1, the exact law. Order 1 in law, one evaluation per step.
     Source: Pandey, Rudolph, Mandt (2023), "Efficient integrators for diffusion generative models",
         section 4.
@@ -98,28 +89,28 @@ def roba(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[
     state = onward @ kick + rest
     output = onward @ (weight * (rows @ parts.kick_output))
     output = output + weight * ((np.eye(2) - rows) @ parts.kick_output)
-    stages = [Stage(t=None, t_next=parts.times[0], P=friction[0], L=noise[0])]
-    for k, t in enumerate(parts.times):
-        last = k + 1 == len(parts.times)
-        after = np.eye(2) if last else friction[k + 1]
-        L = np.zeros((2, 2)) if last else noise[k + 1]
-        end = float(grid[-1]) if last else parts.times[k + 1]
-        stages.append(Stage(t=t, t_next=end, P=after @ state[k], E=(after @ output[k],), L=L))
-    return tuple(stages)
+    after = np.concatenate([friction[1:], np.eye(2)[None]])
+    L = np.concatenate([noise[1:], np.zeros((1, 2, 2))])
+    stages = affine_stages(parts.times, parts.ends(grid), after @ state, after @ output, L)
+    return (Stage(t=None, t_next=float(parts.times[0]), P=friction[0], L=noise[0]), *stages)
 
 
 class _Parts:
     """The three parts with the score of given times."""
 
     def __init__(self, sde: LinearPhaseSDE, parameterization: str, times: np.ndarray) -> None:
-        score = score_map(sde, times, parameterization)
-        noise = np.diag(sde.D)
         drift = sde.reversed_drift
-        self.sde, self.times = sde, times.tolist()
+        self.sde, self.times = sde, times
         self.position = np.array([[0.0, drift[0, 1]], [0.0, 0.0]])
         force = np.array([[0.0, 0.0], [drift[1, 0], 0.0]])
-        self.kick_state = force + noise @ (score.from_state + sde.prior().precision)
-        self.kick_output = noise @ score.from_output
+        noise = np.diag(sde.D)
+        score = score_map(sde, times, parameterization).then(noise)
+        self.kick_state = force + (score.from_state + noise @ sde.prior().precision)
+        self.kick_output = score.from_output
+
+    def ends(self, grid: np.ndarray) -> np.ndarray:
+        """The times of the states that stages make which begin with an evaluation."""
+        return np.append(self.times[1:], grid[-1])
 
     def friction(self, way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """O over integrated rates (n,): diagonal propagators and noise factors, (n, 2, 2)."""
@@ -129,11 +120,3 @@ class _Parts:
         variance = self.sde.D * np.where(rate == 0.0, way[:, None], growth)
         eye = np.eye(2)
         return np.exp(way[:, None] * rate)[:, :, None] * eye, np.sqrt(variance)[:, :, None] * eye
-
-
-def _lower(root: np.ndarray) -> np.ndarray:
-    """Lower factor of `root root^T` for a 2x2 root."""
-    upper: np.ndarray = np.linalg.qr(root.T)[1]
-    # Rows of R may come with either sign; the law does not mind, factors >= 0 are customary.
-    result: np.ndarray = (upper * np.where(np.diag(upper) < 0.0, -1.0, 1.0)[:, None]).T
-    return result

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 
 from cldfast.planner.parameterization import score_map
-from cldfast.planner.stage import Stage
+from cldfast.planner.solvers.registry import solver
+from cldfast.planner.stage import Stage, affine_stages
 from cldfast.process.sde import LinearPhaseSDE
 
-ORDER = 1
 
-
+@solver("sscs", order=1)
 def sscs(
     sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str, *, merge: bool = True
 ) -> tuple[Stage, ...]:
@@ -28,46 +30,27 @@ def sscs(
     middle = 0.5 * (grid[:-1] + grid[1:])
     tau, tau_middle = sde.tau(grid), sde.tau(middle)
     weight = (tau[:-1] - tau[1:])[:, None, None]
-    noise = np.diag(sde.D)
-    excess = noise @ sde.prior().precision
-    score = score_map(sde, middle, parameterization)
-    P = np.eye(2) + weight * (noise @ score.from_state + excess)
-    E = weight * (noise @ score.from_output)
-    times, ends = middle.tolist(), grid[1:].tolist()
+    kick = weight * np.diag(sde.D)
+    score = score_map(sde, middle, parameterization).then(kick)
+    P = np.eye(2) + (score.from_state + kick @ sde.prior().precision)
+    E = score.from_output
     if not merge:
-        return _published_sequence(sde, tau, tau_middle, times, ends, P, E)
+        stages = zip(
+            _free(sde, tau[:-1] - tau_middle, middle),
+            affine_stages(middle, middle, P, E, np.zeros_like(P)),
+            _free(sde, tau_middle - tau[1:], grid[1:]),
+            strict=True,
+        )
+        return tuple(chain.from_iterable(stages))
     # From one kick to the next the process is free: one exact transition over the whole way.
-    free = sde.reversed_transition(-np.diff(np.concatenate([tau[:1], tau_middle, tau[-1:]])))
-    L = free.factor
-    P, E = free.phi[1:] @ P, free.phi[1:] @ E
-    start = Stage(t=None, t_next=times[0], P=free.phi[0], L=L[0])
-    reached = [*times[1:], ends[-1]]
-    return (
-        start,
-        *(
-            Stage(t=t, t_next=reached[k], P=P[k], E=(E[k],), L=L[k + 1])
-            for k, t in enumerate(times)
-        ),
-    )
+    free = sde.reversed_transition(-np.diff([tau[0], *tau_middle, tau[-1]]))
+    phi, L, ends = free.phi, free.factor, np.append(middle[1:], grid[-1])
+    first = Stage(t=None, t_next=float(middle[0]), P=phi[0], L=L[0])
+    return (first, *affine_stages(middle, ends, phi[1:] @ P, phi[1:] @ E, L[1:]))
 
 
-def _published_sequence(
-    sde: LinearPhaseSDE,
-    tau: np.ndarray,
-    tau_middle: np.ndarray,
-    times: list[float],
-    ends: list[float],
-    P: np.ndarray,
-    E: np.ndarray,
-) -> tuple[Stage, ...]:
-    first = sde.reversed_transition(tau[:-1] - tau_middle)
-    second = sde.reversed_transition(tau_middle - tau[1:])
-    first_factor, second_factor = first.factor, second.factor
-    stages: list[Stage] = []
-    for k, t in enumerate(times):
-        stages += [
-            Stage(t=None, t_next=t, P=first.phi[k], L=first_factor[k]),
-            Stage(t=t, t_next=t, P=P[k], E=(E[k],)),
-            Stage(t=None, t_next=ends[k], P=second.phi[k], L=second_factor[k]),
-        ]
-    return tuple(stages)
+def _free(sde: LinearPhaseSDE, way: np.ndarray, ends: np.ndarray) -> list[Stage]:
+    """The reversed stationary process over integrated rates, each as a stage without network."""
+    step = sde.reversed_transition(way)
+    rows = zip(ends, step.phi, step.factor, strict=True)
+    return [Stage(t=None, t_next=float(end), P=phi, L=factor) for end, phi, factor in rows]

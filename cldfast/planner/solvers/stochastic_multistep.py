@@ -5,11 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from cldfast.planner.solvers.exponential import Exponential
-from cldfast.planner.solvers.multistep import adams, multistep_order
+from cldfast.planner.solvers.multistep import adams, adams_order
+from cldfast.planner.solvers.registry import solver
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 
 
+def _order(churn: float, order: int, correct: bool, **_: object) -> int:
+    claimed = adams_order(order, correct)
+    return min(claimed, 2) if churn > 0.0 else claimed
+
+
+@solver("stochastic_multistep", order=_order)
 def stochastic_multistep(
     sde: LinearPhaseSDE,
     grid: np.ndarray,
@@ -31,14 +38,5 @@ def stochastic_multistep(
     Sources: Xue et al. (2023), SA-Solver, on a single noise level; the family is in
         `cldfast.planner.reverse`.
     """
-    return adams(
-        Exponential(sde, grid, parameterization, "x0", churn, variable), grid, order, correct
-    )
-
-
-def stochastic_multistep_order(
-    churn: float = 1.0, order: int = 2, correct: bool = False, **_: object
-) -> int:
-    """Order in law of `stochastic_multistep` with these options."""
-    claimed = multistep_order(order, correct)
-    return min(claimed, 2) if churn > 0.0 else claimed
+    rule = Exponential(sde, grid, parameterization, "x0", churn, variable)
+    return adams(rule, grid, order, correct)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from cldfast.planner.solvers.multistep import multistep, multistep_order
+from cldfast.planner.solvers.multistep import adams_order, multistep
+from cldfast.planner.solvers.registry import solver
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 
 
+@solver(
+    "unipc",
+    order=lambda order, **_: adams_order(order, correct=True),
+    quadratic_from=lambda form, **_: 0 if form == "L" else 25,
+)
 def unipc(
     sde: LinearPhaseSDE,
     grid: np.ndarray,
@@ -29,8 +35,3 @@ def unipc(
     return multistep(
         sde, grid, parameterization, order=order, form=form, correct=True, variable=variable
     )
-
-
-def unipc_order(order: int = 2, **_: object) -> int:
-    """Order in law of `unipc` with these options."""
-    return multistep_order(order, correct=True)

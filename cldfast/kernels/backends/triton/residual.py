@@ -8,16 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
-from cldfast.kernels.backends.planes import (
-    ALL_COLUMNS,
-    WORD,
-    current,
-    gradient_room,
-    residual_channels,
-)
-from cldfast.kernels.backends.triton.normals import normals
+from cldfast.kernels.backends.planes import current, gradient_room
 from cldfast.kernels.backends.triton.stage import (
-    ADDRESS,
     BLOCK,
     OPTIONS,
     Plane,
@@ -25,7 +17,6 @@ from cldfast.kernels.backends.triton.stage import (
     is_dense,
     narrowed,
     planes_of,
-    signed,
 )
 
 # Residual planes: a velocity score has one, a full score two.
@@ -48,7 +39,7 @@ def _weight(weights, scale, k: tl.constexpr, m, COLUMNS: tl.constexpr, zero):
     return (tl.load(weights + k * COLUMNS + m) * scale).to(zero.dtype) + zero
 
 
-@triton.jit(do_not_specialize=[*ADDRESS, "factor"])
+@triton.jit(do_not_specialize=["factor"])
 def residual_kernel(
     inputs,
     input_strides,
@@ -61,44 +52,33 @@ def residual_kernel(
     pieces,
     width,
     inner,
-    seed: tl.uint64,
-    first_pair: tl.int64,
-    stage_index: tl.uint32,
-    stream: tl.uint32,
     RESIDUALS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INS: tl.constexpr,
-    ADDRESSED: tl.constexpr,
-    NOISY: tl.constexpr,
     SCALED: tl.constexpr,
-    EVEN: tl.constexpr,
     DENSE: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One piece of BLOCK pairs of one row, less one where the row begins at an odd pair."""
-    COLUMNS: tl.constexpr = INS + 2 if ADDRESSED else INS
+    """One piece of BLOCK pairs of one row."""
     like: tl.constexpr = tl.float64 if WIDE else tl.float32
     row = (tl.program_id(0) // pieces).to(tl.int64)
     piece = tl.program_id(0) % pieces
     column = piece * BLOCK + tl.arange(0, BLOCK)
-    address = first_pair + row * width
-    if not EVEN:
-        column -= (address & 1).to(tl.int32)
-    inside = (column >= 0) & (column < width)
+    inside = column < width
     scale = factor.to(tl.float64, bitcast=True)  # Triton takes a float for a float32
     if SCALED:
         scale *= tl.load(scales + row)
     scale = tl.sqrt(scale)
-    matrix = weights + row * RESIDUALS * COLUMNS
+    matrix = weights + row * RESIDUALS * INS
 
     zero = tl.full([BLOCK], 0.0, like)
     r0, r1 = zero, zero
     for m in tl.static_range(INS):
-        w0 = _weight(matrix, scale, 0, m, COLUMNS, zero)
+        w0 = _weight(matrix, scale, 0, m, INS, zero)
         needed = (w0 != 0.0) | (m < OUTPUTS)
         if RESIDUALS > 1:
-            w1 = _weight(matrix, scale, 1, m, COLUMNS, zero)
+            w1 = _weight(matrix, scale, 1, m, INS, zero)
             needed = needed | (w1 != 0.0)
         place = row * input_strides[m][0] + _locate(
             column, inner, input_strides[m], (DENSE >> m) & 1
@@ -107,29 +87,14 @@ def residual_kernel(
         r0 = tl.fma(x, w0, r0)
         if RESIDUALS > 1:
             r1 = tl.fma(x, w1, r1)
-    if NOISY:
-        noisy = tl.abs(tl.load(matrix + INS)) + tl.abs(tl.load(matrix + INS + 1))
-        if RESIDUALS > 1:
-            noisy += tl.abs(tl.load(matrix + COLUMNS + INS))
-            noisy += tl.abs(tl.load(matrix + COLUMNS + INS + 1))
-        if noisy != 0.0:
-            first_half = (address >> 1) + piece.to(tl.int64) * (BLOCK // 2)
-            z_x, z_v = normals(seed, first_half, stage_index, stream, BLOCK, WIDE)
-            r0 = tl.fma(z_x, _weight(matrix, scale, 0, INS, COLUMNS, zero), r0)
-            r0 = tl.fma(z_v, _weight(matrix, scale, 0, INS + 1, COLUMNS, zero), r0)
-            if RESIDUALS > 1:
-                w = _weight(matrix, scale, 1, INS, COLUMNS, zero)
-                r1 = tl.fma(z_x, w, r1)
-                w = _weight(matrix, scale, 1, INS + 1, COLUMNS, zero)
-                r1 = tl.fma(z_v, w, r1)
     squares = r0.to(tl.float64) * r0.to(tl.float64)
     if RESIDUALS > 1:
         squares += r1.to(tl.float64) * r1.to(tl.float64)
     tl.store(sums + tl.program_id(0), tl.sum(tl.where(inside, squares, 0.0), axis=0))
     for j in tl.static_range(len(gradients)):
-        gradient = _weight(matrix, scale, 0, j, COLUMNS, zero) * (r0 + r0)
+        gradient = _weight(matrix, scale, 0, j, INS, zero) * (r0 + r0)
         if RESIDUALS > 1:
-            w = _weight(matrix, scale, 1, j, COLUMNS, zero)
+            w = _weight(matrix, scale, 1, j, INS, zero)
             gradient = tl.fma(r1 + r1, w, gradient)
         strides = gradient_strides[j]
         place = row * strides[0] + _locate(column, inner, strides, (DENSE >> (INS + j)) & 1)
@@ -140,27 +105,21 @@ def residual_kernel(
 
 def residual(
     output: torch.Tensor,
-    u: torch.Tensor,
+    offset: torch.Tensor,
     weights: torch.Tensor,
     *,
-    scale: torch.Tensor | None = None,
-    factor: float = 1.0,
-    reduce: bool = False,
-    gradient: bool = True,
-    seed: int = 0,
-    first_index: int = 0,
-    stage_index: int = 0,
-    stream: int = 0,
-    noise: torch.Tensor | None = None,
-    overwrite: bool = False,
-    used: int = ALL_COLUMNS,
+    scale: torch.Tensor | None,
+    factor: float,
+    reduce: bool,
+    gradient: bool,
+    overwrite: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The losses of `reference.residual` and their gradient with respect to the output.
+    """See `cldfast.kernels.backends.protocol.Backend.residual`.
 
-    As the CUDA one; NotImplementedError for over two residual planes.
+    NotImplementedError for over two residual planes.
     """
-    rows, _, *spatial = u.shape
-    channels = residual_channels(output, u, weights)
+    rows, planes_channels, *spatial = offset.shape
+    channels = (output.shape[1] + planes_channels) // weights.shape[2]
     inner = math.prod(spatial)
     width = channels * inner
     residuals = weights.shape[1]
@@ -172,32 +131,26 @@ def residual(
 
     keep: list[torch.Tensor] = []
     inputs: list[Plane] = []
-    for tensor in [output, u, noise]:
-        if tensor is not None:
-            inputs += planes_of(tensor, channels, keep)
+    for tensor in (output, offset):
+        inputs += planes_of(tensor, channels, keep)
     result: torch.Tensor | None = None
     written: list[Plane] = []
     if gradient:
-        result = gradient_room(output, channels, u if overwrite else None)
+        result = gradient_room(output, channels, offset if overwrite else None)
         written = planes_of(result, channels, keep)
     dense = sum(
         is_dense(plane, channels, inner) << i for i, plane in enumerate([*inputs, *written])
     )
-    first_pair = first_index * width & WORD
-    even = width % 2 == 0 and first_pair % 2 == 0
-    # A row that begins at an odd pair is one longer, by the pair before it.
-    block = min(BLOCK, max(16, triton.next_power_of_2(width + (not even))))
-    pieces = (width + (not even) + block - 1) // block
-    sums = torch.empty(rows, pieces, dtype=torch.float64, device=u.device)
-    with current(u.device):
+    block = min(BLOCK, max(16, triton.next_power_of_2(width)))
+    pieces = (width + block - 1) // block
+    sums = torch.empty(rows, pieces, dtype=torch.float64, device=offset.device)
+    with current(offset.device):
         residual_kernel[(rows * pieces,)](
             tuple(t for t, _ in inputs), tuple(s for _, s in inputs),
             tuple(t for t, _ in written), tuple(s for _, s in written),
             weights.contiguous(), None if scale is None else scale.contiguous(),
-            float64_bits(factor), sums, pieces, width,
-            inner, seed & WORD, signed(first_pair), stage_index, stream, residuals,
-            output.shape[1] // channels, len(inputs), noise is None,
-            noise is None and used >> len(inputs) != 0, scale is not None, even, dense,
-            u.dtype == torch.float64, block, **OPTIONS,
+            float64_bits(factor), sums, pieces, width, inner, residuals,
+            output.shape[1] // channels, len(inputs), scale is not None, dense,
+            offset.dtype == torch.float64, block, **OPTIONS,
         )  # fmt: skip
-    return (sums.sum() if reduce else sums.sum(1)).to(u.dtype), result
+    return (sums.sum() if reduce else sums.sum(1)).to(offset.dtype), result

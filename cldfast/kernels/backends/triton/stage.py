@@ -1,8 +1,4 @@
-"""The stage operation on GPUs by Triton, for machines without the compiled CUDA kernels.
-
-Arguments are taken as valid; any memory layout is taken. Importing
-this raises ImportError where Triton is missing.
-"""
+"""The stage operation in Triton."""
 
 from __future__ import annotations
 
@@ -12,16 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError as error:
-    raise ImportError(
-        f"Triton is not installed: pip install 'cldfast[triton]' ({error})"
-    ) from error
-
-from cldfast.kernels.backends.planes import ALL_COLUMNS, WORD, current, room, strided
+from cldfast.kernels.address import NoiseAddress
+from cldfast.kernels.backends.compiled import writable
+from cldfast.kernels.backends.planes import WORD, current, room, strided
+from cldfast.kernels.backends.protocol import Noise, StageResult
 from cldfast.kernels.backends.triton.normals import normals, words
 
 # Pairs of a program: 16 bytes a lane of each plane for 4 warps, twice.
@@ -35,12 +28,6 @@ ADDRESS = ["seed", "first_pair", "stage_index", "stream"]
 _OUTPUTS = 4
 
 Plane = tuple[torch.Tensor, tuple[int, int, int]]
-
-
-def require_device() -> None:
-    """ImportError where PyTorch has no GPU for Triton's kernels."""
-    if not torch.cuda.is_available():
-        raise ImportError("no CUDA device: torch.cuda.is_available() is False")
 
 
 @triton.jit
@@ -224,41 +211,36 @@ def stage(
     outputs: Sequence[torch.Tensor],
     history: Sequence[torch.Tensor],
     weights: torch.Tensor,
+    noise: Noise,
     *,
-    seed: int = 0,
-    first_index: int = 0,
-    stage_index: int = 0,
-    stream: int = 0,
-    noise: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
-    cast: torch.dtype | None = None,
-    step: torch.Tensor | None = None,
-    used: int = ALL_COLUMNS,
-    row_out: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """The next state, the new history rows or None, and the state in the dtype `cast` or None.
-
-    As `cldfast.kernels.backends.cuda.stage.stage`, whose further arguments it takes.
-    """
+    out: torch.Tensor | None,
+    cast: torch.dtype | None,
+    step: torch.Tensor | None,
+    used: int,
+    row_out: torch.Tensor | None,
+) -> StageResult:
+    """See `cldfast.kernels.backends.protocol.Backend.stage`."""
     like = outputs[0] if u is None else u
     rows, planes_channels, *spatial = like.shape
     channels = planes_channels if u is None else planes_channels // 2
     inner = math.prod(spatial)
     width = channels * inner
     matrices, weight_rows, columns = weights.shape
+    given = noise if isinstance(noise, torch.Tensor) else None
+    address = noise if isinstance(noise, NoiseAddress) else NoiseAddress()
 
     keep: list[torch.Tensor] = []
     inputs: list[Plane] = []
-    for tensor in [u, *outputs, *history, noise]:
+    for tensor in [u, *outputs, *history, given]:
         if tensor is not None:
             inputs += planes_of(tensor, channels, keep)
-    state = room(2, channels, like.dtype, like) if out is None else _writable(out, channels)
+    state = room(2, channels, like.dtype, like) if out is None else writable(out, channels)
     results = planes_of(state, channels, keep)
     rows_made = copy = None
     if weight_rows > 2:
         if row_out is None:
             row_out = room(weight_rows - 2, channels, like.dtype, like)
-        rows_made = _writable(row_out, channels)
+        rows_made = writable(row_out, channels)
         results += planes_of(rows_made, channels, keep)
     copies: list[Plane] = []
     if cast is not None:
@@ -275,7 +257,7 @@ def stage(
     on_device = weights.to(like.device, non_blocking=True).contiguous()
 
     pairs = rows * width
-    first_pair = first_index * width & WORD
+    first_pair = address.first_index * width & WORD
     odd = first_pair & 1
     grid = ((pairs + odd + BLOCK - 1) // BLOCK,)
     # The state's planes come first and may be inputs, so they are written last.
@@ -286,13 +268,14 @@ def stage(
             is_dense(plane, channels, inner) << i
             for i, plane in enumerate([*inputs, *part, *copied])
         )
-        noisy = noise is None and bool(used >> len(inputs) & 3)
+        noisy = given is None and bool(used >> len(inputs) & 3)
         with current(like.device):
             stage_kernel[grid](
                 *_pointers(inputs), *_pointers(part), *_pointers(copied),
-                on_device, step, pairs, width, inner, seed & WORD, signed(first_pair),
-                stage_index, stream, used, first, weight_rows, len(part),
-                len(inputs), noise is None, noisy, step is None and matrices > 1,
+                on_device, step, pairs, width, inner, address.seed,
+                signed(first_pair), address.stage_index, int(address.stream), used, first,
+                weight_rows, len(part),
+                len(inputs), given is None, noisy, step is None and matrices > 1,
                 step is not None, odd, dense, pairs >= 2**31 - BLOCK,
                 like.dtype == torch.float64, BLOCK, **OPTIONS,
             )  # fmt: skip
@@ -300,18 +283,11 @@ def stage(
         state = out.copy_(state)
     if row_out is not None and rows_made is not None and rows_made is not row_out:
         rows_made = row_out.copy_(rows_made)
-    return state, rows_made, copy
+    return StageResult(state, rows_made, copy)
 
 
 def _pointers(planes: Sequence[Plane]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return tuple(tensor for tensor, _ in planes), tuple(strides for _, strides in planes)
-
-
-def _writable(out: torch.Tensor, channels: int) -> torch.Tensor:
-    """`out`, or room to be copied to it where its layout has no strides."""
-    if strided(out, channels) is not None:
-        return out
-    return torch.empty_like(out, memory_format=torch.contiguous_format)
 
 
 def advance(step: torch.Tensor, times: torch.Tensor, time: torch.Tensor) -> None:
@@ -320,16 +296,17 @@ def advance(step: torch.Tensor, times: torch.Tensor, time: torch.Tensor) -> None
         _advance_kernel[(1,)](step, times, time, len(times))
 
 
-def philox_words(
-    seed: int, first_pair: int, count: int, stage_index: int, stream: int, device: torch.device
+def pair_words(
+    address: NoiseAddress, count: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two words of each pair of a run, int64 (count,), as `philox.pair_words`."""
+    """The two words of each pair from an address on, int64 (count,), as `philox.pair_words`."""
     made = torch.empty(2, count, dtype=torch.int32, device=device)
+    first_pair = address.first_index
     grid = ((count + (first_pair & 1) + BLOCK - 1) // BLOCK,)
     with current(device):
         _words_kernel[grid](
-            made[0], made[1], count, seed & WORD, signed(first_pair), stage_index, stream, BLOCK,
-            **OPTIONS,
+            made[0], made[1], count, address.seed, signed(first_pair), address.stage_index,
+            int(address.stream), BLOCK, **OPTIONS,
         )  # fmt: skip
     unsigned = made.to(torch.int64) & 0xFFFFFFFF
     return unsigned[0], unsigned[1]

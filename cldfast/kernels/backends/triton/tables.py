@@ -6,12 +6,10 @@ import torch
 import triton
 import triton.language as tl
 
-from cldfast.kernels.backends.plain import covers
 from cldfast.kernels.backends.planes import current
+from cldfast.kernels.backends.reference import covers
 from cldfast.kernels.backends.triton.stage import OPTIONS, float64_bits
 from cldfast.kernels.time_tables import TERMS, AtTimes
-
-__all__ = ["covers", "matrices"]
 
 _BLOCK = 256
 _MANTISSA_BITS = tl.constexpr(52)

@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from cldfast import CLD, PSLD, make_plan
+from cldfast import CLD, PSLD, LinearPhaseSDE, make_plan
 from cldfast.lab.mixture import GaussianMixture
-from cldfast.planner.denoiser import noise_map, x0_map
-from cldfast.planner.parameterization import PARAMETERIZATIONS, score_map
+from cldfast.planner.law import marginal_law, wasserstein2
+from cldfast.planner.parameterization import (
+    FULL_MAPS,
+    PARAMETERIZATIONS,
+    noise_map,
+    score_map,
+    x0_map,
+)
 from cldfast.process.schedules import LinearBeta
 
 TIMES = np.array([1e-6, 1e-3, 0.1, 1.0])
@@ -41,7 +47,7 @@ def test_the_score_of_a_point_gives_the_point(sde, parameterization: str) -> Non
     got = found.from_output @ output[..., None] + found.from_state @ u[..., None]
     # Scores carry x0 to about eps/sqrt(snr) only; nothing may lose more than that.
     assert np.allclose(got[:, 0, 0], x0, rtol=0.0, atol=1e-10)
-    assert found.planes == 1
+    assert found.from_output.shape == (len(TIMES), 1, to_score.planes)
 
 
 @pytest.mark.parametrize("sde", SDES)
@@ -84,3 +90,37 @@ def test_an_oscillating_process_needs_more_than_its_velocity_score() -> None:
     for parameterization in ("x0", "full_score"):
         assert make_plan(sde, "multistep", 20, parameterization=parameterization).evaluations == 20
     assert make_plan(sde, "em", 20).evaluations == 20
+
+
+@pytest.mark.parametrize("solver", ["em", "sscs", "multistep", "heun", "ancestral"])
+def test_a_decoupled_process_needs_more_than_its_velocity_score(solver: str) -> None:
+    """With a diagonal A the velocity says nothing of x0; x0 itself and full scores serve."""
+    sde = LinearPhaseSDE([[-0.5, 0.0], [0.0, -1.0]], [1.0, 2.0], 0.3, LinearBeta(0.5, 8.0))
+    for parameterization in ("score", "noise", "mixed", "renormalised"):
+        with pytest.raises(
+            ValueError, match="x and v do not interact .* use a parameterization 'x0"
+        ):
+            make_plan(sde, solver, 20, parameterization=parameterization)
+    laws = [
+        make_plan(sde, solver, 20, "auto", parameterization=p).gaussian_law(data_var=0.3)
+        for p in ("x0", *FULL_MAPS)
+    ]
+    for law in laws[1:]:
+        assert np.allclose(law.cov, laws[0].cov, rtol=1e-8, atol=1e-9)
+    exact = marginal_law(sde, 1e-3, 0.0, 0.3)
+    assert wasserstein2(laws[0], exact) < 0.2
+
+
+def test_the_velocity_may_point_either_way() -> None:
+    """The process of (x, -v) has the plan of (x, v), mirrored."""
+    mirror = np.diag([1.0, -1.0])
+    plain = CLD(x_noise=0.3)
+    turned = LinearPhaseSDE(mirror @ plain.A @ mirror, plain.D, plain.v0_var, plain.schedule)
+    for solver in ("em", "multistep"):
+        plans = [
+            make_plan(sde, solver, 5, "auto", parameterization="x0") for sde in (plain, turned)
+        ]
+        pairs = zip(*(plan.stages for plan in plans), strict=True)
+        assert all(np.allclose(mirror @ a.P @ mirror, b.P, rtol=1e-12) for a, b in pairs)
+        laws = [make_plan(sde, solver, 5, "auto").gaussian_law() for sde in (plain, turned)]
+        assert np.allclose(laws[0].cov, mirror @ laws[1].cov @ mirror, rtol=1e-10)

@@ -1,0 +1,22 @@
+"""Packages that only some parts of the library need, and the extra that installs them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any
+
+
+def extra_module(module: str, purpose: str, extra: str = "demo") -> Any:
+    """Import a module of an extra; ImportError that says what needs it and how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{purpose}: pip install 'cldfast[{extra}]'") from error
+
+
+def require(*modules: str) -> None:
+    """ImportError that names those of the demo extra's modules that are missing."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"this needs {', '.join(missing)}: pip install 'cldfast[demo]'")

@@ -1,0 +1,168 @@
+"""What the two compiled modules share: tensors described to a kernel by address and strides."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+
+from cldfast.kernels.address import NoiseAddress
+from cldfast.kernels.backends.planes import (
+    CODES,
+    WORD,
+    Description,
+    describe,
+    gradient_room,
+    room,
+    strided,
+)
+from cldfast.kernels.backends.protocol import ALL_COLUMNS, Backend, Noise, StageResult
+from cldfast.kernels.time_tables import AtTimes
+
+# Whether normals are made by the kernel, and their seed, first pair, stage and stream.
+NoiseWords = tuple[bool, int, int, int, int]
+# The shape of a plane, (rows, channels, positions of a channel), and the code of its dtype.
+Layout = tuple[int, int, int, int]
+_GIVEN: NoiseWords = (False, 0, 0, 0, 0)
+
+
+class CompiledBackend(Backend):
+    """A backend whose kernels take addresses; a subclass launches them."""
+
+    @abstractmethod
+    def _launch_stage(
+        self,
+        device: torch.device,
+        planes: tuple[Description, Description, Description],
+        layout: Layout,
+        weights: torch.Tensor | AtTimes,
+        noise: NoiseWords,
+        step: torch.Tensor | None,
+        used: int,
+    ) -> None:
+        """Run a stage; planes: those read, those written, and those of the copy."""
+
+    @abstractmethod
+    def _launch_residual(
+        self,
+        planes: tuple[Description, Description, Description],
+        layout: Layout,
+        weights: torch.Tensor | AtTimes,
+        scale: torch.Tensor | None,
+        factor: float,
+        loss: torch.Tensor,
+        reduce: bool,
+        used: int,
+    ) -> None:
+        """Run a residual; planes: the output's, the offset's, and those of the gradient."""
+
+    def _may_overwrite(self, output_planes: int) -> bool:
+        """Whether the kernel may write the gradient of so many planes over the offset."""
+        return True
+
+    def stage(
+        self,
+        u: torch.Tensor | None,
+        outputs: Sequence[torch.Tensor],
+        history: Sequence[torch.Tensor],
+        weights: torch.Tensor | AtTimes,
+        noise: Noise,
+        *,
+        out: torch.Tensor | None = None,
+        cast: torch.dtype | None = None,
+        step: torch.Tensor | None = None,
+        used: int = ALL_COLUMNS,
+        row_out: torch.Tensor | None = None,
+    ) -> StageResult:
+        # A small stage costs little more than these lines: they avoid what they can.
+        like = outputs[0] if u is None else u
+        shape = like.shape
+        channels = shape[1] if u is None else shape[1] // 2
+        inner = 1 if len(shape) == 2 else math.prod(shape[2:])
+        if isinstance(weights, torch.Tensor) and not weights.is_contiguous():
+            weights = weights.contiguous()
+
+        keep: list[torch.Tensor] = []
+        state_read: Description = () if u is None else describe(u, channels, inner, keep)
+        in_place = out is u and u is not None and not keep
+        inputs = state_read
+        for tensor in outputs:
+            inputs += describe(tensor, channels, inner, keep)
+        for tensor in history:
+            inputs += describe(tensor, channels, inner, keep)
+        words = _GIVEN
+        if isinstance(noise, NoiseAddress):
+            first_pair = noise.first_index * channels * inner & WORD
+            words = (True, noise.seed, first_pair, noise.stage_index, noise.stream)
+        else:
+            inputs += describe(noise, channels, inner, keep)
+
+        if in_place and u is not None:
+            state, results = u, state_read
+        else:
+            state = room(2, channels, like.dtype, like) if out is None else writable(out, channels)
+            results = describe(state, channels, inner, keep)
+        history_planes = weights.shape[1] - 2
+        made = copy = None
+        if history_planes:
+            if row_out is None:
+                row_out = room(history_planes, channels, like.dtype, like)
+            made = writable(row_out, channels)
+            results += describe(made, channels, inner, keep)
+        copies: Description = ()
+        if cast is not None:
+            copy = room(2, channels, cast, like)
+            copies = describe(copy, channels, inner, keep)
+
+        layout = (shape[0], channels, inner, CODES[like.dtype])
+        self._launch_stage(
+            like.device, (inputs, results, copies), layout, weights, words, step, used
+        )
+        if out is not None and state is not out:
+            state = out.copy_(state)
+        if row_out is not None and made is not row_out:
+            made = row_out.copy_(made)  # type: ignore[arg-type]
+        return StageResult(state, made, copy)
+
+    def residual(
+        self,
+        output: torch.Tensor,
+        offset: torch.Tensor,
+        weights: torch.Tensor | AtTimes,
+        *,
+        scale: torch.Tensor | None = None,
+        factor: float = 1.0,
+        reduce: bool = False,
+        gradient: bool = True,
+        overwrite: bool = False,
+        used: int = ALL_COLUMNS,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        rows, planes_channels, *spatial = offset.shape
+        channels = (output.shape[1] + planes_channels) // weights.shape[2]
+        inner = math.prod(spatial)
+        if isinstance(weights, torch.Tensor) and not weights.is_contiguous():
+            weights = weights.contiguous()
+        if scale is not None and not scale.is_contiguous():
+            scale = scale.contiguous()
+
+        keep: list[torch.Tensor] = []
+        read = describe(output, channels, inner, keep), describe(offset, channels, inner, keep)
+        result: torch.Tensor | None = None
+        written: Description = ()
+        if gradient:
+            overwrite = overwrite and self._may_overwrite(output.shape[1] // channels)
+            result = gradient_room(output, channels, offset if overwrite else None)
+            written = describe(result, channels, inner, keep)
+        loss = offset.new_empty(() if reduce else (rows,))
+        layout = (rows, channels, inner, CODES[offset.dtype])
+        self._launch_residual((*read, written), layout, weights, scale, factor, loss, reduce, used)
+        return loss, result
+
+
+def writable(out: torch.Tensor, channels: int) -> torch.Tensor:
+    """`out`, or room to be copied to it where the kernels cannot describe its layout."""
+    if out.is_contiguous() or strided(out, channels) is not None:
+        return out
+    return torch.empty_like(out, memory_format=torch.contiguous_format)

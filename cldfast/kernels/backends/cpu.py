@@ -1,0 +1,128 @@
+"""The compiled core, for tensors on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from cldfast.kernels import native
+from cldfast.kernels.address import NoiseAddress
+from cldfast.kernels.backends.compiled import CompiledBackend, Layout, NoiseWords
+from cldfast.kernels.backends.planes import Description
+from cldfast.kernels.backends.registry import register_backend
+from cldfast.kernels.time_tables import AtTimes, Table
+
+# Fewer rows than this are not worth a second thread, whose start costs some microseconds.
+_SERIAL_ROWS = 2048
+
+
+class CpuBackend(CompiledBackend):
+    """The kernels of `cldfast._core`, on PyTorch's number of threads.
+
+    core: the compiled module. level: one of `core.levels()` instead of the best one, for tests.
+    """
+
+    def __init__(self, core: Any, level: str = "") -> None:
+        super().__init__("cpu", reads_tables=True)
+        self.core, self.level = core, level
+        self._stage, self._serial_pairs = core.stage, core.SERIAL_PAIRS
+
+    def _threads(self, pairs: int) -> int:
+        return 1 if pairs < self._serial_pairs else torch.get_num_threads()
+
+    def _launch_stage(
+        self,
+        device: torch.device,
+        planes: tuple[Description, Description, Description],
+        layout: Layout,
+        weights: torch.Tensor | AtTimes,
+        noise: NoiseWords,
+        step: torch.Tensor | None,
+        used: int,
+    ) -> None:
+        rows, channels, inner, _ = layout
+        inside = self._stage(
+            *planes, *layout, *self._address(weights), *weights.shape, *noise,
+            self._threads(rows * channels * inner), self.level,
+        )  # fmt: skip
+        if not inside:
+            raise weights.table.outside()  # type: ignore[union-attr]
+
+    def _launch_residual(
+        self,
+        planes: tuple[Description, Description, Description],
+        layout: Layout,
+        weights: torch.Tensor | AtTimes,
+        scale: torch.Tensor | None,
+        factor: float,
+        loss: torch.Tensor,
+        reduce: bool,
+        used: int,
+    ) -> None:
+        rows, channels, inner, _ = layout
+        inside = self.core.residual(
+            *planes, *layout, *self._address(weights), weights.shape[1], weights.shape[2],
+            0 if scale is None else scale.data_ptr(), factor, False, 0, 0, 0, 0, loss.data_ptr(),
+            reduce, self._threads(rows * channels * inner), self.level,
+        )  # fmt: skip
+        if not inside:
+            raise weights.table.outside()  # type: ignore[union-attr]
+
+    def covers(self, weights: AtTimes) -> bool:
+        t = weights.t
+        return weights.inside or self.core.covers(
+            self._native(weights.table), t.data_ptr(), t.shape[0]
+        )
+
+    def matrices(self, weights: AtTimes) -> torch.Tensor | None:
+        count, rows, columns = weights.shape
+        result = torch.empty((count, rows, columns), dtype=torch.float64, device="cpu")
+        inside = self.core.matrices(
+            self._native(weights.table), weights.t.data_ptr(), count, rows * columns,
+            result.data_ptr(), 1 if count < _SERIAL_ROWS else torch.get_num_threads(), self.level,
+        )  # fmt: skip
+        return result if inside else None
+
+    def words(
+        self, address: NoiseAddress, count: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        words = torch.empty((2, count), dtype=torch.uint32, device="cpu")
+        start = words.data_ptr()
+        self.core.philox_words(
+            address.seed, address.first_index, count, address.stage_index, address.stream, start,
+            start + 4 * count, self.level,
+        )  # fmt: skip
+        radius, angle = words.to(torch.int64).unbind(0)
+        return radius, angle
+
+    def _address(self, weights: torch.Tensor | AtTimes) -> tuple[int, int, int]:
+        """Where the core finds matrices: an array, or a table and times; 0 for what is absent."""
+        if isinstance(weights, AtTimes):
+            return 0, self._native(weights.table), weights.t.data_ptr()
+        return weights.data_ptr(), 0, 0
+
+    def _native(self, table: Table) -> int:
+        """The address of the core's view of a table, which is made once and lives as long."""
+        known = table.native.get("cpu")
+        if known is None:
+            count, (_, terms, stride) = table.octaves.shape[0], table.coefficients.shape
+            made = self.core.Table(
+                table.coefficients.data_ptr(), table.octaves.data_ptr(), count, terms, stride,
+                table.end, table.used,
+            )  # fmt: skip
+            # Where two threads get here together, both take the view that stays.
+            known = table.native.setdefault("cpu", (made.address, made))
+        return known[0]  # type: ignore[no-any-return]
+
+
+def load() -> CpuBackend:
+    """The backend; ImportError where the core was not built."""
+    if native.core is None:
+        raise ImportError(native.core_missing)
+    return CpuBackend(native.core)
+
+
+register_backend(
+    "cpu", load, ("cpu",), "Reinstall with a C++17 compiler at hand to build the compiled core."
+)

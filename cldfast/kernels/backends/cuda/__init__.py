@@ -1,1 +1,0 @@
-"""The compiled CUDA kernels, for NVIDIA GPUs."""

@@ -1,0 +1,136 @@
+"""What a backend is: the one contract between the operations and whatever runs them.
+
+A backend takes its arguments as valid: the operations of `cldfast.kernels` have checked them. It
+takes any memory layout, and names the device of every tensor that it makes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from cldfast.kernels.address import NoiseAddress
+from cldfast.kernels.time_tables import AtTimes
+
+# Normals by their address, or given: (B, 2C, ...), the plane z_x then the plane z_v.
+Noise = NoiseAddress | torch.Tensor
+# A mask with a bit for each column of a matrix.
+ALL_COLUMNS = 2**64 - 1
+
+
+class StageResult(NamedTuple):
+    """What a stage makes.
+
+    state: (B, 2C, ...). history: the new history row (B, qC, ...), None where the stage keeps none.
+    copy: the state in another dtype, None where it was not asked for.
+    """
+
+    state: torch.Tensor
+    history: torch.Tensor | None = None
+    copy: torch.Tensor | None = None
+
+
+class Backend(ABC):
+    """One way of running the operations, on tensors of some types of device.
+
+    Register it with `cldfast.kernels.register_backend`; docs/architecture.md has an example.
+
+    name: as registered.
+    fuses_gradients: whether `residual` makes the gradient together with the loss. A backend that
+        does not is plain PyTorch, differentiable by autograd in all of its arguments.
+    reads_tables: whether `stage` and `residual` read the matrices of rows from a table (`AtTimes`)
+        themselves. For other backends `matrices` is called first.
+    counts_steps: whether `stage` takes `step`, `used` and `row_out`, and `advance` is there: what a
+        run needs to be captured as a graph.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        fuses_gradients: bool = True,
+        reads_tables: bool = False,
+        counts_steps: bool = False,
+    ) -> None:
+        # Attributes of the object, not of its class, which a graph compiler cannot read.
+        self.name = name
+        self.fuses_gradients = fuses_gradients
+        self.reads_tables = reads_tables
+        self.counts_steps = counts_steps
+
+    @abstractmethod
+    def stage(
+        self,
+        u: torch.Tensor | None,
+        outputs: Sequence[torch.Tensor],
+        history: Sequence[torch.Tensor],
+        weights: torch.Tensor | AtTimes,
+        noise: Noise,
+        *,
+        out: torch.Tensor | None = None,
+        cast: torch.dtype | None = None,
+        step: torch.Tensor | None = None,
+        used: int = ALL_COLUMNS,
+        row_out: torch.Tensor | None = None,
+    ) -> StageResult:
+        """`(x', v', h ...) = W (x, v, o ..., h ..., z_x, z_v)` at every coordinate.
+
+        u: state (B, 2C, ...); None where W has no columns for it, then outputs[0] is (B, C, ...).
+        outputs, history: (B, rC, ...), r planes each; their dtype may differ from the state's.
+        weights: float64 (R, 2 + q, n), R = 1 for one matrix on the host, or R = B. A column that
+            is zero in all matrices is not read, so that a non-finite plane behind it does no harm.
+            ValueError for a matrix on the host that is not finite.
+        out: receives the state; u itself, or memory that no input shares. cast: dtype of a copy.
+
+        Where `counts_steps`: step is an int64 () on the device; weights are then a table (N, 2 + q,
+        n) on the device, of which the matrix number `step` is taken, and `step` is added to the
+        stage index. used: a bit for each column of such a table that is not all zeros. row_out:
+        receives the history row, and may be a history row itself.
+        """
+
+    @abstractmethod
+    def residual(
+        self,
+        output: torch.Tensor,
+        offset: torch.Tensor,
+        weights: torch.Tensor | AtTimes,
+        *,
+        scale: torch.Tensor | None = None,
+        factor: float = 1.0,
+        reduce: bool = False,
+        gradient: bool = True,
+        overwrite: bool = False,
+        used: int = ALL_COLUMNS,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`loss_i = factor scale_i sum |R_o o + R_e e|^2` of each row, and its gradient in o.
+
+        output: o, (B, rC, ...). offset: e, (B, pC, ...). weights: float64 (B, q, r + p), the blocks
+        R_o and R_e side by side. scale: float64 (B,). reduce: the sum over rows, (), instead of
+        (B,). gradient: None is returned for it if it is not asked for. overwrite: it may take the
+        memory of the offset. used: a bit for each column that is not zero in all rows, as far as
+        that is known.
+        """
+
+    @abstractmethod
+    def covers(self, weights: AtTimes) -> bool:
+        """Whether a table covers the times of all rows; the host waits if it has to look."""
+
+    @abstractmethod
+    def matrices(self, weights: AtTimes) -> torch.Tensor | None:
+        """A table's matrices, float64 (B, rows, columns); None where a time lies outside it."""
+
+    @abstractmethod
+    def words(
+        self, address: NoiseAddress, count: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The two words of `count` pairs, int64 (count,), as `kernels.philox.pair_words`."""
+
+    def advance(self, step: torch.Tensor, times: torch.Tensor, time: torch.Tensor) -> None:
+        """`step += 1`, then `time = times[step]` while there is one; int64 (), (N,) and ().
+
+        Only where `counts_steps`.
+        """
+        raise NotImplementedError(f"backend {self.name!r} keeps no step on the device")

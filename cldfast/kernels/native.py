@@ -1,0 +1,26 @@
+"""The compiled modules, imported here and nowhere else: a module, or None and the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+core: Any = None
+cuda: Any = None
+core_missing = cuda_missing = ""
+
+try:
+    from cldfast import _core
+
+    core = _core
+except ImportError as error:
+    core_missing = str(error)
+
+try:
+    from cldfast import _cuda
+
+    cuda = _cuda
+except ImportError as error:
+    cuda_missing = (
+        "the CUDA kernels were not built: nvcc was missing or failed when cldfast was installed "
+        f"({error})"
+    )

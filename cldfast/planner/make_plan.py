@@ -1,0 +1,82 @@
+"""From a process, the name of a solver and a time grid to a `Plan`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cldfast.planner.grids import DEFAULT_STEPS, Grid, make_grid
+from cldfast.planner.guidance import added_score, classifier_free
+from cldfast.planner.parameterization import denoiser_map, score_map
+from cldfast.planner.plan import Plan
+from cldfast.planner.solvers import SOLVERS
+from cldfast.planner.stage import Stage
+from cldfast.process.noise_level import NoiseLevel
+from cldfast.process.sde import LinearPhaseSDE
+
+
+def make_plan(
+    sde: LinearPhaseSDE,
+    solver: str = "sscs",
+    steps: int | None = None,
+    grid: Grid = "quadratic",
+    t_min: float = 1e-3,
+    parameterization: str = "score",
+    denoise: bool = False,
+    guidance_scale: float | None = None,
+    guidance_term: bool = False,
+    **options: Any,
+) -> Plan:
+    """A sampler on a fixed grid as a `Plan`.
+
+    sde: the forward process.
+    solver: the name of a solver in `cldfast.planner.solvers`, or of one that you have registered.
+    steps: grid intervals; None is 50, or the intervals of a grid given as an array.
+    grid: a name of `cldfast.make_grid`, "auto" for the best one measured for the solver and number
+        of steps, or a descending array of times.
+    t_min: last time; 0 is allowed, and exact data predictions then end on the data.
+    parameterization: what the network returns.
+    denoise: one more evaluation at the last time, which replaces the state by `E[u_0 | u]`.
+    guidance_scale: classifier-free guidance, for a network that returns (conditional,
+        unconditional).
+    guidance_term: read one more output, the last, added to the score with weight 1.
+    options: the solver's own, e.g. `order=3` for multistep, and `rho` for the power grid.
+
+    Raises ValueError or TypeError naming what was expected. What the solver's own code raises is
+    left as it is.
+    """
+    if not isinstance(sde, LinearPhaseSDE):
+        raise TypeError(
+            f"sde must be a LinearPhaseSDE such as cldfast.CLD, got {type(sde).__name__}"
+        )
+    if solver == "pflow":
+        raise ValueError("pflow chooses its own steps and has no plan: call cldfast.pflow")
+    if solver not in SOLVERS:
+        raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(SOLVERS)}")
+    method = SOLVERS[solver]
+    grid_options = {"rho": options.pop("rho")} if "rho" in options else {}
+    settings = method.settings(options)
+    if isinstance(grid, str) and grid == "auto":
+        grid = method.auto_grid(DEFAULT_STEPS if steps is None else steps, settings)
+    times = make_grid(
+        grid, T=sde.T, t_min=t_min, steps=steps, noise=NoiseLevel(sde), **grid_options
+    )
+    stages = tuple(method.build(sde, times, parameterization, **options))
+    if denoise:
+        stages = (*stages, denoising_stage(sde, float(times[-1]), parameterization))
+    if guidance_term:
+        stages = added_score(stages, sde, parameterization)
+    if guidance_scale is not None:
+        # The first output's blocks are split last, so the term stays behind both of its parts.
+        stages = classifier_free(stages, guidance_scale)
+    return Plan(
+        stages, sde, solver, method.order_in_law(settings), parameterization, times, guidance_term
+    )
+
+
+def denoising_stage(sde: LinearPhaseSDE, t: float, parameterization: str) -> Stage:
+    """The state at t replaced by `E[u_0 | u_t]`, without noise: one evaluation."""
+    times = np.array([t])
+    clean = denoiser_map(sde, times, score_map(sde, times, parameterization))
+    return Stage(t=t, t_next=0.0, P=clean.from_state[0], E=(clean.from_output[0],))

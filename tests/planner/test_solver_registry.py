@@ -1,0 +1,186 @@
+"""How solvers make themselves known, and what is checked of their options."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+import cldfast
+from cldfast import CLD, LinearBeta, make_plan
+from cldfast.planner.solvers import SOLVERS, solver
+
+SDE = CLD(beta=LinearBeta(0.5, 8.0))
+
+
+@pytest.fixture(autouse=True)
+def _no_trace() -> Iterator[None]:
+    """Solvers that a test registers are forgotten after it."""
+    before = dict(SOLVERS)
+    yield
+    SOLVERS.clear()
+    SOLVERS.update(before)
+
+
+def load(source: str, folder: Path, name: str = "my_solver") -> ModuleType:
+    """A file of a user's own, written and imported."""
+    path = folder / f"{name}.py"
+    path.write_text(textwrap.dedent(source), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def net(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    return -u.chunk(2, 1)[1]
+
+
+def the_documented_example() -> str:
+    """The indented block in the docstring of `solver`."""
+    lines = inspect.getdoc(solver).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("    import"))
+    stop = next(i for i in range(start, len(lines)) if lines[i] and not lines[i].startswith(" "))
+    return textwrap.dedent("\n".join(lines[start:stop]))
+
+
+def test_a_solver_from_outside_in_one_file(tmp_path: Path) -> None:
+    """The documented example is Euler's method with the exact integral of beta as its step."""
+    assert "mine" not in SOLVERS
+    load(the_documented_example(), tmp_path)
+    plan = make_plan(SDE, "mine", 200, "linear", 0.05)
+    assert (plan.solver, plan.order, plan.evaluations) == ("mine", 1, 200)
+    exact = cldfast.planner.law.marginal_law(SDE, 0.05, 0.7, 0.3)
+    errors = [
+        abs(plan.gaussian_law(data_mean=0.7, data_var=0.3).cov - exact.cov).max()
+        for plan in (plan, make_plan(SDE, "mine", 400, "linear", 0.05))
+    ]
+    assert 1.8 < errors[0] / errors[1] < 2.2
+    x = cldfast.sample(net, SDE, (16, 3), solver="mine", steps=10)
+    assert x.shape == (16, 3) and torch.all(torch.isfinite(x))
+    calm = cldfast.sample(net, SDE, (16, 3), solver="mine", steps=10, temperature=0.0)
+    assert not torch.equal(calm, x)
+    with pytest.raises(TypeError, match="it takes temperature: float = 1.0"):
+        cldfast.sample(net, SDE, (16, 3), solver="mine", steps=10, temprature=0.0)
+
+
+def test_a_file_may_be_imported_again_but_a_name_is_taken_once(tmp_path: Path) -> None:
+    source = the_documented_example()
+    load(source, tmp_path)
+    load(source.replace("1.0", "0.5"), tmp_path)
+    assert SOLVERS["mine"].options["temperature"].default == 0.5
+    with pytest.raises(ValueError, match="name 'mine' is taken by the solver my_solver.mine"):
+        load(source, tmp_path, "other")
+    with pytest.raises(ValueError, match="name 'em' is taken by the solver cldfast.planner.solver"):
+        load(source.replace('"mine"', '"em"'), tmp_path)
+
+
+def test_what_depends_on_options_is_asked_with_the_defaults(tmp_path: Path) -> None:
+    load(
+        """
+        from cldfast.planner.solvers import solver
+        from cldfast.planner.solvers.em import em
+
+        @solver("twofold", order=lambda k, half: 2 * k, quadratic_from=lambda k, half: 10 * k)
+        def twofold(sde, grid, parameterization, *, k: int = 1, half=None):
+            return list(em(sde, grid, parameterization))
+        """,
+        tmp_path,
+    )
+    assert make_plan(SDE, "twofold", 3).order == 2
+    assert make_plan(SDE, "twofold", 3, k=3, half="anything").order == 6
+    for steps, k, grid in ((9, 1, "logistic"), (10, 1, "quadratic"), (10, 2, "logistic")):
+        got = make_plan(SDE, "twofold", steps, "auto", k=k).grid
+        assert np.array_equal(got, make_plan(SDE, "em", steps, grid).grid)
+
+
+def test_an_inner_type_error_is_shown_as_it_is(tmp_path: Path) -> None:
+    load(
+        """
+        from cldfast.planner.solvers import solver
+
+        @solver("broken", order=1)
+        def broken(sde, grid, parameterization, *, order: int = 1):
+            return len(order)
+        """,
+        tmp_path,
+    )
+    with pytest.raises(TypeError, match=r"^object of type 'int' has no len\(\)$") as caught:
+        make_plan(SDE, "broken", 3, order=2)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("em", {"ordr": 2}, "solver 'em' takes no option 'ordr'; it takes none"),
+        (
+            "unipc",
+            {"ordr": 2},
+            "takes no option 'ordr'; it takes order: int = 2, form: str = 'x0', variable: str = 't'",
+        ),
+        ("multistep", {"order": "3"}, r"'order' of solver 'multistep' .* got '3' \(str\)"),
+        ("multistep", {"order": True}, r"declared as 'order: int = 2', got True \(bool\)"),
+        ("multistep", {"correct": 1}, r"declared as 'correct: bool = False', got 1 \(int\)"),
+        ("stochastic_multistep", {"churn": "1"}, r"'churn: float = 1.0', got '1' \(str\)"),
+        ("stochastic_multistep", {"churn": None}, r"'churn: float = 1.0', got None \(NoneType\)"),
+        ("sscs", {"merge": "no"}, r"declared as 'merge: bool = True', got 'no' \(str\)"),
+    ],
+)
+def test_options_are_checked(name: str, options: dict, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        make_plan(SDE, name, 4, **options)
+
+
+def test_numbers_of_numpy_and_whole_numbers_for_reals_are_options_too() -> None:
+    plans = [
+        make_plan(SDE, "stochastic_multistep", 4, churn=churn, order=order)
+        for churn, order in ((1.0, 3), (1, np.int64(3)), (np.float32(1.0), 3))
+    ]
+    for plan in plans[1:]:
+        for one, two in zip(plan.matrices(), plans[0].matrices(), strict=True):
+            assert np.array_equal(one, two)
+
+
+def test_annotations_that_say_no_plain_type(tmp_path: Path) -> None:
+    """`X | None` is checked; what is known to a type checker alone is not."""
+    load(
+        """
+        from __future__ import annotations
+
+        from typing import TYPE_CHECKING
+
+        from cldfast.planner.solvers import solver
+        from cldfast.planner.solvers.em import em
+
+        if TYPE_CHECKING:
+            from somewhere import Thing
+
+        @solver("typed", order=1)
+        def typed(
+            sde, grid, parameterization, *, k: int | None = None, names: list[str] = [], a: Thing = 0
+        ):
+            return em(sde, grid, parameterization)
+        """,
+        tmp_path,
+    )
+    for options in ({"k": 3}, {"k": None}, {"names": ["a"]}, {"a": object()}):
+        assert make_plan(SDE, "typed", 3, **options).steps == 3
+    with pytest.raises(TypeError, match=r"'k: int \| None = None', got 'x' \(str\)"):
+        make_plan(SDE, "typed", 3, k="x")
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_evaluations_per_step(name: str) -> None:
+    entry = SOLVERS[name]
+    assert entry.name == name
+    assert make_plan(SDE, name, 10).evaluations == 10 * entry.evaluations_per_step
+    assert make_plan(SDE, name, 10).order == entry.order_in_law(entry.settings({}))

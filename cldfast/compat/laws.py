@@ -54,17 +54,19 @@ def naive(
     S = process.prior().cov
     # Plain numbers, which tensors of every device multiply.
     rest, first, second = (m.tolist() for m in (S, N @ S + S @ N.T, N @ S @ N.T))
-    rows = _growing(N, tau)
+    moved = propagator(process, tau, reverse)
     shrink = array_namespace(tau).exp(-2.0 * damping * tau)
     growth = 1.0 / shrink - 1.0
 
     def entry(i: int, j: int) -> Array:
         own = rest[i][j] * growth - first[i][j] * tau - second[i][j] * tau**2
-        start = var_x * rows[2 * i] * rows[2 * j] + var_v * rows[2 * i + 1] * rows[2 * j + 1]
-        return (own + start) * shrink
+        start = [
+            variance * moved[2 * i + k] * moved[2 * j + k]
+            for k, variance in enumerate((var_x, var_v))
+        ]
+        return own * shrink + (start[0] + start[1])
 
-    own = naive_covariance(entry(0, 0), entry(0, 1), entry(1, 1))
-    return Transition(propagator(process, tau, reverse), own)
+    return Transition(moved, naive_covariance(entry(0, 0), entry(0, 1), entry(1, 1)))
 
 
 LAWS: dict[str, Callable[..., Transition]] = {"exact": exact, "published": naive}
@@ -74,20 +76,15 @@ def propagator(process: LinearPhaseSDE, tau: Array, reverse: bool = False) -> En
     """Entries of `exp(A tau)`, row by row, in the dtype of tau, which may be negative."""
     damping, N = _critical(process, reverse)
     decay = array_namespace(tau).exp(-damping * tau)
-    x_x, x_v, v_x, v_v = (decay * entry for entry in _growing(N, tau))
-    return x_x, x_v, v_x, v_v
+    (a, b), (c, d) = N.tolist()
+    return decay * (1.0 + a * tau), decay * (b * tau), decay * (c * tau), decay * (1.0 + d * tau)
 
 
 def _critical(process: LinearPhaseSDE, reverse: bool) -> tuple[float, np.ndarray]:
+    """d and N of the process, or of the time-reversed stationary one."""
     A = process.reversed_drift if reverse else process.A
     damping = -0.5 * float(A[0, 0] + A[1, 1])
     return damping, A + damping * np.eye(2)
-
-
-def _growing(N: np.ndarray, tau: Array) -> Entries:
-    """Entries of `I + tau N`."""
-    (a, b), (c, d) = N.tolist()
-    return 1.0 + a * tau, b * tau, c * tau, 1.0 + d * tau
 
 
 def naive_covariance(xx: Array, xv: Array, vv: Array) -> Covariance:

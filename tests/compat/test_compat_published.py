@@ -102,13 +102,13 @@ def test_modes() -> None:
 
 def test_a_schedule_of_functions_is_that_of_the_closed_form() -> None:
     other = LinearBeta(1.0, 3.0)
-    mine = FunctionBeta(lambda t: 1.0 + 2.0 * t, lambda t: t + t**2)
+    mine = FunctionBeta(lambda t: 1.0 + 2.0 * t, antiderivative=lambda t: t + t**2)
     t = np.linspace(0.0, 1.0, 7)
     np.testing.assert_allclose(mine.beta(t), other.beta(t), rtol=1e-15)
     np.testing.assert_allclose(mine.integral(t), other.integral(t), rtol=1e-15)
     np.testing.assert_allclose(mine.inverse(other.integral(t)), t, atol=1e-14)
     assert torch.equal(mine.beta(torch.tensor(t)), torch.tensor(mine.beta(t)))
-    assert FunctionBeta(lambda t: 4.0, lambda t: 4.0 * t).beta(t).shape == t.shape
+    assert FunctionBeta(lambda t: 4.0, antiderivative=lambda t: 4.0 * t).beta(t).shape == t.shape
     with pytest.raises(ValueError, match="tau must lie in"):
         mine.inverse(np.array([2.5]))
 

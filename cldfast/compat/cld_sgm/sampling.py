@@ -101,7 +101,7 @@ class _Sampler:
         if self.solver == "ode":
             state, calls = self._flow(net, u)
         elif exact:
-            plan = self._plan(fold(self._stages(), sde.output_map))
+            plan = self._plan(fold(self.stages(), sde.output_map))
             state = run(plan, net, sde.pack(u), seed=key, noise=noise)
         else:
             state = self._published(net, u, Draws(noise))
@@ -117,7 +117,7 @@ class _Sampler:
                     Draws().normal(u.shape, sde.normals_dtype(torch.float64), u.device)
         return sde.samples(state, self.shape, calls)
 
-    def _stages(self) -> Sequence[Stage]:
+    def stages(self) -> Sequence[Stage]:
         """The steps on the config's grid, for the full score; denoising takes one of the steps.
 
         In the published mode a normal is spent wherever the codebase spends one, so SSCS has two
@@ -148,7 +148,7 @@ class _Sampler:
     def _published(self, net: Network, u: Tensor, draws: Draws) -> Tensor:
         """Published steps from states u. The first of Euler-Maruyama promotes the state to float64;
         with SSCS it is like u until the end."""
-        sde, sscs, stages = self.sde, self.solver == "sscs", self._stages()
+        sde, sscs, stages = self.sde, self.solver == "sscs", self.stages()
         state = sde.pack(u if sscs else u.to(torch.float64))
 
         def make(index: int) -> Tensor:

@@ -58,7 +58,7 @@ class PublishedInterface(nn.Module, ABC):
         self.config, self.beta_fn, self.beta_int_fn = config, beta_fn, beta_int_fn
         self.mode = check_mode(self.mode if mode is None else mode)
         self.mixed_score = bool(getattr(config, "mixed_score", False))
-        self.process = self._process(FunctionBeta(beta_fn, beta_int_fn))
+        self.process = self._process(FunctionBeta(beta_fn, antiderivative=beta_int_fn))
 
     @abstractmethod
     def _process(self, beta: FunctionBeta) -> LinearPhaseSDE: ...

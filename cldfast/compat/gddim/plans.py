@@ -15,6 +15,7 @@ from cldfast.compat.steps import OutputMap, euler, fold, splitting
 from cldfast.compat.steps import denoising as denoising_step
 from cldfast.planner.parameterization import LinearMap
 from cldfast.planner.plan import Plan
+from cldfast.planner.solvers.exponential import interpolation
 from cldfast.planner.stage import Stage
 
 # The network's noise belongs to the process with numerical_eps, which no general
@@ -85,8 +86,7 @@ def multistep_plan(
             f"coefficients must be ({len(t)}, k, 2, 2), one row per step, got {coefficients.shape}"
         )
     used = np.any(coefficients != 0.0, axis=(2, 3))
-    noise = noise_map(cld, t, form)
-    output, state = noise.from_output, noise.from_state
+    noise, still = noise_map(cld, t, form), np.zeros((2, 2))
     stages: list[Stage] = []
     for k, (psi, *weights) in enumerate(coefficients):
         last = max((j for j in range(len(weights)) if used[k, 1 + j]), default=0)
@@ -95,17 +95,8 @@ def multistep_plan(
                 f"step {k} has coefficients for {last + 1} noises, but there are {k + 1}"
             )
         keep = bool(np.any(used[k + 1 :, 2:]))
-        stages.append(
-            Stage(
-                t=float(t[k]),
-                t_next=float(times[k + 1]),
-                P=psi + weights[0] @ state[k],
-                E=(weights[0] @ output[k],),
-                H=tuple(weights[1 : last + 1]),
-                A=(output[k],) if keep else None,
-                B=state[k] if keep else None,
-            )
-        )
+        span = (t[k], times[k + 1])
+        stages.append(interpolation(noise, k, span, psi, weights[: last + 1], still, keep))
     # The first step is of order 0, whose local error is of second order.
     order = min(int(used[:, 1:].sum(axis=1).max()), 2)
     return _plan(cld, times, stages, order, denoising)
@@ -180,9 +171,7 @@ def score_map(cld: CLD) -> OutputMap:
     """What the outputs of the codebase's networks mean: `score = -R^-T noise`."""
 
     def output_map(t: np.ndarray) -> LinearMap:
-        noise = noise_map(cld, t, "R")
-        back = -np.swapaxes(cld.inverse_factor(t), -1, -2)
-        return LinearMap(back @ noise.from_output, back @ noise.from_state)
+        return noise_map(cld, t, "R").then(-np.swapaxes(cld.inverse_factor(t), -1, -2))
 
     return output_map
 

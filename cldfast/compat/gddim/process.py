@@ -15,7 +15,7 @@ from cldfast.compat.gddim.published import (
     factor_table,
     interpolate,
 )
-from cldfast.compat.laws import propagator
+from cldfast.compat.laws import exact, propagator
 from cldfast.compat.published import check_mode
 from cldfast.planner.reverse import Bridge
 from cldfast.planner.solvers.exponential import Exponential, lagrange
@@ -133,15 +133,15 @@ class CLD:
 
     def cov(self, t: Any) -> np.ndarray:
         """Covariance of the state given the data, (..., 2, 2)."""
+        if self._table is None:
+            return self._bridge.marginal(self.sde.tau(_times(t))).cov
         R = self.R(t)
-        result: np.ndarray = R @ np.swapaxes(R, -1, -2)
-        return result
+        return R @ _transposed(R)
 
     def L(self, t: Any) -> np.ndarray:
         """The lower triangular square root, (..., 2, 2)."""
         if self._table is not None:
-            result: np.ndarray = np.linalg.cholesky(self.cov(t))
-            return result
+            return np.linalg.cholesky(self.cov(t))
         return self._bridge.marginal(self.sde.tau(_times(t))).factor
 
     def factor(self, t: Any, form: str = "R") -> np.ndarray:
@@ -150,16 +150,12 @@ class CLD:
 
     def inverse_factor(self, t: Any, form: str = "R") -> np.ndarray:
         """The inverse of `factor`, (..., 2, 2), at times where it is not singular."""
-        (a, b), (c, d) = np.moveaxis(self.factor(t, form), (-2, -1), (0, 1))
-        det = a * d - b * c
-        result: np.ndarray = stack_matrix(d / det, -b / det, -c / det, a / det)
-        return result
+        return np.linalg.inv(self.factor(t, form))
 
     def pull(self, t: Any, form: str = "R") -> np.ndarray:
         """`G G^T K_t^-T / 2`, what a noise moves the state by, (..., 2, 2); K is R or L."""
         G = self.G(t)
-        result: np.ndarray = 0.5 * G @ G @ np.swapaxes(self.inverse_factor(t, form), -1, -2)
-        return result
+        return 0.5 * G @ G @ _transposed(self.inverse_factor(t, form))
 
     def step_weights(self, s: Any, t: Any, nodes: np.ndarray, form: str = "R") -> np.ndarray:
         """The integrals `int_t^s psi(r, s) G G^T K_r^-T l_j(r) / 2 dr`, (n, k, 2, 2).
@@ -259,10 +255,12 @@ class _JitteredBridge(Bridge):
         super().__init__(sde, 0.0, 1e-12 * numerical_eps)
 
     def marginal(self, tau: np.ndarray) -> Marginal:
-        plain = super().marginal(tau)
-        (m_x, m_v), (p_x, p_v) = np.moveaxis(self.sde.transition(tau).phi, (-1, -2), (0, 1))
-        cov = plain.covariance.plus_outer(self._numerical_eps, m_x, m_v)
-        return Marginal(plain.mean, cov.plus_outer(self._numerical_eps, p_x, p_v))
+        law = exact(self.sde, tau, self._numerical_eps, self.sde.v0_var + self._numerical_eps)
+        return Marginal(law.phi[..., 0], law.covariance)
+
+
+def _transposed(matrix: np.ndarray) -> np.ndarray:
+    return np.swapaxes(matrix, -1, -2)
 
 
 def _form(form: str) -> str:

@@ -22,6 +22,7 @@ from cldfast.compat.psld.process import process_of
 from cldfast.compat.psld.samplers import (
     ClassCondEulerMaruyamaSampler,
     EulerMaruyamaSampler,
+    Request,
     SSCSSampler,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "ES3EulerMaruyamaInpainter",
     "EulerMaruyamaSampler",
     "PSLDScoreLoss",
+    "Request",
     "SSCSSampler",
     "install",
     "load_checkpoint",

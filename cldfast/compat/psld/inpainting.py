@@ -26,7 +26,7 @@ class ES3EulerMaruyamaInpainter(Sampler):
     def _run(self, asked: Request) -> torch.Tensor:
         device = asked.ts.device
         data, mask = (torch.as_tensor(part).to(device) for part in asked.batch)
-        plan = self._plan(asked)
+        plan = self.plan(asked)
         if self.mode == "published":
             return self._published(plan, data, mask, asked)
         if bool(((mask != 0) & (mask != 1)).any()):

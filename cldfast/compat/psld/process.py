@@ -94,21 +94,18 @@ def output_map_of(sde: Any, objective: str, mode: str) -> OutputMap:
 
 def factor(cov: Covariance, decomposition: str) -> Array:
     """The triangular factor C, `C C^T = cov`, (..., 2, 2)."""
-    if decomposition == "lower":
-        return cov.factor
-    flipped = Covariance(cov.vv, cov.xv, cov.xx, cov.det).factor
-    zero = cov.xx * 0.0
-    return stack_matrix(flipped[..., 1, 1], flipped[..., 1, 0], zero, flipped[..., 0, 0])
+    return _by_order(cov, decomposition, "factor")
 
 
 def noise_to_score(cov: Covariance, decomposition: str, rows: tuple[int, ...]) -> Array:
     """`-C^-T` on the noises of `rows`, (..., 2, len(rows)); the score of a row left out is 0."""
-    xp = array_namespace(cov.det)
-    zero = cov.det * 0.0
+    inverse = _by_order(cov, decomposition, "inverse_factor")
+    return -array_namespace(inverse).matrix_transpose(inverse)[..., list(rows)]
+
+
+def _by_order(cov: Covariance, decomposition: str, part: str) -> Array:
+    """A lower factor of the covariance, or the upper one: that of x and m in the other order."""
     if decomposition == "lower":
-        cross = -cov.xv / xp.sqrt(cov.xx * cov.det)
-        inverse = stack_matrix(1.0 / xp.sqrt(cov.xx), cross, zero, xp.sqrt(cov.xx / cov.det))
-    else:
-        cross = -cov.xv / xp.sqrt(cov.vv * cov.det)
-        inverse = stack_matrix(xp.sqrt(cov.vv / cov.det), zero, cross, 1.0 / xp.sqrt(cov.vv))
-    return -inverse if len(rows) == 2 else -inverse[..., rows[0] : rows[0] + 1]
+        return getattr(cov, part)
+    matrix = getattr(Covariance(cov.vv, cov.xv, cov.xx, cov.det), part)
+    return stack_matrix(matrix[..., 1, 1], matrix[..., 1, 0], matrix[..., 0, 1], matrix[..., 0, 0])

@@ -98,7 +98,7 @@ class Sampler:
         return self._run(Request(batch, ts, denoise, eps, noise))
 
     def _run(self, asked: Request) -> torch.Tensor:
-        plan = self._plan(asked)
+        plan = self.plan(asked)
         u, noise, seed = asked.batch, asked.noise, 0
         if self.mode == "exact":
             seed = draw_seed()
@@ -109,7 +109,7 @@ class Sampler:
         callback = self._corrected(asked.ts)
         return run(plan, self._network, u, seed=seed, noise=noise, callback=callback)
 
-    def _plan(self, asked: Request) -> Plan:
+    def plan(self, asked: Request) -> Plan:
         """The steps, for networks that return the predicted noise and what `_guidance` weighs."""
         self.nfe = len(asked.ts) - 1
         process, ts = process_of(self.sde), asked.ts.cpu()

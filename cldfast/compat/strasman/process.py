@@ -215,39 +215,37 @@ class CriticallyDampedLangevin:
         grid = make_grid("linear", T=self.process.T, t_min=epsilon_s, steps=num_steps)
         return torch.tensor(grid[:-1].tolist(), device=self.device)
 
-    def Euler_Maruyama_discr_step(
+    def _step(
         self,
+        solver: str,
         u: torch.Tensor,
         score_xv: torch.Tensor,
         t: torch.Tensor,
         step_size: float,
         is_cld: bool,
+        score_theta: Score | None = None,
         *,
         noise: Iterable[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """The state a step below t (a scalar tensor), from the state and its score there.
 
-        is_cld: score_xv is the velocity score alone. noise: the draws (x, v).
+        is_cld: scores are velocity scores alone. score_theta: asked once more by leapfrog, inside
+        the step. noise: the draws (x, v).
         """
-        (stage,) = self._stages("em", t.reshape(1), step_size, is_cld)
-        return self._advance(u, score_xv, stage, noise)
+        score = score_xv
+        for index, stage in enumerate(self.stages(solver, t.reshape(1), step_size, is_cld)):
+            if index > 0 and score_theta is not None:
+                score = score_theta(u, torch.tensor(stage.t, dtype=t.dtype, device=t.device))
+            z: kernels.Noise = NoiseAddress(stage_index=index)
+            if np.any(stage.L):
+                given = self.mode == "published" or noise is not None
+                z = _halves(u, Draws(noise)) if given else NoiseAddress(draw_seed(), 0, index)
+            table = torch.from_numpy(stage.matrix())[None]
+            u = kernels.stage(u, (score,), (), table, noise=z).state
+        return u
 
-    def leapfrog_step(
-        self,
-        u: torch.Tensor,
-        score_xv: torch.Tensor,
-        t: torch.Tensor,
-        step_size: float,
-        is_cld: bool,
-        score_theta: Score,
-        *,
-        noise: Iterable[torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """A leapfrog step down from t (a scalar tensor); asks `score_theta` once more inside."""
-        first, second = self._stages("leapfrog", t.reshape(1), step_size, is_cld)
-        u = self._advance(u, score_xv, first, noise)
-        score = score_theta(u, torch.tensor(second.t, dtype=t.dtype, device=t.device))
-        return self._advance(u, score, second, None, 1)
+    Euler_Maruyama_discr_step = partialmethod(_step, "em")
+    leapfrog_step = partialmethod(_step, "leapfrog")
 
     def _sampler(
         self,
@@ -273,7 +271,7 @@ class CriticallyDampedLangevin:
             seed = draw_seed()
         else:
             times = published.time_steps(num_steps, epsilon_s, self.device)
-            stages = self._stages(solver, times, (times[0] - times[1]).item(), is_cld)
+            stages = self.stages(solver, times, (times[0] - times[1]).item(), is_cld)
             grid = np.array([*times.tolist(), stages[-1].t_next])
             plan = Plan(tuple(stages), process, solver, 1, name, grid)
             draws = Draws(noise)
@@ -288,7 +286,7 @@ class CriticallyDampedLangevin:
     Euler_Maruyama_discr_sampler = partialmethod(_sampler, "em")
     leapfrog_sampler = partialmethod(_sampler, "leapfrog")
 
-    def _stages(
+    def stages(
         self, solver: str, times: torch.Tensor, step: float, is_cld: bool
     ) -> Sequence[Stage]:
         """The stages of one step from each time; as published, all steps have one length."""
@@ -308,22 +306,6 @@ class CriticallyDampedLangevin:
             stages = published.leapfrog(process, t, _host(late), ends, ways)
         # A model of the velocity score has no position score, as published.
         return fold(stages, rows_of_score(np.eye(2)[:, 1:] if is_cld else np.eye(2)))
-
-    def _advance(
-        self,
-        u: torch.Tensor,
-        score: torch.Tensor,
-        stage: Stage,
-        noise: Iterable[torch.Tensor] | None,
-        index: int = 0,
-    ) -> torch.Tensor:
-        """One stage alone; noise: the draws (x, v) of a stage that has any."""
-        z: kernels.Noise = NoiseAddress(stage_index=index)
-        if np.any(stage.L):
-            drawn = self.mode == "published" or noise is not None
-            z = _halves(u, Draws(noise)) if drawn else NoiseAddress(draw_seed(), stage_index=index)
-        table = torch.from_numpy(stage.matrix())[None]
-        return kernels.stage(u, (score,), (), table, noise=z).state
 
 
 def _score_name(is_cld: bool) -> str:

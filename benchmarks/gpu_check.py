@@ -56,7 +56,7 @@ def words() -> None:
 
 
 def stages() -> None:
-    """Dtypes and layouts, tails and copies against the reference on the CPU."""
+    """Dtypes and layouts, tails and what networks see against the reference on the CPU."""
     import torch
 
     f32, f64, bf16, f16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -90,21 +90,23 @@ def compare(shape, dtype, other, own, layout, names) -> None:  # type: ignore[no
     o = torch.randn(n, 2 * c, *rest).to(other)
     h = torch.randn(n, c, *rest, dtype=dtype)
     w = torch.randn(n if own else 1, 3, 7, dtype=torch.float64)
+    w = torch.cat([w, w[:, :2]], 1)  # the network sees the state itself
     noise = NoiseAddress(5, 3, 2, 1)
-    wanted = reference.stage(u, [o], [h], w, noise)
+    wanted = reference.stage(u, [o], [h], w, noise, 2)
     gpu = [tensor.to(DEVICE, memory_format=layout) for tensor in (u, o, h)]
     weights = w.to(DEVICE) if own and n > 1 else w
     # Seven terms of size up to about 10, each rounded.
     tolerance = 2e-5 if dtype == torch.float32 else 5e-14
     for name in names:
         made = kernels.stage(
-            gpu[0], gpu[1:2], gpu[2:], weights, noise=noise, cast=other, backend=name
-        )
+            gpu[0], gpu[1:2], gpu[2:], weights, noise=noise, seen_planes=2, seen_dtype=other,
+            backend=name,
+        )  # fmt: skip
         what = (name, shape, dtype, other, own, layout)
-        for got, expected in zip(made, wanted, strict=False):
+        for got, expected in zip(made[:2], wanted[:2], strict=True):
             error = float((got.cpu() - expected).abs().max())
             assert error <= tolerance, (what, error)
-        assert torch.equal(made[2], made[0].to(other)), what
+        assert torch.equal(made.seen, made.state.to(other)), what
 
 
 def beyond_32_bits() -> None:

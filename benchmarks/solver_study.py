@@ -32,6 +32,7 @@ from torch import Tensor
 import cldfast
 from cldfast.lab import plots
 from cldfast.lab.mixture import sufficient_statistic
+from cldfast.planner.solvers import SOLVERS
 
 EVALUATIONS = (8, 10, 12, 15, 20, 30, 50, 100, 200, 500, 1000)
 SCALE = math.sqrt(2.01)  # standard deviation of the data: grid points -2, ..., 2 and noise of 0.1
@@ -75,9 +76,6 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dpm2": ("dpm2", "auto", {}),
     "dpm3": ("dpm3", "auto", {}),
 }  # fmt: skip
-# Evaluations per step of the solvers that take more than one.
-PER_STEP = {"leapfrog": 2, "heun": 2, "dpm2": 2, "dpm3": 3}
-
 STOCHASTIC = (
     "em", "sscs", "sscs2", "ancestral", "leapfrog", "aboba", "obab", "roba", "stochastic_multistep",
 )  # fmt: skip
@@ -155,7 +153,7 @@ def fitting_plan(
     A grid that float64 cannot resolve at so many steps counts as none.
     """
     solver, own_grid, own = CASES[label]
-    for steps in range(budget // PER_STEP.get(solver, 1), 0, -1):
+    for steps in range(budget // SOLVERS[solver].evaluations_per_step, 0, -1):
         try:
             plan = cldfast.make_plan(sde, solver, steps, grid or own_grid, t_min, **own)
         except ValueError:

@@ -28,10 +28,10 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     module = sys.modules["cldfast.kernels.stage"]
     check = module.check_weights
 
-    def on_host(weights, rows, columns, device):  # type: ignore[no-untyped-def]
+    def on_host(weights, rows, *more):  # type: ignore[no-untyped-def]
         shared = isinstance(weights, torch.Tensor) and weights.dim() == 3 and len(weights) == 1
         moved = weights.cpu() if shared and rows > 1 else weights
-        return check(moved, rows, columns, device)
+        return check(moved, rows, *more)
 
     monkeypatch.setattr(module, "check_weights", on_host)
     torch.set_default_device(GPU)

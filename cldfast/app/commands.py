@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cldfast.app.demo import run_demo
@@ -164,13 +163,6 @@ def info(args: argparse.Namespace) -> None:
                 print(f"  {key}: {'not installed' if entry is None else entry}")
         else:
             print(f"{name}: {value}")
-
-
-def set_threads(threads: int) -> None:
-    """Set PyTorch's CPU threads, which the fused core obeys too."""
-    if threads < 1:
-        raise ValueError(f"--threads: expected at least 1, got {threads}")
-    torch.set_num_threads(threads)
 
 
 def _shows_progress(args: argparse.Namespace) -> bool:

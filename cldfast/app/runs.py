@@ -133,12 +133,11 @@ def train_run(
     return metrics
 
 
-def plot_losses(folder: PathLike) -> Path:
+def plot_losses(folder: PathLike) -> None:
     """Draw a run's log as `loss.png`; ImportError without matplotlib."""
     log = read_rows(Path(folder) / LOG)
-    path = Path(folder) / LOSS_PLOT
-    loss_curve([row["step"] for row in log], [row["loss"] for row in log], path)
-    return path
+    losses = [row["loss"] for row in log]
+    loss_curve([row["step"] for row in log], losses, Path(folder) / LOSS_PLOT)
 
 
 def remove_run(folder: PathLike) -> None:

@@ -14,21 +14,18 @@ from pathlib import Path
 
 import torch
 
-from cldfast.bench.cases import CASES
-from cldfast.bench.plot import bandwidth
+from cldfast.bench.cases import CASES, RUN_CASES, STEADY_CASE
+from cldfast.bench.measure import measure_case, measure_run, measure_steady_case
 from cldfast.bench.report import Results, summary
 from cldfast.bench.results import Row, environment, read_csv, write_csv
-from cldfast.bench.runs import RUN_CASES, STEADY_CASE, measure_run, measure_steady_case
-from cldfast.bench.stages import measure_case
-from cldfast.bench.tables import markdown
-from cldfast.bench.timing import FULL, QUICK, threads_set
+from cldfast.bench.tables import bandwidth, markdown
+from cldfast.bench.timing import threads_set
 from cldfast.files import write_atomic
 
 __all__ = ["ALL_CASES", "main", "measure"]
 
 ALL_CASES = (*CASES, *RUN_CASES, STEADY_CASE)
 DEFAULT_OUT = Path("benchmarks/results")
-_RUN_ROUNDS, _QUICK_RUN_ROUNDS = 5, 2
 
 
 def measure(
@@ -55,16 +52,13 @@ def measure(
     rows: list[Row] = []
     for name in cases:
         start = time.perf_counter()
-        if name in CASES:
-            effort = QUICK if quick else FULL
-            found = measure_case(CASES[name], threads, effort, quick=quick, compiled=not quick)
-        else:
-            with threads_set(threads[-1]):
-                if name == STEADY_CASE:
-                    found = measure_steady_case(quick=quick)
-                else:
-                    rounds = _QUICK_RUN_ROUNDS if quick else _RUN_ROUNDS
-                    found = measure_run(RUN_CASES[name], rounds, quick=quick)
+        with threads_set(threads[-1]):
+            if name in CASES:
+                found = measure_case(CASES[name], threads, quick=quick)
+            elif name in RUN_CASES:
+                found = measure_run(RUN_CASES[name], quick=quick)
+            else:
+                found = measure_steady_case(quick=quick)
         rows += found
         say(f"{name}: {len(found)} rows in {time.perf_counter() - start:.0f} s")
     return rows

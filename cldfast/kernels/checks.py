@@ -83,14 +83,17 @@ def check_noise(noise: object, shape: tuple[int, ...], like: torch.Tensor) -> to
     return check_like("noise", noise, shape, like)
 
 
-def check_weights(weights: object, rows: int, columns: int, device: torch.device) -> torch.Tensor:
+def check_weights(
+    weights: object, rows: int, columns: int, device: torch.device, seen_planes: int = 0
+) -> torch.Tensor:
     tensor = check_tensor("weights", weights)
     if tensor.dtype != torch.float64 or tensor.dim() != 3:
         raise TypeError(f"weights must be float64 (R, 2 + q, n), got {describe(tensor)}")
     shape = tensor.shape
-    if shape[0] not in (1, rows) or shape[1] < 2 or shape[2] != columns:
+    if shape[0] not in (1, rows) or shape[1] < 2 + seen_planes or shape[2] != columns:
+        seen = f" + {seen_planes}" if seen_planes else ""
         raise ValueError(
-            f"weights must be (1 or {rows}, 2 + q, {columns}): a column per plane of state, "
+            f"weights must be (1 or {rows}, 2 + q{seen}, {columns}): a column per plane of state, "
             f"outputs, history and the 2 of noise, got {tuple(shape)}"
         )
     if shape[0] == 1:
@@ -102,6 +105,17 @@ def check_weights(weights: object, rows: int, columns: int, device: torch.device
     if tensor.requires_grad:
         raise NotImplementedError("gradients with respect to the stage weights are not supported")
     return tensor
+
+
+def check_seen(planes: object, dtype: object) -> None:
+    """That a stage can make so many planes for a network, in that dtype."""
+    if type(planes) is not int or not 0 <= planes <= 2:
+        raise ValueError(f"seen_planes must be 0, 1 or 2, got {planes!r}")
+    if dtype is not None and (dtype not in OUTPUT_DTYPES or not planes):
+        raise TypeError(
+            "seen_dtype must be a float dtype, and is that of 1 or 2 seen_planes, "
+            f"got {dtype} of {planes}"
+        )
 
 
 def check_like(

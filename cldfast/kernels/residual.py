@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from cldfast.kernels.backends.planes import layout
-from cldfast.kernels.backends.protocol import ALL_COLUMNS, Backend
+from cldfast.kernels.backends.protocol import Backend
 from cldfast.kernels.backends.registry import get_backend, resolve_backend
 from cldfast.kernels.checks import STATE_DTYPES, check_like, check_planes, check_tensor, describe
 from cldfast.kernels.library import library
@@ -56,10 +56,7 @@ def residual(
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     found = resolve_backend(backend, offset.device)
     traced = torch.compiler.is_compiling()
-    used = ALL_COLUMNS
     if isinstance(weights, AtTimes) and (traced or not found.reads_tables):
-        if not traced:
-            used = weights.table.used  # the matrices themselves do not show which columns are zero
         weights = matrices(weights, found)
     if not found.fuses_gradients:
         losses, _ = found.residual(output, offset, weights, scale=scale)
@@ -76,7 +73,7 @@ def residual(
     def run() -> tuple[torch.Tensor, torch.Tensor | None]:
         loss, stored = found.residual(
             output, offset, weights, scale=scale, factor=inside, reduce=reduction != "none",
-            gradient=gradient, overwrite=overwrite, used=used,
+            gradient=gradient, overwrite=overwrite,
         )  # fmt: skip
         return loss if after == 1.0 else loss * after, stored
 

@@ -15,11 +15,11 @@ from cldfast.kernels.backends.planes import layout
 from cldfast.kernels.backends.protocol import Backend, Noise, StageResult
 from cldfast.kernels.backends.registry import get_backend, resolve_backend
 from cldfast.kernels.checks import (
-    OUTPUT_DTYPES,
     STATE_DTYPES,
     check_noise,
     check_out,
     check_planes,
+    check_seen,
     check_state,
     check_tensor,
     check_weights,
@@ -36,23 +36,26 @@ def stage(
     *,
     noise: Noise = NoiseAddress(),  # noqa: B008, the type is immutable
     out: torch.Tensor | None = None,
-    cast: torch.dtype | None = None,
+    seen_planes: int = 0,
+    seen_dtype: torch.dtype | None = None,
     backend: str | Backend = "auto",
 ) -> StageResult:
-    """`(x', v', h ...) = W (x, v, o ..., h ..., z_x, z_v)` at every coordinate, in one pass.
+    """`(x', v', h ..., y ...) = W (x, v, o ..., h ..., z_x, z_v)` at every coordinate, in one pass.
 
     u: state (B, 2d) or (B, 2C, H, W), float32 or float64, x half then v half; None where the stage
         reads none, then outputs[0] is (B, C, ...) in the state's dtype and gives the shape.
     outputs: network outputs (B, rC, ...) with r planes, any float dtype.
     history: earlier history rows (B, qC, ...).
-    weights: float64 (R, 2 + q, n), columns in that order, the two noise columns last; R = 1 (on the
-        CPU) shares one matrix, R = B gives each row its own.
+    weights: float64 (R, 2 + q + s, n), columns in that order, the two noise columns last; R = 1 (on
+        the CPU) shares one matrix, R = B gives each row its own.
     noise: the address of the normals z, whose first sample is row 0; or (B, 2C, ...) normals.
-    out: where to write u', may be u itself. cast: also return u' in this dtype.
+    out: where to write u', may be u itself.
+    seen_planes: s = 0, 1 or 2 planes y that the network sees next, the last rows of W; seen_dtype:
+        theirs, the state's if None.
     backend: "auto" (the fastest there is), "cpu", "cuda", "triton" or "reference".
 
-    Returns (u', history rows (B, qC, ...) or None, cast copy or None). Differentiable in u, outputs
-    and history. Raises ValueError or TypeError before anything is written.
+    Returns (u', history row (B, qC, ...) or None, y (B, sC, ...) or None). Differentiable in u,
+    outputs and history. Raises ValueError or TypeError before anything is written.
     """
     if u is not None:
         check_state("u", u)
@@ -73,19 +76,24 @@ def stage(
         columns += check_planes(f"outputs[{j}]", tensor, like, channels)
     for j, tensor in enumerate(history):
         columns += check_planes(f"history[{j}]", tensor, like, channels)
-    weights = check_weights(weights, like.shape[0], columns, like.device)
+    if seen_planes or seen_dtype is not None:
+        check_seen(seen_planes, seen_dtype)
+    weights = check_weights(weights, like.shape[0], columns, like.device, seen_planes)
     shape = (like.shape[0], 2 * channels, *like.shape[2:])
     given = check_noise(noise, shape, like)
     if out is not None:
         check_out(out, shape, like, u, [*outputs, *history, *([] if given is None else [given])])
-    if cast is not None and cast not in OUTPUT_DTYPES:
-        raise TypeError(f"cast must be a float dtype, got {cast}")
     found = resolve_backend(backend, like.device)
     if torch.compiler.is_compiling() or _needs_grad(u, outputs, history):
         if out is not None:
             raise ValueError("out= cannot be used with gradients or under torch.compile")
-        return stage_operator(u, outputs, history, weights, noise, cast, found.name)
-    return found.stage(u, outputs, history, weights, noise, out=out, cast=cast)
+        seen_dtype = like.dtype if seen_dtype is None else seen_dtype
+        return stage_operator(
+            u, outputs, history, weights, noise, seen_planes, seen_dtype, found.name
+        )
+    return found.stage(
+        u, outputs, history, weights, noise, out=out, seen_planes=seen_planes, seen_dtype=seen_dtype
+    )
 
 
 def _needs_grad(
@@ -104,12 +112,12 @@ def _needs_grad(
 
 
 # --- the registered operator -------------------------------------------------------------------
-# An operator returns tensors only: a missing history row or cast is an empty tensor.
+# An operator returns tensors only: missing planes are an empty tensor.
 
 library.define(
     "stage(Tensor? u, Tensor[] outputs, Tensor[] history, Tensor weights, int seed, "
-    "int first_index, int stage_index, int stream, Tensor? noise, ScalarType? cast, str backend) "
-    "-> (Tensor, Tensor, Tensor)"
+    "int first_index, int stage_index, int stream, Tensor? noise, int seen_planes, "
+    "ScalarType seen_dtype, str backend) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -128,63 +136,73 @@ def stage_operator(
     history: Sequence[torch.Tensor],
     weights: torch.Tensor,
     noise: Noise,
-    cast: torch.dtype | None,
+    seen_planes: int,
+    seen_dtype: torch.dtype,
     backend: str,
 ) -> StageResult:
     """`torch.ops.cldfast.stage` with the conventions of `stage`; arguments taken as valid."""
-    state, row, copy = torch.ops.cldfast.stage(
-        u, list(outputs), list(history), weights, *flattened(noise), cast, backend
+    state, row, seen = torch.ops.cldfast.stage(
+        u,
+        list(outputs),
+        list(history),
+        weights,
+        *flattened(noise),
+        seen_planes,
+        seen_dtype,
+        backend,
     )
-    return StageResult(
-        state, row if weights.shape[1] > 2 else None, copy if cast is not None else None
-    )
+    has_row = weights.shape[1] > 2 + seen_planes
+    return StageResult(state, row if has_row else None, seen if seen_planes else None)
 
 
 def _implementation(  # type: ignore[no-untyped-def]
-    u, outputs, history, weights, seed, first_index, stage_index, stream, noise, cast, backend
-):
+    u, outputs, history, weights, seed, first_index, stage_index, stream, noise, seen_planes,
+    seen_dtype, backend,
+):  # fmt: skip
     if noise is None:
         noise = NoiseAddress(seed % SEED_LIMIT, first_index, stage_index, stream)
     like = u if u is not None else outputs[0]
     found = get_backend(backend, like.device.type)
-    state, row, copy = found.stage(u, outputs, history, weights, noise, cast=cast)
-    empty = [state.new_empty(0) if made is None else made for made in (row, copy)]
-    return state, *empty
+    made = found.stage(
+        u, outputs, history, weights, noise, seen_planes=seen_planes, seen_dtype=seen_dtype
+    )
+    return tuple(made.state.new_empty(0) if planes is None else planes for planes in made)
 
 
 def _fake(  # type: ignore[no-untyped-def]
-    u, outputs, history, weights, seed, first_index, stage_index, stream, noise, cast, backend
-):
+    u, outputs, history, weights, seed, first_index, stage_index, stream, noise, seen_planes,
+    seen_dtype, backend,
+):  # fmt: skip
     like = u if u is not None else outputs[0]
     channels = like.shape[1] // 2 if u is not None else like.shape[1]
 
     def planes(count: int, dtype: torch.dtype) -> torch.Tensor:
+        if not count:
+            return like.new_empty(0)
         shape = (like.shape[0], count * channels, *like.shape[2:])
         return torch.empty(shape, dtype=dtype, device=like.device, memory_format=layout(like))
 
-    extra = weights.shape[1] - 2
+    history_planes = weights.shape[1] - 2 - seen_planes
     return (
-        planes(2, like.dtype),
-        planes(extra, like.dtype) if extra else like.new_empty(0),
-        planes(2, cast) if cast is not None else like.new_empty(0),
-    )
+        planes(2, like.dtype), planes(history_planes, like.dtype), planes(seen_planes, seen_dtype)
+    )  # fmt: skip
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    u, outputs, history, weights, *_, cast, backend = inputs
+    u, outputs, history, weights, *_, ctx.backend = inputs
     ctx.save_for_backward(weights)
-    ctx.has_state, ctx.backend, ctx.cast = u is not None, backend, cast
+    ctx.has_state = u is not None
     ctx.dtypes = [t.dtype for t in [*outputs, *history]]
     channels = u.shape[1] // 2 if u is not None else outputs[0].shape[1]
     ctx.planes = [t.shape[1] // channels for t in [*outputs, *history]]
     ctx.channels, ctx.outputs = channels, len(outputs)
 
 
-def _backward(ctx, grad_state, grad_row, grad_copy):  # type: ignore[no-untyped-def]
+def _backward(ctx, *grads_of_results):  # type: ignore[no-untyped-def]
     """Gradients of a stage are a stage with the transposed matrix and no noise.
 
-    Its planes are the gradients of (u', new history); its rows the gradients of (u, outputs,
-    history), so the first two rows come back as the state and the rest as the history row.
+    Its planes are the gradients of (u', history row, seen planes); its rows the gradients of (u,
+    outputs, history), so the first two rows come back as the state and the rest as the history row.
     """
     (weights,) = ctx.saved_tensors
     transposed = weights.transpose(1, 2)[:, :-2, :]
@@ -192,16 +210,14 @@ def _backward(ctx, grad_state, grad_row, grad_copy):  # type: ignore[no-untyped-
         transposed = torch.cat(
             [transposed.new_zeros(weights.shape[0], 2, weights.shape[1]), transposed], 1
         )
-    if ctx.cast is not None and grad_copy is not None and grad_copy.numel():
-        grad_state = grad_state + grad_copy.to(grad_state.dtype)
     no_noise = transposed.new_zeros(transposed.shape[0], transposed.shape[1], 2)
-    has_row = weights.shape[1] > 2
+    grad_state, *others = grads_of_results
     state, rows, _ = torch.ops.cldfast.stage(
         grad_state,
-        [grad_row] if has_row else [],
+        [grad for grad in others if grad.numel()],  # missing planes are empty
         [],
         torch.cat([transposed, no_noise], 2).contiguous(),
-        0, 0, 0, 0, None, None, ctx.backend,
+        0, 0, 0, 0, None, 0, grad_state.dtype, ctx.backend,
     )  # fmt: skip
     sizes = [count * ctx.channels for count in ctx.planes]
     parts = list(rows.split(sizes, dim=1)) if sizes else []
@@ -210,7 +226,7 @@ def _backward(ctx, grad_state, grad_row, grad_copy):  # type: ignore[no-untyped-
         state if ctx.has_state else None,
         grads[: ctx.outputs],
         grads[ctx.outputs :],
-        None, None, None, None, None, None, None, None,
+        *[None] * 9,
     )  # fmt: skip
 
 

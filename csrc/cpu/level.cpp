@@ -6,11 +6,9 @@
 #define CLDFAST_QUOTE(name) #name
 #define CLDFAST_NAME(name) CLDFAST_QUOTE(name)
 
-namespace cldfast {
-namespace CLDFAST_LEVEL {
+namespace cldfast::CLDFAST_LEVEL {
 
 extern const Kernels kernels;
-const Kernels kernels = {CLDFAST_NAME(CLDFAST_LEVEL), stage, words, normals, residual, matrices};
+const Kernels kernels = {CLDFAST_NAME(CLDFAST_LEVEL), stage, residual, matrices, words};
 
-}  // namespace CLDFAST_LEVEL
-}  // namespace cldfast
+}  // namespace cldfast::CLDFAST_LEVEL

@@ -1,4 +1,4 @@
-// Runs of addressed words and normals, several vectors at a time.
+// Addressed words and normals: several vectors at a time, and in the order in which kernels walk pairs.
 #pragma once
 
 #include "cpu/planes.h"
@@ -6,8 +6,7 @@
 // Below cpu/simd.h, which declares what it calls.
 #include "shared/philox.h"
 
-namespace cldfast {
-namespace CLDFAST_LEVEL {
+namespace cldfast::CLDFAST_LEVEL {
 namespace {
 
 // Pairs whose normals are made at once: two vectors of 64-bit lanes hold the words of as many pairs as
@@ -15,13 +14,14 @@ namespace {
 constexpr int64_t LANES = VECTOR_BYTES / 4;
 constexpr int64_t GROUP = 2 * LANES;
 
-// Words of GROUP pairs from the even pair 2 `half` on, in the order of the pairs.
-CLDFAST_HD void group_words(uint64_t half, uint64_t key, uint32_t stage_index, uint32_t stream,
-                            Duo<U32>& radius, Duo<U32>& angle) {
+// Words of GROUP pairs from an even one on, in the order of the pairs.
+CLDFAST_HD void group_words(const NoiseAddress& noise, Duo<U32>& radius, Duo<U32>& angle) {
   U64 lane = {};
   for (int64_t i = 0; i < LANES / 2; ++i) lane[i] = i;
+  const uint64_t half = noise.first_pair >> 1;
   const Duo<U64> halves = {lane + half, lane + (half + LANES / 2)};
-  const Words<Duo<U64>> words = philox4x32(pair_counter(halves, stage_index, stream), key);
+  const Words<Duo<U64>> words =
+      philox4x32(pair_counter(halves, noise.stage_index, noise.stream), noise.seed);
   constexpr uint64_t LOW = 0xFFFFFFFFu;
   const Duo<U64> wide_radius = (words.w0 & LOW) | (words.w2 << 32);
   const Duo<U64> wide_angle = (words.w1 & LOW) | (words.w3 << 32);
@@ -62,15 +62,14 @@ CLDFAST_HD void group_normals(Duo<U32> radius, Duo<U32> angle, double* z_x, doub
   group_normals(radius.b, angle.b, z_x ? z_x + LANES : nullptr, z_v ? z_v + LANES : nullptr);
 }
 
-// Normals of the pairs from the even `first_pair` on, `count` rounded up to whole groups. `X` and `V`
-// say which of the two are wanted.
+// Normals of `count` pairs, rounded up to whole groups, from an even one on. `X` and `V` say which of
+// the two are wanted.
 template <bool X, bool V, class T>
-void fill_normals(uint64_t seed, uint64_t first_pair, int64_t count, uint32_t stage_index,
-                  uint32_t stream, T* z_x, T* z_v) {
+void fill_normals(const NoiseAddress& noise, int64_t count, T* z_x, T* z_v) {
   alignas(64) uint32_t words[2][BLOCK + GROUP];
   for (int64_t i = 0; i < count; i += GROUP) {
     Duo<U32> radius, angle;
-    group_words((first_pair + static_cast<uint64_t>(i)) >> 1, seed, stage_index, stream, radius, angle);
+    group_words(noise.after(i), radius, angle);
     store(words[0] + i, radius);
     store(words[1] + i, angle);
   }
@@ -81,21 +80,58 @@ void fill_normals(uint64_t seed, uint64_t first_pair, int64_t count, uint32_t st
   }
 }
 
+// The normals of one block of pairs, in the order in which the pairs are walked.
 template <class T>
-void fill_normals(uint64_t seed, uint64_t first_pair, int64_t count, uint32_t stage_index,
-                  uint32_t stream, T* z_x, T* z_v) {
-  const auto fill = z_x ? (z_v ? fill_normals<true, true, T> : fill_normals<true, false, T>)
-                        : fill_normals<false, true, T>;
-  fill(seed, first_pair, count, stage_index, stream, z_x, z_v);
-}
+class BlockNormals {
+ public:
+  // pixels: of a row that is walked by pixel, `width` pairs; else 1.
+  BlockNormals(const NoiseAddress& noise, int64_t width, int64_t pixels)
+      : noise_(noise), width_(width), pixels_(pixels) {}
 
-void words(uint64_t seed, uint64_t first_pair, int64_t count, uint32_t stage_index, uint32_t stream,
-           uint32_t* radius, uint32_t* angle) {
-  const int64_t odd = static_cast<int64_t>(first_pair & 1);
+  // Makes the normals wanted of at most BLOCK pairs, of one row if by pixel; returns where in `normals`
+  // they begin.
+  int64_t make(int64_t pair, int64_t count, bool x, bool v) {
+    if (!x && !v) return 0;
+    if (pixels_ == 1) return fill_run(pair, count, x ? normals[0] : nullptr, v ? normals[1] : nullptr);
+    // Channel by channel, as they are addressed; whole pixels.
+    const int64_t channels = width_ / pixels_;
+    const int64_t row = pair / width_, first = pair % width_ / channels;
+    const int64_t pixels = (pair % width_ + count - 1) / channels + 1 - first;
+    T* from_x = x ? channel_[0] : nullptr;
+    T* from_v = v ? channel_[1] : nullptr;
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t odd = fill_run(row * width_ + c * pixels_ + first, pixels, from_x, from_v);
+      if (x) move_strided<Way::out>(normals[0] + c, channels, from_x + odd, pixels);
+      if (v) move_strided<Way::out>(normals[1] + c, channels, from_v + odd, pixels);
+    }
+    return pair % width_ - first * channels;
+  }
+
+  // A block that begins at an odd pair makes one more, groups are made whole, and so are pixels.
+  static constexpr int64_t MORE = GROUP > 2 * PIXEL_CHANNELS ? GROUP : 2 * PIXEL_CHANNELS;
+  alignas(64) T normals[2][BLOCK + MORE];
+
+ private:
+  // A flat run's normals, and the one before it where the run begins at an odd pair: returns 1 then.
+  int64_t fill_run(int64_t pair, int64_t count, T* z_x, T* z_v) const {
+    const NoiseAddress first = noise_.after(pair);
+    const int64_t odd = static_cast<int64_t>(first.first_pair & 1);
+    const auto fill = z_x ? (z_v ? fill_normals<true, true, T> : fill_normals<true, false, T>)
+                          : fill_normals<false, true, T>;
+    fill(first.after(-odd), count + odd, z_x, z_v);
+    return odd;
+  }
+
+  const NoiseAddress noise_;
+  const int64_t width_, pixels_;
+  alignas(64) T channel_[2][BLOCK + GROUP];
+};
+
+void words(const NoiseAddress& noise, int64_t count, uint32_t* radius, uint32_t* angle) {
+  const int64_t odd = static_cast<int64_t>(noise.first_pair & 1);
   for (int64_t i = -odd; i < count; i += GROUP) {
     Duo<U32> group_radius, group_angle;
-    group_words((first_pair + static_cast<uint64_t>(i)) >> 1, seed, stage_index, stream, group_radius,
-                group_angle);
+    group_words(noise.after(i), group_radius, group_angle);
     uint32_t lanes[2][GROUP];
     store(lanes[0], group_radius);
     store(lanes[1], group_angle);
@@ -106,31 +142,5 @@ void words(uint64_t seed, uint64_t first_pair, int64_t count, uint32_t stage_ind
   }
 }
 
-template <class T>
-void normals_of(uint64_t seed, uint64_t first_pair, int64_t count, uint32_t stage_index,
-                uint32_t stream, T* z_x, T* z_v) {
-  alignas(64) T block[2][BLOCK + GROUP];
-  const int64_t odd = static_cast<int64_t>(first_pair & 1);
-  for (int64_t i = 0; i < count; i += BLOCK) {
-    const int64_t part = shorter(BLOCK, count - i);
-    fill_normals(seed, first_pair + static_cast<uint64_t>(i - odd), part + odd, stage_index, stream,
-                 block[0], block[1]);
-    move_dense<Way::in>(block[0] + odd, z_x + i, part);
-    move_dense<Way::in>(block[1] + odd, z_v + i, part);
-  }
-}
-
-void normals(uint64_t seed, uint64_t first_pair, int64_t count, uint32_t stage_index,
-             uint32_t stream, Dtype dtype, void* z_x, void* z_v) {
-  if (dtype == Dtype::float32) {
-    normals_of(seed, first_pair, count, stage_index, stream, static_cast<float*>(z_x),
-               static_cast<float*>(z_v));
-  } else {
-    normals_of(seed, first_pair, count, stage_index, stream, static_cast<double*>(z_x),
-               static_cast<double*>(z_v));
-  }
-}
-
 }  // namespace
-}  // namespace CLDFAST_LEVEL
-}  // namespace cldfast
+}  // namespace cldfast::CLDFAST_LEVEL

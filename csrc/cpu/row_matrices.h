@@ -6,8 +6,7 @@
 #include "cpu/planes.h"
 #include "cpu/table_kernel.h"
 
-namespace cldfast {
-namespace CLDFAST_LEVEL {
+namespace cldfast::CLDFAST_LEVEL {
 namespace {
 
 // One matrix, as the arithmetic of a run takes it: entries scale * matrix[k * columns + column[m]].
@@ -24,7 +23,32 @@ struct Matrix {
   }
 };
 
-// Numbers of the columns whose bits are set, in order; returns how many.
+// The used part of a matrix for a kernel's loop: broadcast, where there are registers for all of it.
+template <class T, int ROWS, int COLUMNS, bool BROADCAST>
+class MatrixEntries {
+ public:
+  using F = typename Pack<T>::Float;
+
+  MatrixEntries(const Matrix& matrix, int rows, int columns) {
+    for (int k = 0; k < rows; ++k) {
+      for (int m = 0; m < columns; ++m) entry_[k][m] = Entry{} + matrix.at<T>(k, m);
+    }
+  }
+
+  CLDFAST_HD F operator()(int k, int m) const {
+    if constexpr (BROADCAST) {
+      return entry_[k][m];
+    } else {
+      return F{} + entry_[k][m];
+    }
+  }
+
+ private:
+  using Entry = std::conditional_t<BROADCAST, F, T>;
+  Entry entry_[ROWS][COLUMNS];
+};
+
+// The numbers of the columns whose bits are set, in order; returns how many.
 inline int columns_of(uint64_t used, int* column) {
   int count = 0;
   for (int j = 0; used >> j; ++j) {
@@ -33,7 +57,7 @@ inline int columns_of(uint64_t used, int* column) {
   return count;
 }
 
-// Whole rows whose width the compiler knows.
+// Complete rows whose width the compiler knows.
 template <int WIDTH, class T, class Value>
 void spread(int64_t first, int64_t rows, T* to, const Value& value) {
   for (int64_t i = 0; i < rows; ++i) {
@@ -62,16 +86,14 @@ void spread(const Run& run, int64_t width, T* to, const Value& value) {
   }
 }
 
-// Of a call's rows, those at hand.
 class RowMatrices {
  public:
-  // Args: weights, table and times. entries: of a matrix; rows: that have one; shared: all the same.
-  template <class Args>
-  RowMatrices(const Args& args, int64_t entries, int64_t rows, bool shared)
-      : table_(args.table), times_(args.times), values_(args.weights), entries_(entries),
-        stride_(shared ? 0 : entries), rows_(rows) {}
+  // entries: of a matrix; shared: all rows have the same.
+  RowMatrices(const Call& call, int64_t entries, bool shared)
+      : table_(call.table), times_(call.times), values_(call.weights), entries_(entries),
+        stride_(shared ? 0 : entries), rows_(call.rows) {}
 
-  // Makes those of the rows first ... last - 1 at hand.
+  // Makes sure that the matrices of the rows first ... last - 1 are at hand.
   void prepare(int64_t first, int64_t last) {
     if (!table_ || (first >= first_ && last <= last_)) return;
     // Some more: several together cost less, and blocks share rows.
@@ -97,5 +119,4 @@ class RowMatrices {
 };
 
 }  // namespace
-}  // namespace CLDFAST_LEVEL
-}  // namespace cldfast
+}  // namespace cldfast::CLDFAST_LEVEL

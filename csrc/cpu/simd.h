@@ -16,8 +16,7 @@
 #error "the word order of addressed noise is written for little-endian machines"
 #endif
 
-namespace cldfast {
-namespace CLDFAST_LEVEL {
+namespace cldfast::CLDFAST_LEVEL {
 namespace {
 
 #if defined(__AVX512F__)
@@ -38,14 +37,8 @@ typedef uint32_t U32Half __attribute__((vector_size(VECTOR_BYTES / 2)));
 typedef float F32Half __attribute__((vector_size(VECTOR_BYTES / 2)));
 
 template <class T>
-struct Pack;
-template <>
-struct Pack<float> {
-  using Float = F32;
-};
-template <>
-struct Pack<double> {
-  using Float = F64;
+struct Pack {
+  typedef T Float __attribute__((vector_size(VECTOR_BYTES)));
 };
 
 template <class V, class E>
@@ -60,41 +53,66 @@ CLDFAST_HD void store(E* to, V value) {
   memcpy(to, &value, sizeof(V));
 }
 
-// The first `count` lanes only; the other lanes read as zero and are not written.
+// Which lanes of a vector are moved: all of them, or the first ones. The others read as zero and are not
+// written.
+struct AllLanes {
+  static constexpr bool all = true;
+};
+struct SomeLanes {
+  static constexpr bool all = false;
+  int64_t count;
+};
+
 template <class V, class E>
-CLDFAST_HD V load_some(const E* from, int64_t count) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(E) == 4) {
-    return bit_cast<V>(_mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << count) - 1), from));
-  } else {
-    return bit_cast<V>(_mm512_maskz_loadu_epi64(static_cast<__mmask8>((1u << count) - 1), from));
-  }
-#else
-  E lanes[sizeof(V) / sizeof(E)] = {};
-  for (int64_t i = 0; i < count; ++i) lanes[i] = from[i];
-  return load<V>(lanes);
-#endif
+CLDFAST_HD V load(const E* from, AllLanes) {
+  return load<V>(from);
+}
+template <class V, class E>
+CLDFAST_HD void store(E* to, V value, AllLanes) {
+  store(to, value);
 }
 
 template <class V, class E>
-CLDFAST_HD V load_up_to(const E* from, int64_t count) {
-  return count >= static_cast<int64_t>(sizeof(V) / sizeof(E)) ? load<V>(from) : load_some<V>(from, count);
-}
-
-template <class V, class E>
-CLDFAST_HD void store_some(E* to, V value, int64_t count) {
+CLDFAST_HD V load(const E* from, SomeLanes lanes) {
 #if defined(__AVX512F__)
-  const __m512i bits = bit_cast<__m512i>(value);
+  const unsigned mask = (1u << lanes.count) - 1;
   if constexpr (sizeof(E) == 4) {
-    _mm512_mask_storeu_epi32(to, static_cast<__mmask16>((1u << count) - 1), bits);
+    return bit_cast<V>(_mm512_maskz_loadu_epi32(static_cast<__mmask16>(mask), from));
   } else {
-    _mm512_mask_storeu_epi64(to, static_cast<__mmask8>((1u << count) - 1), bits);
+    return bit_cast<V>(_mm512_maskz_loadu_epi64(static_cast<__mmask8>(mask), from));
   }
 #else
-  E lanes[sizeof(V) / sizeof(E)];
-  store(lanes, value);
-  for (int64_t i = 0; i < count; ++i) to[i] = lanes[i];
+  E values[sizeof(V) / sizeof(E)] = {};
+  for (int64_t i = 0; i < lanes.count; ++i) values[i] = from[i];
+  return load<V>(values);
 #endif
+}
+template <class V, class E>
+CLDFAST_HD void store(E* to, V value, SomeLanes lanes) {
+#if defined(__AVX512F__)
+  const unsigned mask = (1u << lanes.count) - 1;
+  if constexpr (sizeof(E) == 4) {
+    _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(mask), bit_cast<__m512i>(value));
+  } else {
+    _mm512_mask_storeu_epi64(to, static_cast<__mmask8>(mask), bit_cast<__m512i>(value));
+  }
+#else
+  E values[sizeof(V) / sizeof(E)];
+  store(values, value);
+  for (int64_t i = 0; i < lanes.count; ++i) to[i] = values[i];
+#endif
+}
+
+// For a body that `by_vectors` calls in two places.
+#define CLDFAST_INLINED __attribute__((always_inline))
+
+// Calls body(i, lanes) for the vectors of V that cover `count` numbers, i the first number of each.
+template <class V, class E, class Body>
+CLDFAST_HD void by_vectors(int64_t count, const Body& body) {
+  constexpr int64_t WIDTH = sizeof(V) / sizeof(E);
+  int64_t i = 0;
+  for (; i + WIDTH <= count; i += WIDTH) body(i, AllLanes{});
+  if (i < count) body(i, SomeLanes{count - i});
 }
 
 // To an aligned address, past the caches: the line is not read before it is overwritten.
@@ -118,12 +136,8 @@ CLDFAST_HD void store_fence() {
 #endif
 }
 
-CLDFAST_HD U32 bits_of(F32 value) { return bit_cast<U32>(value); }
-CLDFAST_HD U64 bits_of(F64 value) { return bit_cast<U64>(value); }
-CLDFAST_HD F32 float_of(U32 bits) { return bit_cast<F32>(bits); }
-CLDFAST_HD F64 float_of(U64 bits) { return bit_cast<F64>(bits); }
-CLDFAST_HD I32 signed_of(U32 value) { return bit_cast<I32>(value); }
-CLDFAST_HD I64 signed_of(U64 value) { return bit_cast<I64>(value); }
+CLDFAST_CASTS(F32, U32, I32)
+CLDFAST_CASTS(F64, U64, I64)
 
 CLDFAST_HD F32 select(I32 condition, F32 yes, F32 no) { return condition ? yes : no; }
 CLDFAST_HD F64 select(I64 condition, F64 yes, F64 no) { return condition ? yes : no; }
@@ -233,15 +247,17 @@ template <class V>
 struct Duo {
   V a, b;
 };
+template <class V>
+Duo(V, V) -> Duo<V>;
 
-#define CLDFAST_DUO_OPERATOR(op)                                                  \
-  template <class V>                                                              \
-  CLDFAST_HD auto operator op(Duo<V> x, Duo<V> y)->Duo<decltype(x.a op y.a)> {    \
-    return {x.a op y.a, x.b op y.b};                                              \
-  }                                                                               \
-  template <class V, class S>                                                     \
-  CLDFAST_HD auto operator op(Duo<V> x, S y)->Duo<decltype(x.a op y)> {           \
-    return {x.a op y, x.b op y};                                                  \
+#define CLDFAST_DUO_OPERATOR(op)                    \
+  template <class V, class W>                       \
+  CLDFAST_HD auto operator op(Duo<V> x, Duo<W> y) { \
+    return Duo{x.a op y.a, x.b op y.b};             \
+  }                                                 \
+  template <class V, class S>                       \
+  CLDFAST_HD auto operator op(Duo<V> x, S y) {      \
+    return Duo{x.a op y, x.b op y};                 \
   }
 CLDFAST_DUO_OPERATOR(+)
 CLDFAST_DUO_OPERATOR(-)
@@ -254,15 +270,10 @@ CLDFAST_DUO_OPERATOR(>>)
 CLDFAST_DUO_OPERATOR(<)
 #undef CLDFAST_DUO_OPERATOR
 
-template <class V>
-CLDFAST_HD Duo<V> operator-(Duo<V> x) {
-  return {-x.a, -x.b};
-}
-
-#define CLDFAST_DUO_FUNCTION(name)                                    \
-  template <class V>                                                  \
-  CLDFAST_HD auto name(Duo<V> x)->Duo<decltype(name(x.a))> {          \
-    return {name(x.a), name(x.b)};                                    \
+#define CLDFAST_DUO_FUNCTION(name)            \
+  template <class... V>                       \
+  CLDFAST_HD auto name(Duo<V>... x) {         \
+    return Duo{name(x.a...), name(x.b...)};   \
   }
 CLDFAST_DUO_FUNCTION(bits_of)
 CLDFAST_DUO_FUNCTION(float_of)
@@ -271,23 +282,18 @@ CLDFAST_DUO_FUNCTION(int_to_float)
 CLDFAST_DUO_FUNCTION(float_to_int)
 CLDFAST_DUO_FUNCTION(word_to_float)
 CLDFAST_DUO_FUNCTION(inverse_root)
+CLDFAST_DUO_FUNCTION(multiply_add)
+CLDFAST_DUO_FUNCTION(fused)
+CLDFAST_DUO_FUNCTION(select)
 #undef CLDFAST_DUO_FUNCTION
 
 template <class V>
+CLDFAST_HD Duo<V> operator-(Duo<V> x) {
+  return {-x.a, -x.b};
+}
+template <class V>
 CLDFAST_HD Duo<V> multiply_low(Duo<V> x, uint32_t y) {
   return {multiply_low(x.a, y), multiply_low(x.b, y)};
-}
-template <class V>
-CLDFAST_HD Duo<V> multiply_add(Duo<V> x, Duo<V> y, Duo<V> z) {
-  return {multiply_add(x.a, y.a, z.a), multiply_add(x.b, y.b, z.b)};
-}
-template <class V>
-CLDFAST_HD Duo<V> fused(Duo<V> x, Duo<V> y, Duo<V> z) {
-  return {fused(x.a, y.a, z.a), fused(x.b, y.b, z.b)};
-}
-template <class M, class V>
-CLDFAST_HD Duo<V> select(Duo<M> condition, Duo<V> yes, Duo<V> no) {
-  return {select(condition.a, yes.a, no.a), select(condition.b, yes.b, no.b)};
 }
 
 // A vector's two halves in double.
@@ -306,5 +312,4 @@ CLDFAST_HD Duo<F64> widened(F32 value) {
 }
 
 }  // namespace
-}  // namespace CLDFAST_LEVEL
-}  // namespace cldfast
+}  // namespace cldfast::CLDFAST_LEVEL

@@ -5,14 +5,12 @@
 #include "cpu/simd.h"
 #include "shared/table.h"
 
-namespace cldfast {
-namespace CLDFAST_LEVEL {
+namespace cldfast::CLDFAST_LEVEL {
 namespace {
 
 // Horner's rule at MATRICES times at once, whose chains of sums do not wait for each other.
 template <int MATRICES>
 void matrices_together(const Table& table, const double* t, int64_t entries, double* to) {
-  constexpr int64_t WIDTH = sizeof(F64) / 8;
   const double* last[MATRICES];
   F64 x[MATRICES];
   for (int i = 0; i < MATRICES; ++i) {
@@ -22,7 +20,7 @@ void matrices_together(const Table& table, const double* t, int64_t entries, dou
     x[i] = F64{} + place;
     last[i] = table.coefficients + ((panel + 1) * table.terms - 1) * table.stride;
   }
-  for (int64_t j = 0; j < entries; j += WIDTH) {
+  by_vectors<F64, double>(entries, [&](int64_t j, auto lanes) CLDFAST_INLINED {
     F64 sum[MATRICES];
     for (int i = 0; i < MATRICES; ++i) sum[i] = load<F64>(last[i] + j);
     for (int64_t k = 1; k < table.terms; ++k) {
@@ -30,14 +28,8 @@ void matrices_together(const Table& table, const double* t, int64_t entries, dou
         sum[i] = multiply_add(sum[i], x[i], load<F64>(last[i] + j - k * table.stride));
       }
     }
-    for (int i = 0; i < MATRICES; ++i) {
-      if (entries - j >= WIDTH) {
-        store(to + i * entries + j, sum[i]);
-      } else {
-        store_some(to + i * entries + j, sum[i], entries - j);
-      }
-    }
-  }
+    for (int i = 0; i < MATRICES; ++i) store(to + i * entries + j, sum[i], lanes);
+  });
 }
 
 // The matrices at `count` times, all of which the table covers, `entries` numbers each.
@@ -51,5 +43,4 @@ void matrices(const Table& table, const double* t, int64_t count, int64_t entrie
 }
 
 }  // namespace
-}  // namespace CLDFAST_LEVEL
-}  // namespace cldfast
+}  // namespace cldfast::CLDFAST_LEVEL

@@ -34,15 +34,25 @@ const OpenMP& openmp() {
   return runtime;
 }
 
-struct Call {
-  void (*body)(const void* work, int64_t part, int64_t parts);
-  const void* work;
+struct Work {
+  int64_t count, whole;
+  const Part& part;
+
+  int64_t begin(int64_t number, int64_t parts) const {
+    const int64_t units = (count + whole - 1) / whole;
+    const int64_t unit = units / parts * number + units % parts * number / parts;
+    return number == parts ? count : unit * whole;
+  }
+
+  void run(int64_t number, int64_t parts) const {
+    const int64_t first = begin(number, parts), end = begin(number + 1, parts);
+    if (first < end) part(first, end);
+  }
 };
 
-// What every call on torch's pool runs.
-void team_part(void* data) {
-  const Call& call = *static_cast<const Call*>(data);
-  call.body(call.work, openmp().thread_number(), openmp().team_size());
+// What every thread of torch's pool runs.
+void run_part(void* work) {
+  static_cast<const Work*>(work)->run(openmp().thread_number(), openmp().team_size());
 }
 
 }  // namespace
@@ -53,20 +63,13 @@ const char* threading() { return openmp().found() ? "gomp" : "serial"; }
 // threads gain half of the work, so four times that is where sharing begins to pay clearly.
 const int64_t SERIAL_PAIRS = 16384;
 
-void run_parts(void (*body)(const void* work, int64_t part, int64_t parts), const void* work,
-               int64_t pairs, int threads) {
+void run_parts(int64_t count, int64_t whole, int64_t pairs, int threads, const Part& part) {
+  Work work = {count, whole, part};
   if (threads <= 1 || pairs < SERIAL_PAIRS || !openmp().found() || openmp().in_parallel()) {
-    body(work, 0, 1);
+    work.run(0, 1);
   } else {
-    Call call = {body, work};
-    openmp().parallel(team_part, &call, static_cast<unsigned>(threads), 0);
+    openmp().parallel(run_part, &work, static_cast<unsigned>(threads), 0);
   }
-}
-
-int64_t part_begin(int64_t count, int64_t whole, int64_t part, int64_t parts) {
-  const int64_t units = (count + whole - 1) / whole;
-  const int64_t begin = units / parts * part + units % parts * part / parts;
-  return part == parts ? count : begin * whole;
 }
 
 }  // namespace cldfast

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 namespace cldfast {
 
@@ -11,12 +12,10 @@ const char* threading();
 // Fewer pairs than this run on the calling thread.
 extern const int64_t SERIAL_PAIRS;
 
-// Calls body(work, part, parts) for every part, on up to `threads` threads of that runtime; on the
-// calling thread alone where there are few pairs to work on.
-void run_parts(void (*body)(const void* work, int64_t part, int64_t parts), const void* work,
-               int64_t pairs, int threads);
+using Part = std::function<void(int64_t begin, int64_t end)>;
 
-// Where part `part` of `count` things begins, in whole multiples of `whole` but for the end.
-int64_t part_begin(int64_t count, int64_t whole, int64_t part, int64_t parts);
+// Calls part(begin, end) for parts of `count` things, each but the last a multiple of `whole`: on up to
+// `threads` threads of that runtime, or on the calling thread alone where there are few pairs to work on.
+void run_parts(int64_t count, int64_t whole, int64_t pairs, int threads, const Part& part);
 
 }  // namespace cldfast

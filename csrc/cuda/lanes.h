@@ -1,22 +1,22 @@
-// What the CUDA threads' code has in common: 16-bit numbers, and the normals of two pairs.
+// What the code of all CUDA threads shares: blocks and warps, and numbers of any dtype.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include "cuda/launch.h"
-#include "cuda/residual_launch.h"
 
 #define CLDFAST_DEVICE __device__ __forceinline__
 // Arrays of registers are indexed by constants only.
 #define CLDFAST_UNROLL _Pragma("unroll")
 
-namespace cldfast {
-namespace CLDFAST_LEVEL {
+namespace cldfast::CLDFAST_LEVEL {
 namespace {
 
 constexpr int LANES = 32;
 constexpr unsigned WARP = 0xFFFFFFFFu;  // all lanes
+constexpr int THREADS = 256;            // of a block
+constexpr int WARPS = THREADS / LANES;
 
 // The units `begin` ... `end` - 1 of a piece of a row; the row's last piece may be shorter.
 struct PieceUnits {
@@ -66,18 +66,25 @@ CLDFAST_DEVICE Half4 narrow(const float* from, Dtype dtype) {
   return to;
 }
 
-// The normals of two pairs from the even address `pair` on: all four words of one call.
-template <class T, class Call>
-CLDFAST_DEVICE void make_normals(const Call& launch, uint32_t stage_index, uint64_t pair, T z_x[2],
-                             T z_v[2]) {
-  using Word = typename Lane<T>::Unsigned;
-  const Words<uint64_t> w =
-      philox4x32(pair_counter<uint64_t>(pair >> 1, stage_index, launch.stream), launch.keys);
-  const auto word = [](uint64_t wide) { return Word(static_cast<uint32_t>(wide)); };
-  box_muller<T>(word(w.w0), word(w.w1), z_x[0], z_v[0]);
-  box_muller<T>(word(w.w2), word(w.w3), z_x[1], z_v[1]);
+// One number of a plane, as T.
+template <class T>
+CLDFAST_DEVICE T load_one(const Plane& plane, int64_t at) {
+  switch (plane.dtype) {
+    case Dtype::float32: return static_cast<T>(static_cast<const float*>(plane.data)[at]);
+    case Dtype::float64: return static_cast<T>(static_cast<const double*>(plane.data)[at]);
+    default: return static_cast<T>(widened(static_cast<const uint16_t*>(plane.data)[at], plane.dtype));
+  }
+}
+
+template <class T>
+CLDFAST_DEVICE void store_one(const Plane& plane, int64_t at, T value) {
+  switch (plane.dtype) {
+    case Dtype::float32: static_cast<float*>(plane.data)[at] = static_cast<float>(value); break;
+    case Dtype::float64: static_cast<double*>(plane.data)[at] = static_cast<double>(value); break;
+    default:
+      static_cast<uint16_t*>(plane.data)[at] = narrowed(static_cast<float>(value), plane.dtype);
+  }
 }
 
 }  // namespace
-}  // namespace CLDFAST_LEVEL
-}  // namespace cldfast
+}  // namespace cldfast::CLDFAST_LEVEL

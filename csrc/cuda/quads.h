@@ -2,9 +2,9 @@
 #pragma once
 
 #include "cuda/lanes.h"
+#include "cuda/stage_launch.h"
 
-namespace cldfast {
-namespace CLDFAST_LEVEL {
+namespace cldfast::CLDFAST_LEVEL {
 namespace {
 
 // The quads of one lane: quad `lane` of the first and of the second half of a warp's 64. Neighbouring
@@ -16,7 +16,7 @@ struct Quads {
   bool valid[2];
   bool odd;  // the lane
 
-  CLDFAST_DEVICE Quads(const Launch& launch, int64_t tile, int lane) : odd(lane & 1) {
+  CLDFAST_DEVICE Quads(const StageLaunch& launch, int64_t tile, int lane) : odd(lane & 1) {
     CLDFAST_UNROLL for (int g = 0; g < 2; ++g) {
       unit[g] = (tile * 2 + g) * LANES + lane;
       valid[g] = unit[g] < launch.units;
@@ -46,10 +46,10 @@ struct Quads {
     return first_pair + static_cast<uint64_t>(QUAD * unit[g]);
   }
 
-  // Products of 32-bit numbers, which `launch::takes_quads` has seen to be enough.
+  // Products of 32-bit numbers, which `LaunchShape::take` has seen to be enough.
   template <class E>
   CLDFAST_DEVICE E* at(const Plane& plane, int g) const {
-    const uint32_t stride = static_cast<uint32_t>(plane.batch_stride);  // see `launch::prepare`
+    const uint32_t stride = static_cast<uint32_t>(plane.batch_stride);  // in bytes
     char* row_start = static_cast<char*>(plane.data) + static_cast<uint64_t>(row[g]) * stride;
     return reinterpret_cast<E*>(row_start + column[g] * static_cast<uint32_t>(sizeof(E)));
   }
@@ -86,9 +86,9 @@ CLDFAST_DEVICE void store_wide(const Plane& plane, const Quads& quads, const Hal
 
 // `PLAIN` planes are float32.
 template <bool PLAIN>
-CLDFAST_DEVICE void load_quads(const Plane& plane, bool wide, const Quads& quads, const bool wanted[2],
-                           float x[2][QUAD]) {
-  if (!PLAIN && wide) {
+CLDFAST_DEVICE void load_quads(const Plane& plane, const Quads& quads, const bool wanted[2],
+                               float x[2][QUAD]) {
+  if (!PLAIN && plane.wide) {
     Half4 quad[2];
     load_wide(plane, quads, wanted, quad);
     CLDFAST_UNROLL for (int g = 0; g < 2; ++g) widen(quad[g], plane.dtype, x[g]);
@@ -116,9 +116,8 @@ CLDFAST_DEVICE void load_quads(const Plane& plane, bool wide, const Quads& quads
 }
 
 template <bool PLAIN>
-CLDFAST_DEVICE void store_quads(const Plane& plane, bool wide, const Quads& quads,
-                            const float y[2][QUAD]) {
-  if (!PLAIN && wide) {
+CLDFAST_DEVICE void store_quads(const Plane& plane, const Quads& quads, const float y[2][QUAD]) {
+  if (!PLAIN && plane.wide) {
     Half4 quad[2];
     CLDFAST_UNROLL for (int g = 0; g < 2; ++g) quad[g] = narrow(y[g], plane.dtype);
     store_wide(plane, quads, quad);
@@ -140,6 +139,18 @@ CLDFAST_DEVICE void store_quads(const Plane& plane, bool wide, const Quads& quad
   }
 }
 
+// y[k] += weight(g, k) x for every k, g the quad's number.
+template <int OUTS, class Weight>
+CLDFAST_DEVICE void add_plane(float y[OUTS][2][QUAD], const float x[2][QUAD], const Weight& weight) {
+  CLDFAST_UNROLL for (int g = 0; g < 2; ++g) {
+    CLDFAST_UNROLL for (int k = 0; k < OUTS; ++k) {
+      const float w = weight(g, k);
+      CLDFAST_UNROLL for (int i = 0; i < QUAD; ++i) {
+        y[k][g][i] = multiply_add(w, x[g][i], y[k][g][i]);
+      }
+    }
+  }
+}
+
 }  // namespace
-}  // namespace CLDFAST_LEVEL
-}  // namespace cldfast
+}  // namespace cldfast::CLDFAST_LEVEL

@@ -1,16 +1,15 @@
 // The residual on a GPU: a piece of a row to a team of lanes; who comes last adds up what the others
 // have left, in order.
 #define CLDFAST_LEVEL device
+#include <algorithm>
+
 #include "cuda/residual_thread.h"
-#include "cuda/residual.h"
+#include "cuda/run.h"
 
 namespace cldfast {
 namespace {
 
 using namespace CLDFAST_LEVEL;
-
-constexpr int THREADS = 256;
-constexpr int WARPS = THREADS / LANES;
 
 // The sum over a team of lanes, in an order that its size fixes.
 __device__ double team_sum(double value, int team) {
@@ -92,78 +91,69 @@ __device__ void end_block(const ResidualLaunch& launch, double sum) {
   if (threadIdx.x == 0) store_loss(launch, 0, whole);
 }
 
-// Without noise most of the time goes by waiting for memory, so there must be many warps.
-template <int PLANES, int OTHERS, bool PLAIN, bool NOISY>
-__global__ void __launch_bounds__(THREADS, NOISY ? 2 : PLANES == 1 ? 4 : 3)
-    residual_vector(const __grid_constant__ ResidualLaunch launch) {
-  const int lane = threadIdx.x % LANES;
-  double sum = 0.0;
-  for (int64_t task = int64_t(blockIdx.x) * WARPS + threadIdx.x / LANES;
-       task < launch.rows * launch.pieces; task += int64_t(gridDim.x) * WARPS) {
-    const int64_t row = launch.by_piece.quotient(task), piece = task - row * launch.pieces;
-    sum += residual_quads<PLANES, OTHERS, PLAIN, NOISY>(launch, row, piece, lane);
-    if (launch.reduce) continue;
-    end_piece(launch, row, piece, team_sum(sum, LANES), lane);
-    sum = 0.0;
-  }
-  if (launch.reduce) end_block(launch, sum);
-}
-
-template <class T>
-__global__ void __launch_bounds__(THREADS, 2)
-    residual_scalar(const __grid_constant__ ResidualLaunch launch) {
-  const int lane = threadIdx.x % launch.team;
+// Sums up pieces by teams of lanes: sum_of(row, piece, lane) is a lane's share of a piece.
+template <class SumOf>
+__device__ void sum_pieces(const ResidualLaunch& launch, int team, const SumOf& sum_of) {
+  const int lane = threadIdx.x % team;
   const int64_t tasks = launch.rows * launch.pieces;
-  const int64_t teams = int64_t(gridDim.x) * THREADS / launch.team;
-  const int64_t first = (int64_t(blockIdx.x) * THREADS + threadIdx.x) / launch.team;
+  const int64_t teams = int64_t(gridDim.x) * THREADS / team;
+  const int64_t first = (int64_t(blockIdx.x) * THREADS + threadIdx.x) / team;
   double sum = 0.0;
   // All lanes of a warp go round equally often: they sum up together.
   for (int64_t round = 0; round * teams < tasks; ++round) {
     const int64_t task = round * teams + first;
     const int64_t row = task < tasks ? launch.by_piece.quotient(task) : 0;
     const int64_t piece = task - row * launch.pieces;
-    if (task < tasks) sum += residual_twos<T>(launch, row, piece, lane);
+    if (task < tasks) sum += sum_of(row, piece, lane);
     if (launch.reduce) continue;
-    sum = team_sum(sum, launch.team);
+    sum = team_sum(sum, team);
     if (task < tasks) end_piece(launch, row, piece, sum, lane);
     sum = 0.0;
   }
   if (launch.reduce) end_block(launch, sum);
 }
 
+// Most of the time goes by waiting for memory, so there must be many warps.
+template <int PLANES, bool PLAIN>
+__global__ void __launch_bounds__(THREADS, PLANES == 1 ? 4 : 3)
+    residual_vector(const __grid_constant__ ResidualLaunch launch) {
+  sum_pieces(launch, LANES, [&](int64_t row, int64_t piece, int lane) {
+    return residual_quads<PLANES, PLAIN>(launch, row, piece, lane);
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(THREADS, 2)
+    residual_scalar(const __grid_constant__ ResidualLaunch launch) {
+  sum_pieces(launch, launch.team, [&](int64_t row, int64_t piece, int lane) {
+    return residual_pairs<T>(launch, row, piece, lane);
+  });
+}
+
 using ResidualKernel = void (*)(ResidualLaunch);
 
 ResidualKernel kernel_for(const ResidualLaunch& launch) {
-  if (launch.way != Way::vector) {
+  if (!launch.vector) {
     return launch.compute == Dtype::float32 ? residual_scalar<float> : residual_scalar<double>;
   }
-  const auto of_layout = [&](ResidualKernel plain, ResidualKernel any) { return launch.plain ? plain : any; };
-  if (!launch.noisy && launch.others == launch.outputs) {
-    return launch.outputs == 1
-               ? of_layout(residual_vector<1, 1, true, false>, residual_vector<1, 1, false, false>)
-               : of_layout(residual_vector<2, 2, true, false>, residual_vector<2, 2, false, false>);
-  }
-  if (launch.outputs == 2) {
-    return of_layout(residual_vector<2, 2, true, true>, residual_vector<2, 2, false, true>);
-  }
-  return launch.others == 2
-             ? of_layout(residual_vector<1, 2, true, true>, residual_vector<1, 2, false, true>)
-             : of_layout(residual_vector<1, 1, true, true>, residual_vector<1, 1, false, true>);
+  if (launch.outputs == 1) return launch.plain ? residual_vector<1, true> : residual_vector<1, false>;
+  return launch.plain ? residual_vector<2, true> : residual_vector<2, false>;
 }
 
 }  // namespace
 
-int64_t residual_room(int64_t rows, int64_t channels, int64_t inner, bool reduce) {
-  const launch::Room room = launch::room(rows, channels, inner, reduce);
-  return room.sums + (room.arrivals + 1) / 2;
+int64_t residual_room(int64_t rows, int64_t width, bool reduce) {
+  const int64_t arrivals = reduce ? 1 : rows;
+  return ResidualLaunch::room_of_sums(rows, width, reduce) + (arrivals + 1) / 2;
 }
 
-void run_residual_cuda(const ResidualArgs& args, void* loss, bool reduce, const Queue& queue) {
+void run_residual(ResidualArgs& args, void* loss, bool reduce, const Queue& queue) {
   use(queue.device);
-  const ResidualLaunch launch = launch::prepare(args, loss, reduce);
-  const int64_t teams = THREADS / (launch.way == Way::vector ? LANES : launch.team);
+  walk_by_pixel(args);
+  const ResidualLaunch launch(args, loss, reduce);
+  const int64_t teams = THREADS / (launch.vector ? LANES : launch.team);
   const int64_t blocks = (launch.rows * launch.pieces + teams - 1) / teams;
-  const unsigned grid = static_cast<unsigned>(blocks < launch::MOST_BLOCKS ? blocks : launch::MOST_BLOCKS);
+  const unsigned grid = static_cast<unsigned>(std::min(blocks, ResidualLaunch::MOST_BLOCKS));
   if (reduce ? grid > 1 : launch.pieces > 1) {
     const size_t bytes = static_cast<size_t>(reduce ? 1 : launch.rows) * sizeof(uint32_t);
     check(cudaMemsetAsync(launch.arrivals, 0, bytes, queue.stream), "cudaMemsetAsync");

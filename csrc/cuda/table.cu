@@ -1,13 +1,12 @@
 // Tables on a GPU: a thread for each entry of each row's matrix.
 #define CLDFAST_LEVEL device
-#include "cuda/table.h"
+#include "cuda/lanes.h"
+#include "cuda/run.h"
 
 namespace cldfast {
 namespace {
 
 using namespace CLDFAST_LEVEL;
-
-constexpr int THREADS = 256;
 
 __global__ void __launch_bounds__(THREADS)
     matrices(const __grid_constant__ Table table, const double* times, int64_t rows, int64_t entries,
@@ -31,8 +30,8 @@ __global__ void __launch_bounds__(THREADS)
 
 }  // namespace
 
-void matrices_cuda(const Table& table, const double* times, int64_t rows, int64_t entries, double* to,
-                   const Queue& queue) {
+void run_matrices(const Table& table, const double* times, int64_t rows, int64_t entries, double* to,
+                  const Queue& queue) {
   use(queue.device);
   const unsigned blocks = blocks_for(rows * entries, THREADS, queue.device);
   start("the launch of a table's matrices", matrices, blocks, THREADS, queue, table, times, rows, entries,

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__CUDACC__)
 #define CLDFAST_HD __host__ __device__ __forceinline__
@@ -17,8 +18,7 @@
 #define CLDFAST_LEVEL scalar
 #endif
 
-namespace cldfast {
-namespace CLDFAST_LEVEL {
+namespace cldfast::CLDFAST_LEVEL {
 namespace {
 
 template <class To, class From>
@@ -31,22 +31,16 @@ CLDFAST_HD To bit_cast(From value) {
 
 // The unsigned integer of a float's width.
 template <class T>
-struct Lane;
-template <>
-struct Lane<float> {
-  using Unsigned = uint32_t;
-};
-template <>
-struct Lane<double> {
-  using Unsigned = uint64_t;
-};
+using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
 
-CLDFAST_HD uint32_t bits_of(float value) { return bit_cast<uint32_t>(value); }
-CLDFAST_HD uint64_t bits_of(double value) { return bit_cast<uint64_t>(value); }
-CLDFAST_HD float float_of(uint32_t bits) { return bit_cast<float>(bits); }
-CLDFAST_HD double float_of(uint64_t bits) { return bit_cast<double>(bits); }
-CLDFAST_HD int32_t signed_of(uint32_t value) { return static_cast<int32_t>(value); }
-CLDFAST_HD int64_t signed_of(uint64_t value) { return static_cast<int64_t>(value); }
+// Casts between a float, the unsigned integer of its bits, and the signed one.
+#define CLDFAST_CASTS(Float, Unsigned, Signed)                                   \
+  CLDFAST_HD Unsigned bits_of(Float value) { return bit_cast<Unsigned>(value); } \
+  CLDFAST_HD Float float_of(Unsigned bits) { return bit_cast<Float>(bits); }     \
+  CLDFAST_HD Signed signed_of(Unsigned value) { return bit_cast<Signed>(value); }
+
+CLDFAST_CASTS(float, uint32_t, int32_t)
+CLDFAST_CASTS(double, uint64_t, int64_t)
 
 template <class F>
 CLDFAST_HD F select(bool condition, F yes, F no) {
@@ -95,5 +89,4 @@ CLDFAST_HD float inverse_root(float x) {
 CLDFAST_HD double inverse_root(double x) { return 1.0 / __builtin_sqrt(x); }
 
 }  // namespace
-}  // namespace CLDFAST_LEVEL
-}  // namespace cldfast
+}  // namespace cldfast::CLDFAST_LEVEL

@@ -7,8 +7,7 @@
 #include "shared/arithmetic.h"
 #include "shared/polynomials.h"
 
-namespace cldfast {
-namespace CLDFAST_LEVEL {
+namespace cldfast::CLDFAST_LEVEL {
 namespace {
 
 // Multipliers and Weyl key increments of philox4x32 (Salmon et al. 2011, table 2 and section 3.3).
@@ -116,7 +115,7 @@ CLDFAST_HD F offset_remainder(I, F, double) {
 template <class T, class U, class F>
 CLDFAST_HD void box_muller_radius(U word, F& high, F& low) {
   using C = NormalConstants<T>;
-  constexpr typename Lane<T>::Unsigned ONE = 1;
+  constexpr Bits<T> ONE = 1;
   const F w = word_to_float(word) + T(0.5);
   const U bits = bits_of(w);
   // w >= 1/2 lies at most one octave below sqrt(1/2); adding that octave keeps the shift unsigned.
@@ -147,7 +146,7 @@ CLDFAST_HD void box_muller_radius(U word, F& high, F& low) {
 template <class T, class U, class F>
 CLDFAST_HD void box_muller(U radius_word, U angle_word, F& z_cos, F& z_sin) {
   using C = NormalConstants<T>;
-  using Unsigned = typename Lane<T>::Unsigned;
+  using Unsigned = Bits<T>;
   constexpr int TOP = 8 * static_cast<int>(sizeof(T)) - 32;  // a word's top bit to the sign bit
   constexpr Unsigned SIGN = Unsigned(1) << (8 * sizeof(T) - 1);
   constexpr Unsigned EIGHTH = Unsigned(1) << 29;
@@ -178,5 +177,4 @@ CLDFAST_HD void box_muller(U radius_word, U angle_word, F& z_cos, F& z_sin) {
 }
 
 }  // namespace
-}  // namespace CLDFAST_LEVEL
-}  // namespace cldfast
+}  // namespace cldfast::CLDFAST_LEVEL

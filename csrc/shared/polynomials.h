@@ -1,25 +1,10 @@
 // Minimax polynomials of the normals. Written by csrc/tools/fit_polynomials.py; do not edit.
-//
-// Vector types have no namespace of their own, so what these templates call must be declared
-// before them: a translation unit with vectors includes cpu/simd.h first.
 #pragma once
 
-#include "shared/arithmetic.h"
+#include "shared/horner.h"
 
-namespace cldfast {
-namespace CLDFAST_LEVEL {
+namespace cldfast::CLDFAST_LEVEL {
 namespace {
-
-template <class F, class C>
-CLDFAST_HD F horner(F, C last) {
-  return F{} + last;
-}
-
-// c0 + x (c1 + x (c2 + ...)).
-template <class F, class C, class... Rest>
-CLDFAST_HD F horner(F x, C first, Rest... rest) {
-  return multiply_add(horner(x, rest...), x, F{} + first);
-}
 
 // (2 f - 2 ln(1 + f)) / f^2 for 1 + f in [sqrt(1/2), sqrt(2)); relative error 2^-28.1.
 template <class F>
@@ -66,5 +51,4 @@ CLDFAST_HD F cosine_series(F x, double) {
 }
 
 }  // namespace
-}  // namespace CLDFAST_LEVEL
-}  // namespace cldfast
+}  // namespace cldfast::CLDFAST_LEVEL

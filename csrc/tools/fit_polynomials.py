@@ -111,27 +111,12 @@ FITS = [
 
 HEADER = """\
 // Minimax polynomials of the normals. Written by csrc/tools/fit_polynomials.py; do not edit.
-//
-// Vector types have no namespace of their own, so what these templates call must be declared
-// before them: a translation unit with vectors includes cpu/simd.h first.
 #pragma once
 
-#include "shared/arithmetic.h"
+#include "shared/horner.h"
 
-namespace cldfast {
-namespace CLDFAST_LEVEL {
+namespace cldfast::CLDFAST_LEVEL {
 namespace {
-
-template <class F, class C>
-CLDFAST_HD F horner(F, C last) {
-  return F{} + last;
-}
-
-// c0 + x (c1 + x (c2 + ...)).
-template <class F, class C, class... Rest>
-CLDFAST_HD F horner(F x, C first, Rest... rest) {
-  return multiply_add(horner(x, rest...), x, F{} + first);
-}
 """
 
 
@@ -163,7 +148,7 @@ def main() -> None:
             bits = {"float": 32, "double": 64}[scalar]
             python += f"\n{name.upper()}_{bits} = (\n{numbers})\n"
             print(f"{name} {scalar} degree {degree}: 2^{float(mp.log(worst, 2)):.1f}")
-    text += "\n}  // namespace\n}  // namespace CLDFAST_LEVEL\n}  // namespace cldfast\n"
+    text += "\n}  // namespace\n}  // namespace cldfast::CLDFAST_LEVEL\n"
     root = Path(__file__).resolve().parents[2]
     (root / "csrc" / "shared" / "polynomials.h").write_text(text)
     (root / "cldfast/kernels/backends/triton/polynomials.py").write_text(python)

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from backend_calls import at_level
 from core_calls import LEVELS
 
 from cldfast import _core
 from cldfast.kernels.backends import reference
-from cldfast.kernels.backends.cpu.residual import residual
 
 BFLOAT16, FLOAT16, FLOAT32, FLOAT64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 # Rows below a vector, below and above a piece of 512, odd widths, one row, one coordinate.
@@ -20,17 +20,25 @@ SHAPES = [
     (7, 2 * 100), (3, 2 * 512), (3, 2 * 513), (3, 2 * 1031), (2, 2, 5), (4, 6, 5, 7), (2, 6, 33, 41),
     (2, 4, 3, 4, 5), (2, 2 * 24, 6, 5), (3, 2, 4, 4), (6, 8, 1, 1),
 ]  # fmt: skip
-ADDRESS = {"seed": 2**64 - 3, "first_index": 17, "stage_index": 4, "stream": 2}
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def case(
-    shape: tuple[int, ...], planes: int = 1, q: int = 1, dtype: torch.dtype = FLOAT32
+    shape: tuple[int, ...],
+    outputs: int = 1,
+    q: int = 1,
+    dtype: torch.dtype = FLOAT32,
+    offsets: int | None = None,
 ) -> Tensors:
-    """A random output, state and weights per row."""
-    output = torch.randn(shape[0], planes * shape[1] // 2, *shape[2:], dtype=FLOAT64).to(dtype)
-    u = torch.randn(shape, dtype=FLOAT64).to(dtype)
-    return output, u, torch.randn(shape[0], q, planes + 4, dtype=FLOAT64)
+    """A random output, offset and weights per row, of so many planes; q offsets by default."""
+    channels = shape[1] // 2
+
+    def planes(count: int) -> torch.Tensor:
+        return torch.randn(shape[0], count * channels, *shape[2:], dtype=FLOAT64).to(dtype)
+
+    offsets = q if offsets is None else offsets
+    weights = torch.randn(shape[0], q, outputs + offsets, dtype=FLOAT64)
+    return planes(outputs), planes(offsets), weights
 
 
 class Expected(NamedTuple):
@@ -42,24 +50,15 @@ class Expected(NamedTuple):
     gradient_size: torch.Tensor
 
 
-def expected(
-    tensors: Tensors,
-    noise: torch.Tensor | None = None,
-    dtype: torch.dtype = FLOAT64,
-    **address: int,
-) -> Expected:
-    """By the reference in float64, with the noise of `dtype`."""
-    output, u, weights = tensors
-    if noise is None:
-        shape = (u.shape[0], u.shape[1] // 2, *u.shape[2:])
-        noise = torch.cat(reference.noise_planes(shape, dtype, "cpu", **address), 1)
+def expected(tensors: Tensors) -> Expected:
+    """By the reference in float64."""
 
     def both(o: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         o = o.detach().requires_grad_()
-        loss = reference.residual(o, others[0], others[1], noise=others[2])
+        loss = reference.residual(o, *others)
         return loss.detach(), torch.autograd.grad(loss.sum(), o)[0]
 
-    planes = [tensor.to(FLOAT64) for tensor in (output, u, weights, noise)]
+    planes = [tensor.to(FLOAT64) for tensor in tensors]
     return Expected(*both(*planes), *both(*[tensor.nan_to_num().abs() for tensor in planes]))
 
 
@@ -67,10 +66,10 @@ def assert_close(
     made: tuple[torch.Tensor, torch.Tensor | None], wanted: Expected, tensors: Tensors
 ) -> None:
     """Each product and sum of a residual's few terms rounds once, a half-precision gradient again."""
-    output, u, weights = tensors
-    bound = (weights.shape[2] + 2) * torch.finfo(u.dtype).eps
+    output, offset, weights = tensors
+    bound = (weights.shape[2] + 2) * torch.finfo(offset.dtype).eps
     loss, gradient = made
-    assert loss.dtype == u.dtype and loss.shape == (u.shape[0],)
+    assert loss.dtype == offset.dtype and loss.shape == (offset.shape[0],)
     assert bool(((loss - wanted.loss).abs() <= bound * wanted.loss_size).all())
     assert gradient is not None
     assert gradient.dtype == output.dtype and gradient.shape == output.shape
@@ -92,33 +91,31 @@ def channels_last(tensor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_matches_the_reference(shape: tuple[int, ...], dtype: torch.dtype, level: str) -> None:
-    for planes, q in ((1, 1), (2, 2), (1, 2), (2, 1), (2, 3), (4, 2)):
-        tensors = case(shape, planes, q, dtype)
-        made = residual(*tensors, **ADDRESS, level=level)
-        assert_close(made, expected(tensors, dtype=dtype, **ADDRESS), tensors)
-        loss, none = residual(*tensors, **ADDRESS, gradient=False, level=level)
+    residual = at_level(level).residual
+    for outputs, q, offsets in ((1, 1, 1), (2, 2, 2), (1, 2, 2), (2, 1, 1), (2, 3, 4), (4, 2, 1)):
+        tensors = case(shape, outputs, q, dtype, offsets)
+        made = residual(*tensors)
+        assert_close(made, expected(tensors), tensors)
+        loss, none = residual(*tensors, gradient=False)
         assert none is None and torch.equal(loss, made[0])
-        noise = torch.randn(shape, dtype=dtype)
-        made = residual(*tensors, noise=noise, level=level)
-        assert_close(made, expected(tensors, noise), tensors)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("shape", [(50, 4), (9, 2 * 70)], ids=str)
 def test_unused_columns_are_not_read(shape: tuple[int, ...], level: str) -> None:
-    """Each column of state and noise left out in turn; the state holds NaN there."""
+    """Each column of the offset left out in turn; the offset holds NaN there."""
+    residual = at_level(level).residual
     for planes in (1, 2):
-        for column in range(planes, planes + 4):
-            output, u, weights = case(shape, planes, planes)
-            weights[:, :, column] = 0.0
-            wanted = expected((output, u, weights), dtype=FLOAT32, seed=3)
-            if column < planes + 2:
-                u.chunk(2, 1)[column - planes].fill_(math.nan)
-            made = residual(output, u, weights, seed=3, level=level)
-            assert_close(made, wanted, (output, u, weights))
-    output, u, weights = case(shape)
+        for column in range(2):
+            output, offset, weights = case(shape, planes, planes, offsets=2)
+            weights[:, :, planes + column] = 0.0
+            wanted = expected((output, offset, weights))
+            offset.chunk(2, 1)[column].fill_(math.nan)
+            made = residual(output, offset, weights)
+            assert_close(made, wanted, (output, offset, weights))
+    output, offset, weights = case(shape)
     weights.zero_()
-    loss, gradient = residual(output, u, weights, level=level)
+    loss, gradient = residual(output, offset, weights)
     assert gradient is not None and not loss.any() and not gradient.any()
 
 
@@ -127,25 +124,23 @@ def test_unused_columns_are_not_read(shape: tuple[int, ...], level: str) -> None
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
 @pytest.mark.parametrize("shape", [(50, 4), (9, 22), (5, 2 * 70), (3, 6, 5, 5)], ids=str)
 def test_dtypes(shape: tuple[int, ...], dtype: torch.dtype, half: torch.dtype, level: str) -> None:
-    output, u, weights = case(shape, 2, 2, dtype)
-    tensors = (output.to(half), u, weights)
-    made = residual(*tensors, seed=1, level=level)
-    assert_close(made, expected(tensors, dtype=dtype, seed=1), tensors)
+    output, offset, weights = case(shape, 2, 2, dtype)
+    tensors = (output.to(half), offset, weights)
+    assert_close(at_level(level).residual(*tensors), expected(tensors), tensors)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_scale_factor_and_sum(level: str) -> None:
+    residual = at_level(level).residual
     for shape in ((40, 6), (7, 2 * 700)):
-        output, u, weights = case(shape)
+        output, offset, weights = case(shape)
         scale = torch.rand(shape[0], dtype=FLOAT64)
-        loss, gradient = residual(output, u, weights, scale=scale, factor=0.25, seed=1, level=level)
+        loss, gradient = residual(output, offset, weights, scale=scale, factor=0.25)
         other = weights * (0.25 * scale).sqrt()[:, None, None]
-        plain = residual(output, u, other, seed=1, level=level)
+        plain = residual(output, offset, other)
         assert torch.equal(loss, plain[0])
         assert gradient is not None and torch.equal(gradient, plain[1])
-        total, _ = residual(
-            output, u, weights, scale=scale, factor=0.25, reduce=True, seed=1, level=level
-        )
+        total, _ = residual(output, offset, weights, scale=scale, factor=0.25, reduce=True)
         # The rows are rounded to float32, their sum only once.
         assert total.shape == () and torch.allclose(total.double(), loss.double().sum(), rtol=2e-7)
 
@@ -156,12 +151,16 @@ def test_scale_factor_and_sum(level: str) -> None:
     "shape", [(4, 6, 5, 7), (3, 4, 31, 33), (2, 2 * 24, 6, 5), (2, 6, 3, 4, 5)], ids=str
 )
 def test_channels_last(shape: tuple[int, ...], planes: int, level: str) -> None:
-    output, u, weights = case(shape, planes, planes)
-    wanted = expected((output, u, weights), dtype=FLOAT32, seed=5)
-    plain = residual(output, u, weights, seed=5, level=level)
-    for tensors in ((channels_last(output), channels_last(u)), (output, channels_last(u))):
-        made = residual(*tensors, weights, seed=5, level=level)
-        assert_close(made, wanted, (output, u, weights))
+    residual = at_level(level).residual
+    output, offset, weights = case(shape, planes, planes)
+    wanted = expected((output, offset, weights))
+    plain = residual(output, offset, weights)
+    for tensors in (
+        (channels_last(output), channels_last(offset)),
+        (output, channels_last(offset)),
+    ):
+        made = residual(*tensors, weights)
+        assert_close(made, wanted, (output, offset, weights))
         assert made[1] is not None and torch.equal(made[1], plain[1])
         assert made[1].stride() == tensors[0].stride()
 
@@ -170,6 +169,7 @@ def test_channels_last(shape: tuple[int, ...], planes: int, level: str) -> None:
 @pytest.mark.parametrize("shape", [(12, 4), (12, 2 * 70), (12, 6, 5, 7)], ids=str)
 def test_views(shape: tuple[int, ...], level: str) -> None:
     """Batch slices, channel slices, expanded rows, and layouts that are no progression."""
+    residual = at_level(level).residual
     big, wide = torch.randn(24, *shape[1:]), torch.randn(12, 3 * shape[1], *shape[2:])
     c = shape[1] // 2
     views = [
@@ -180,29 +180,28 @@ def test_views(shape: tuple[int, ...], level: str) -> None:
     if len(shape) == 4:
         turned = wide.transpose(-1, -2).contiguous().transpose(-1, -2)
         views.append((turned[:, :c], channels_last(big)[::2]))
-    for output, u in views:
+    for output, offset in views:
         planes = output.shape[1] // c
-        weights = torch.randn(12, planes, planes + 4, dtype=FLOAT64)
-        made = residual(output, u, weights, seed=1, level=level)
-        plain = residual(output.contiguous(), u.contiguous(), weights, seed=1, level=level)
+        weights = torch.randn(12, planes, planes + 2, dtype=FLOAT64)
+        made = residual(output, offset, weights)
+        plain = residual(output.contiguous(), offset.contiguous(), weights)
         assert torch.equal(made[0], plain[0])
         assert made[1] is not None and torch.equal(made[1], plain[1])
         # Weights may be any view too.
         stored = weights.transpose(1, 2).contiguous().transpose(1, 2)
-        assert torch.equal(residual(output, u, stored, seed=1, level=level)[0], made[0])
+        assert torch.equal(residual(output, offset, stored)[0], made[0])
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("width", [1, 2, 7, 37, 300, 1031])
 def test_splitting_a_batch_changes_nothing(width: int, level: str) -> None:
-    output, u, weights = case((50, 2 * width))
-    whole = residual(output, u, weights, first_index=2**40 + 3, level=level)
+    residual = at_level(level).residual
+    output, offset, weights = case((50, 2 * width))
+    whole = residual(output, offset, weights)
     start = 0
     for rows in (1, 2, 7, 40):
         part = slice(start, start + rows)
-        made = residual(
-            output[part], u[part], weights[part], first_index=2**40 + 3 + start, level=level
-        )
+        made = residual(output[part], offset[part], weights[part])
         assert whole[1] is not None and made[1] is not None
         assert torch.equal(made[0], whole[0][part]) and torch.equal(made[1], whole[1][part])
         start += rows
@@ -213,19 +212,20 @@ def test_splitting_a_batch_changes_nothing(width: int, level: str) -> None:
     "shape", [(20_001, 2), (10_001, 6), (301, 202), (1, 6, 101, 103), (40, 6, 21, 23)], ids=str
 )
 def test_threads_change_nothing(shape: tuple[int, ...], level: str) -> None:
-    output, u, weights = case(shape)
-    assert u.numel() // 2 >= _core.SERIAL_PAIRS
+    residual = at_level(level).residual
+    output, offset, weights = case(shape)
+    assert offset.numel() >= _core.SERIAL_PAIRS
     before = torch.get_num_threads()
     try:
-        layouts = [(output, u)]
+        layouts = [(output, offset)]
         if len(shape) == 4:
-            layouts.append((channels_last(output), channels_last(u)))
+            layouts.append((channels_last(output), channels_last(offset)))
         for tensors in layouts:
             made = []
             for threads in (1, 2, 3):
                 torch.set_num_threads(threads)
-                rows = residual(*tensors, weights, seed=9, level=level)
-                total = residual(*tensors, weights, seed=9, reduce=True, level=level)
+                rows = residual(*tensors, weights)
+                total = residual(*tensors, weights, reduce=True)
                 made.append((*rows, total[0]))
             for other in made[1:]:
                 assert all(map(torch.equal, made[0], other))
@@ -236,8 +236,9 @@ def test_threads_change_nothing(shape: tuple[int, ...], level: str) -> None:
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_million_coordinates_are_summed_exactly(level: str) -> None:
     """Against `math.fsum` of the squares of the residuals, which the gradient is twice."""
-    output, u, weights = case((2, 2, 1000, 1000))
-    loss, gradient = residual(output, u, weights, seed=2, level=level)
+    residual = at_level(level).residual
+    output, offset, weights = case((2, 2, 1000, 1000))
+    loss, gradient = residual(output, offset, weights)
     assert gradient is not None
     for i in range(2):
         r = (gradient[i].double() / (2 * weights[i, 0, 0].float().double())).flatten()
@@ -247,10 +248,11 @@ def test_a_million_coordinates_are_summed_exactly(level: str) -> None:
 
 
 def test_a_misfit_of_planes_and_weights_is_refused() -> None:
-    output, u, weights = case((4, 4))
+    residual = at_level().residual
+    output, offset, weights = case((4, 4))
     with pytest.raises(ValueError, match="weights of shape .* do not fit"):
-        residual(output, u, weights[:, :, :4].contiguous())
-    with pytest.raises(ValueError, match="at most 32 planes"):
-        residual(torch.randn(4, 80), u, torch.randn(4, 1, 44, dtype=FLOAT64))
-    with pytest.raises(ValueError, match="at most 32 planes"):
-        residual(torch.randn(4, 64), u, torch.randn(4, 1, 36, dtype=FLOAT64))
+        residual(output, offset, weights[:, :, :1].contiguous())
+    for planes in (40, 32):
+        wide = torch.randn(4, planes * 2)
+        with pytest.raises(ValueError, match="at most 32 planes"):
+            residual(wide, offset, torch.randn(4, 1, planes + 1, dtype=FLOAT64))

@@ -6,13 +6,15 @@ import ctypes
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import cuda_on_host
 import pytest
 import torch
+from backend_calls import REFERENCE, Calls
+from seen_planes import SEEN_DTYPES, SEEN_SHAPES, check_seen_planes
 from test_core import SHAPES, assert_close, channels_last, matrix, planes, swapped
 
+from cldfast.kernels import NoiseAddress
 from cldfast.kernels.backends import reference
 from cldfast.kernels.philox import pair_words
 from cldfast.kernels.time_tables import make_table
@@ -28,20 +30,18 @@ LONG_SHAPES = [(5, 2 * 32772), (3, 2 * 23333), (2, 6, 131, 90)]
 
 
 @pytest.fixture(scope="module")
-def cuda(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    return cuda_on_host.backend(tmp_path_factory.mktemp("cuda_on_host"))
+def cuda(tmp_path_factory: pytest.TempPathFactory) -> Calls:
+    return Calls(cuda_on_host.backend(tmp_path_factory.mktemp("cuda_on_host")))
 
 
 @pytest.fixture(scope="module")
-def residual(cuda: ModuleType) -> Residual:
-    return cuda_on_host.beside(cuda, "cuda_residual").residual  # type: ignore[no-any-return]
+def residual(cuda: Calls) -> Residual:
+    return cuda.residual
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
 @pytest.mark.parametrize("shape", SHAPES + QUAD_SHAPES, ids=str)
-def test_matches_the_reference(
-    cuda: ModuleType, shape: tuple[int, ...], dtype: torch.dtype
-) -> None:
+def test_matches_the_reference(cuda: Calls, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     u = planes(shape, 2, dtype)
     outputs, history = [planes(shape, 1, dtype)], [planes(shape, 2, dtype)]
     for noise in ("both", "x", "v", "none"):
@@ -50,7 +50,7 @@ def test_matches_the_reference(
                 weights = matrix(rows, outs, 5, noise)
                 keys = {"seed": -3, "first_index": 17, "stage_index": 4, "stream": 2}
                 made = cuda.stage(u, outputs, history, weights, **keys)
-                expected = reference.stage(u, outputs, history, weights, **keys)
+                expected = REFERENCE.stage(u, outputs, history, weights, **keys)
                 assert_close(made[0], expected[0])
                 assert_close(made[1], expected[1])
 
@@ -59,7 +59,7 @@ def test_matches_the_reference(
 @pytest.mark.parametrize(
     "shape", [(3, 256), (70, 260), (2, 1028), (2, 3, 32, 32), (300, 1024), (2, 252)], ids=str
 )
-def test_perturbed_rows(cuda: ModuleType, shape: tuple[int, ...], outs: int) -> None:
+def test_perturbed_rows(cuda: Calls, shape: tuple[int, ...], outs: int) -> None:
     """Pieces of rows with matrices of their own: full ones, ends, more than blocks take at once."""
     x0, v0 = torch.randn(shape), torch.randn(shape)
     for data in ([x0], [x0, v0]):
@@ -70,68 +70,77 @@ def test_perturbed_rows(cuda: ModuleType, shape: tuple[int, ...], outs: int) -> 
             keys = {"seed": -1, "first_index": first_index, "stage_index": 3, "stream": 2}
             made = cuda.stage(None, data, [], weights, **keys)
             clean = [tensor.nan_to_num() for tensor in data]
-            expected = reference.stage(None, clean, [], weights, **keys)
+            expected = REFERENCE.stage(None, clean, [], weights, **keys)
             assert_close(made[0], expected[0])
             assert_close(made[1], expected[1])
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
 @pytest.mark.parametrize("shape", LONG_SHAPES, ids=str)
-def test_blocks_take_several_turns(
-    cuda: ModuleType, shape: tuple[int, ...], dtype: torch.dtype
-) -> None:
+def test_blocks_take_several_turns(cuda: Calls, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     u, output = planes(shape, 2, dtype), planes(shape, 1, BFLOAT16)
     for rows in {1, shape[0]}:
         weights = matrix(rows, 2, 3)
-        made = cuda.stage(u, [output], [], weights, seed=4, cast=FLOAT16)
-        expected = reference.stage(u, [output], [], weights, seed=4)
+        made = cuda.stage_and_copy(u, [output], [], weights, FLOAT16, seed=4)
+        expected = REFERENCE.stage(u, [output], [], weights, seed=4)
         assert_close(made[0], expected[0])
         assert torch.equal(made[2], made[0].to(FLOAT16))
 
 
-def test_one_launch_each(cuda: ModuleType, residual: Residual) -> None:
-    launches = cuda_on_host.launches(cuda)
+def test_one_launch_each(cuda: Calls, residual: Residual) -> None:
+    launches = cuda_on_host.launches(cuda.backend)
     for shape in ((5, 2 * 32772), (64, 4), (9, 6, 131, 10)):
         u, output = planes(shape, 2, FLOAT32), planes(shape, 1, FLOAT32)
         before = launches()
         cuda.stage(u, [output], [planes(shape, 1, FLOAT32)], matrix(1, 4, 4))
         assert launches() == before + 1
-        weights = torch.randn(shape[0], 1, 5, dtype=FLOAT64)
+        cuda.stage(u, [output], [], matrix(1, 4, 3), seen_planes=2, seen_dtype=BFLOAT16)
+        assert launches() == before + 2
+        weights = torch.randn(shape[0], 1, 3, dtype=FLOAT64)
         for reduce in (False, True):
             residual(output, u, weights, reduce=reduce)
-        assert launches() == before + 3
+        assert launches() == before + 4
 
 
 @pytest.mark.parametrize(
     "shape", [(3, 8), (5, 2 * 20), (2, 2 * 512), (3, 6, 8, 8), (9, 22)], ids=str
 )
 @pytest.mark.parametrize("half", [BFLOAT16, FLOAT16, FLOAT64, FLOAT32])
-def test_dtypes(cuda: ModuleType, shape: tuple[int, ...], half: torch.dtype) -> None:
+def test_dtypes(cuda: Calls, shape: tuple[int, ...], half: torch.dtype) -> None:
     u, output = planes(shape, 2, FLOAT32), planes(shape, 2, half)
     for rows in {1, shape[0]}:
         weights = matrix(rows, 2, 4)
-        state, _, copy = cuda.stage(u, [output], [], weights, cast=half)
-        assert_close(state, reference.stage(u, [output], [], weights)[0])
+        state, _, copy = cuda.stage_and_copy(u, [output], [], weights, half)
+        assert_close(state, REFERENCE.stage(u, [output], [], weights)[0])
         assert torch.equal(copy, state.to(half))
 
 
-def test_half_precision_conversions_are_torchs(cuda: ModuleType) -> None:
+def test_half_precision_conversions_are_torchs(cuda: Calls) -> None:
     weights = torch.tensor([[[0.0, 0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0]]], dtype=FLOAT64)
     for half in (BFLOAT16, FLOAT16):
         bits = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(half).reshape(1, -1)
-        state, _, copy = cuda.stage(torch.zeros(1, 2**17), [bits], [], weights, cast=half)
+        state, _, copy = cuda.stage_and_copy(torch.zeros(1, 2**17), [bits], [], weights, half)
         assert torch.equal(state[:, : 2**16].nan_to_num(nan=7e4), bits.float().nan_to_num(nan=7e4))
         assert torch.equal(copy[:, : 2**16].nan_to_num(nan=1.0), bits.nan_to_num(nan=1.0))
 
 
-def test_many_planes(cuda: ModuleType) -> None:
+@pytest.mark.parametrize("seen_dtype", SEEN_DTYPES)
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
+@pytest.mark.parametrize("shape", [*SEEN_SHAPES, (2, 2 * 1028)], ids=str)
+def test_seen_planes(
+    cuda: Calls, shape: tuple[int, ...], dtype: torch.dtype, seen_dtype: torch.dtype
+) -> None:
+    check_seen_planes(cuda, shape, dtype, seen_dtype)
+
+
+def test_many_planes(cuda: Calls) -> None:
     for shape in ((3, 8), (7, 2 * 19)):
         for ins, outs in ((0, 2), (1, 5), (6, 7), (14, 12)):
             u = planes(shape, 2, FLOAT32)
             history = [planes(shape, 1, FLOAT32) for _ in range(ins)]
             weights = matrix(1, outs, 2 + ins)
             made = cuda.stage(u, [], history, weights, seed=1)
-            expected = reference.stage(u, [], history, weights, seed=1)
+            expected = REFERENCE.stage(u, [], history, weights, seed=1)
             assert_close(made[0], expected[0])
             assert_close(made[1], expected[1])
             same = u.clone()
@@ -142,11 +151,11 @@ def test_many_planes(cuda: ModuleType) -> None:
 @pytest.mark.parametrize(
     "shape", [(4, 6, 5, 7), (2, 2 * 24, 6, 5), (3, 6, 8, 8), (2, 6, 3, 4, 5)], ids=str
 )
-def test_layouts(cuda: ModuleType, shape: tuple[int, ...]) -> None:
+def test_layouts(cuda: Calls, shape: tuple[int, ...]) -> None:
     u, outputs = planes(shape, 2, FLOAT32), [planes(shape, 1, FLOAT32), planes(shape, 2, BFLOAT16)]
     for rows in {1, shape[0]}:
         weights = matrix(rows, 3, 5)
-        expected = reference.stage(u, outputs, [], weights, seed=5, first_index=3)
+        expected = REFERENCE.stage(u, outputs, [], weights, seed=5, first_index=3)
         layouts = [channels_last] if len(shape) == 5 else [channels_last, swapped]
         for layout in layouts:
             images = [layout(tensor) for tensor in (u, *outputs)]
@@ -163,7 +172,7 @@ def test_layouts(cuda: ModuleType, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(9, 4), (6, 8), (5, 2 * 72)], ids=str)
-def test_a_column_of_zeros_is_not_read(cuda: ModuleType, shape: tuple[int, ...]) -> None:
+def test_a_column_of_zeros_is_not_read(cuda: Calls, shape: tuple[int, ...]) -> None:
     u, output = planes(shape, 2, FLOAT32), planes(shape, 1, FLOAT32)
     bad = torch.full_like(output, math.nan)
     weights = matrix(shape[0], 2, 4)
@@ -179,26 +188,26 @@ def test_a_column_of_zeros_is_not_read(cuda: ModuleType, shape: tuple[int, ...])
 
 
 @pytest.mark.parametrize("shape", [(6, 8), (7, 2 * 37), (2, 2 * 512)], ids=str)
-def test_a_table_and_its_step(cuda: ModuleType, shape: tuple[int, ...]) -> None:
+def test_a_table_and_its_step(cuda: Calls, shape: tuple[int, ...]) -> None:
     u, output, table = planes(shape, 2, FLOAT32), planes(shape, 1, FLOAT32), matrix(5, 3, 3)
     for dtype in (FLOAT32, FLOAT64):
         step, times = torch.tensor(2), torch.rand(4, dtype=dtype)
         time = torch.zeros((), dtype=dtype)
         for number in (2, 3, 4):
             made = cuda.stage(u, [output], [], table, step=step, stage_index=6, seed=3)
-            expected = reference.stage(
+            expected = REFERENCE.stage(
                 u, [output], [], table[number : number + 1], stage_index=6 + number, seed=3
             )
             assert_close(made[0], expected[0])
             assert_close(made[1], expected[1])
-            cuda.advance(step, times, time)
+            cuda.backend.advance(step, times, time)
             assert int(step) == number + 1 and time == times[min(number + 1, 3)]
 
 
-def test_a_history_row_may_be_written_over_the_oldest(cuda: ModuleType) -> None:
+def test_a_history_row_may_be_written_over_the_oldest(cuda: Calls) -> None:
     u, output = torch.randn(4, 2 * 20), torch.randn(4, 20)
     history, weights = [torch.randn(4, 20), torch.randn(4, 20)], matrix(1, 3, 5)
-    expected = reference.stage(u, [output], history, weights)
+    expected = REFERENCE.stage(u, [output], history, weights)
     row = cuda.stage(u, [output], history, weights, out=u, row_out=history[1])[1]
     assert row is history[1]
     assert_close(u, expected[0])
@@ -207,14 +216,14 @@ def test_a_history_row_may_be_written_over_the_oldest(cuda: ModuleType) -> None:
 
 @pytest.mark.parametrize("first_index", [0, 2**31, 2**40 + 3, (2**63 - 1) // 37 - 50])
 @pytest.mark.parametrize("width", [37, 40])
-def test_splitting_a_batch_changes_nothing(cuda: ModuleType, width: int, first_index: int) -> None:
+def test_splitting_a_batch_changes_nothing(cuda: Calls, width: int, first_index: int) -> None:
     u, output, weights = torch.randn(50, 2 * width), torch.randn(50, width), matrix(1, 2, 3)
     keys = {"seed": 2**64 - 1, "stage_index": 2**32 - 1, "stream": 3}
     if width == 40 and first_index > 2**50:
         first_index //= 2
     whole = cuda.stage(u, [output], [], weights, first_index=first_index, **keys)[0]
     assert_close(
-        whole, reference.stage(u, [output], [], weights, first_index=first_index, **keys)[0]
+        whole, REFERENCE.stage(u, [output], [], weights, first_index=first_index, **keys)[0]
     )
     start = 0
     for rows in (1, 2, 7, 40):
@@ -225,15 +234,15 @@ def test_splitting_a_batch_changes_nothing(cuda: ModuleType, width: int, first_i
         start += rows
 
 
-def test_words(cuda: ModuleType) -> None:
-    for address in ((2**64 - 1, 2**40 + 3, 999, 7, 5), (1, 0, 4, 2**32 - 1, 0)):
-        made = cuda.philox_words(*address, torch.device("cpu"))
-        expected = pair_words(*address)
+def test_words(cuda: Calls) -> None:
+    for parts, count in (((2**64 - 1, 2**40 + 3, 7, 5), 999), ((1, 0, 2**32 - 1, 0), 4)):
+        made = cuda.backend.words(NoiseAddress(*parts), count, torch.device("cpu"))
+        expected = pair_words(NoiseAddress(*parts), count)
         assert torch.equal(made[0], expected[0]) and torch.equal(made[1], expected[1])
 
 
-def test_matrices_of_a_table(cuda: ModuleType) -> None:
-    tables = cuda_on_host.beside(cuda, "cuda_tables")
+def test_matrices_of_a_table(cuda: Calls) -> None:
+    tables = cuda.backend
     for shape in ((1, 1), (3, 5)):
         table = make_table(lambda t, s=shape: powers(t, math.prod(s)).reshape(-1, *s), 3.7)
         assert table is not None
@@ -251,7 +260,7 @@ def powers(t: torch.Tensor, count: int) -> torch.Tensor:
     return torch.stack([(1.0 + t) * t ** (0.5 * k - 3.0) for k in range(count)], 1)
 
 
-def test_given_noise_and_no_state(cuda: ModuleType) -> None:
+def test_given_noise_and_no_state(cuda: Calls) -> None:
     for width in (8, 7):
         u, output, noise = (
             torch.randn(30, 2 * width),
@@ -261,13 +270,13 @@ def test_given_noise_and_no_state(cuda: ModuleType) -> None:
         for rows in (1, 30):
             weights = matrix(rows, 3, 3)
             made = cuda.stage(u, [output], [], weights, noise=noise)
-            assert_close(made[0], reference.stage(u, [output], [], weights, noise=noise)[0])
+            assert_close(made[0], REFERENCE.stage(u, [output], [], weights, noise=noise)[0])
             weights = matrix(rows, 2, 1)
             made = cuda.stage(None, [output], [], weights, seed=2)
-            assert_close(made[0], reference.stage(None, [output], [], weights, seed=2)[0])
+            assert_close(made[0], REFERENCE.stage(None, [output], [], weights, seed=2)[0])
 
 
-def test_bad_weights_are_refused(cuda: ModuleType) -> None:
+def test_bad_weights_are_refused(cuda: Calls) -> None:
     weights = torch.full((1, 2, 4), math.nan, dtype=FLOAT64)
     with pytest.raises(ValueError, match="weights must be finite"):
         cuda.stage(torch.zeros(2, 4), [], [], weights)
@@ -291,87 +300,52 @@ def test_residual(
     count: int,
     dtype: torch.dtype,
 ) -> None:
-    output, u = planes(shape, count, dtype), planes(shape, 2, dtype)
-    weights = torch.randn(shape[0], count, count + 4, dtype=FLOAT64)
+    """Of as many offsets as outputs, as losses have them, and of another number."""
     scale = torch.rand(shape[0], dtype=FLOAT64)
-    keys = {"seed": 5, "first_index": 3, "stage_index": 2, "stream": 1}
     layouts = [torch.clone] + [channels_last] * (len(shape) == 4)
-    for noise in (None, planes(shape, 2, dtype)):
+    for offsets in {count, 2}:
+        output, offset = planes(shape, count, dtype), planes(shape, offsets, dtype)
+        weights = torch.randn(shape[0], count, count + offsets, dtype=FLOAT64)
         leaf = output.to(FLOAT64, copy=True).requires_grad_()
-        given = noise
-        if noise is None:
-            plane = (shape[0], shape[1] // 2, *shape[2:])
-            given = torch.cat(reference.noise_planes(plane, dtype, "cpu", **keys), dim=1)
-        wanted = reference.residual(leaf, u.to(FLOAT64), weights, noise=given.to(FLOAT64)) * scale
+        wanted = reference.residual(leaf, offset.to(FLOAT64), weights) * scale
         (wanted.sum() / 7).backward()
-        # A residual errs by some 9 roundings of terms up to about 10.
+        # A residual errs by some 7 roundings of terms up to about 10.
         eps = torch.finfo(dtype).eps
         for layout in layouts:
-            made, gradient = residual(
-                layout(output), layout(u), weights, scale=scale, factor=1 / 7, noise=noise, **keys
-            )
+            tensors = (layout(output), layout(offset), weights)
+            made, gradient = residual(*tensors, scale=scale, factor=1 / 7)
             assert torch.allclose(made.to(FLOAT64), wanted / 7, rtol=100 * eps)
             assert float((gradient.to(FLOAT64) - leaf.grad).abs().max()) < 400 * eps
-            total, none = residual(
-                layout(output), layout(u), weights, scale=scale, factor=1 / 7, noise=noise,
-                reduce=True, gradient=False, **keys,
-            )  # fmt: skip
+            total, none = residual(*tensors, scale=scale, factor=1 / 7, reduce=True, gradient=False)
             assert none is None
             assert torch.allclose(total.to(FLOAT64), wanted.sum() / 7, rtol=100 * eps)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("shape", RESIDUAL_SHAPES, ids=str)
-def test_residual_of_other_planes(
-    residual: Residual,
-    shape: tuple[int, ...],
-    count: int,
-) -> None:
-    """The second half of a loss: an offset with the output's planes, and no noise."""
-    output, offset = planes(shape, count, FLOAT32), planes(shape, count, FLOAT32)
-    weights = torch.randn(shape[0], count, 2 * count + 2, dtype=FLOAT64)
-    weights[:, :, -2:] = 0.0
-    leaf = output.to(FLOAT64, copy=True).requires_grad_()
-    wanted = reference.residual(leaf, offset.to(FLOAT64), weights)
-    wanted.sum().backward()
-    for used in ({}, {"used": 4**count - 1}):  # that the noise's columns are zeros, is known or not
-        for half in (FLOAT32, BFLOAT16):
-            made, gradient = residual(output.to(half), offset, weights, **used)
-            if half == FLOAT32:
-                # Of up to 6 terms up to about 10.
-                assert torch.allclose(made.to(FLOAT64), wanted, rtol=1e-5)
-                assert float((gradient.to(FLOAT64) - leaf.grad).abs().max()) < 5e-5
-            else:
-                exact, same = residual(output.to(half).float(), offset, weights)
-                assert torch.allclose(made, exact, rtol=1e-5)
-                # A unit of the half.
-                assert torch.allclose(gradient.float(), same, rtol=1e-2, atol=1e-3)
-
-
 @pytest.mark.parametrize("half", [BFLOAT16, FLOAT16])
-@pytest.mark.parametrize("shape", [(9, 44), (3, 2 * 512), (3, 2 * 516)], ids=str)
+@pytest.mark.parametrize("shape", [(9, 44), (3, 2 * 512), (3, 2 * 516), (4, 6, 5, 7)], ids=str)
 def test_residual_of_half_precision_outputs(
     residual: Residual,
     shape: tuple[int, ...],
     half: torch.dtype,
 ) -> None:
     for count in (1, 2):
-        output, u = planes(shape, count, half), planes(shape, 2, FLOAT32)
-        weights = torch.randn(shape[0], count, count + 4, dtype=FLOAT64)
-        loss, gradient = residual(output, u, weights, seed=1)
-        exact_loss, exact = residual(output.float(), u, weights, seed=1)
-        assert torch.allclose(loss, exact_loss) and gradient.dtype == half
-        # The vector kernel and the other may order their sums differently; a unit of the half.
-        assert torch.allclose(gradient.float(), exact, rtol=1e-2, atol=1e-3)
+        for offsets in {count, 2}:
+            output, offset = planes(shape, count, half), planes(shape, offsets, FLOAT32)
+            weights = torch.randn(shape[0], count, count + offsets, dtype=FLOAT64)
+            loss, gradient = residual(output, offset, weights)
+            exact_loss, exact = residual(output.float(), offset, weights)
+            assert torch.allclose(loss, exact_loss, rtol=1e-5) and gradient.dtype == half
+            # A unit of the half.
+            assert torch.allclose(gradient.float(), exact, rtol=1e-2, atol=1e-3)
 
 
 def test_a_sum_over_more_rows_than_blocks_take_at_once(residual: Residual) -> None:
-    """4,096 blocks at most, and 64 rows of two twos and a bit to each."""
+    """4,096 blocks at most, and 64 rows of four pairs to each."""
     rows = 4096 * 64 + 300
-    output, u = torch.randn(rows, 4), torch.randn(rows, 8)
-    weights = torch.randn(rows, 1, 5, dtype=FLOAT64)
-    total = residual(output, u, weights, seed=2, reduce=True, gradient=False)[0]
-    assert torch.allclose(total, reference.residual(output, u, weights, seed=2).sum(), rtol=1e-5)
+    output, offset = torch.randn(rows, 4), torch.randn(rows, 4)
+    weights = torch.randn(rows, 1, 2, dtype=FLOAT64)
+    total = residual(output, offset, weights, reduce=True, gradient=False)[0]
+    assert torch.allclose(total, reference.residual(output, offset, weights).sum(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -380,8 +354,7 @@ def test_the_gradient_in_the_offsets_memory(
     residual: Residual, shape: tuple[int, ...], count: int
 ) -> None:
     output, offset = planes(shape, count, FLOAT32), planes(shape, count, FLOAT32)
-    weights = torch.randn(shape[0], count, 2 * count + 2, dtype=FLOAT64)
-    weights[:, :, -2:] = 0.0
+    weights = torch.randn(shape[0], count, 2 * count, dtype=FLOAT64)
     kept, expected = residual(output, offset, weights)
     assert expected is not None and not torch.equal(expected, offset)
     version = offset._version
@@ -395,18 +368,15 @@ def test_the_gradient_in_the_offsets_memory(
     assert torch.equal(offset, before)
 
 
-def test_residual_does_not_depend_on_the_batch(
-    residual: Residual,
-) -> None:
+def test_residual_does_not_depend_on_the_batch(residual: Residual) -> None:
     for width in (37, 2000, 20_000):
-        output, u = torch.randn(9, width), torch.randn(9, 2 * width)
-        weights = torch.randn(9, 1, 5, dtype=FLOAT64)
-        loss, gradient = residual(output, u, weights, seed=1, first_index=4)
-        for part in (slice(0, 1), slice(1, 4), slice(4, 9)):
-            some = residual(
-                output[part], u[part], weights[part], seed=1, first_index=4 + part.start
-            )
-            assert torch.equal(some[0], loss[part]) and torch.equal(some[1], gradient[part])
+        for offsets in (1, 2):
+            output, offset = torch.randn(9, width), torch.randn(9, offsets * width)
+            weights = torch.randn(9, 1, 1 + offsets, dtype=FLOAT64)
+            loss, gradient = residual(output, offset, weights)
+            for part in (slice(0, 1), slice(1, 4), slice(4, 9)):
+                some = residual(output[part], offset[part], weights[part])
+                assert torch.equal(some[0], loss[part]) and torch.equal(some[1], gradient[part])
 
 
 PARTING = """

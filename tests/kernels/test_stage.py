@@ -34,9 +34,10 @@ def test_stage_is_the_matrix_of_planes(backend, dtype, per_row, shape):
     kept = torch.randn(rows, channels, *rest, dtype=dtype)
     noise = torch.randn(rows, 2 * channels, *rest, dtype=dtype)
     weights = torch.randn(rows if per_row else 1, 3, 8, dtype=F64)
-    state, row, cast = kernels.stage(
-        u, (full, half), (kept,), weights, noise=noise, cast=torch.bfloat16, backend=backend
+    state, row, none = kernels.stage(
+        u, (full, half), (kept,), weights, noise=noise, backend=backend
     )
+    assert none is None
     planes = [*u.chunk(2, 1), *full.chunk(2, 1), half, kept, *noise.chunk(2, 1)]
     expected = dense(weights, planes)
     # Eight terms of size about 1 to 10 in the state's precision: 8 roundings each.
@@ -45,8 +46,29 @@ def test_stage_is_the_matrix_of_planes(backend, dtype, per_row, shape):
         torch.cat(state.chunk(2, 1), 1).to(F64), expected[:, :2].flatten(1, 2), atol=tolerance
     )
     assert torch.allclose(row.to(F64), expected[:, 2], atol=tolerance)
-    assert cast.dtype == torch.bfloat16
-    assert torch.equal(cast, state.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("seen_dtype", [None, torch.float32, torch.bfloat16, torch.float16, F64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(5, 3), (2, 1), (3, 2, 4, 5)])
+def test_what_the_network_sees_is_the_last_rows(backend, shape, dtype, seen_dtype):
+    rows, channels, *rest = shape
+    u = torch.randn(rows, 2 * channels, *rest, dtype=dtype)
+    o = torch.randn(rows, channels, *rest, dtype=dtype)
+    for per_row in (False, True):
+        for history, seen in ((0, 1), (0, 2), (1, 1), (2, 2)):
+            weights = torch.randn(rows if per_row else 1, 2 + history + seen, 5, dtype=F64)
+            call = {"noise": NoiseAddress(3, 1), "backend": backend}
+            made = kernels.stage(
+                u, (o,), (), weights, seen_planes=seen, seen_dtype=seen_dtype, **call
+            )
+            state, row, none = kernels.stage(u, (o,), (), weights, **call)
+            assert none is None and torch.equal(made.state, state)
+            kept, wanted = row.split([history * channels, seen * channels], dim=1)
+            assert torch.equal(kept, made.history) if history else made.history is None
+            assert made.seen.shape == wanted.shape
+            assert made.seen.dtype == (seen_dtype or dtype)
+            assert torch.equal(made.seen, wanted.to(seen_dtype or dtype))
 
 
 def test_noise_is_addressed_by_seed_and_sample(backend):
@@ -145,7 +167,11 @@ W5 = torch.zeros(1, 2, 5, dtype=F64)
         ({"noise": 3}, TypeError, "noise must be a NoiseAddress or a tensor, got int"),
         ({"noise": torch.zeros(2, 2)}, ValueError, "noise must be (2, 4) float32 on cpu, got (2, 2)"),
         ({"out": torch.zeros(2, 4, dtype=F64)}, ValueError, "out must be (2, 4) float32"),
-        ({"cast": torch.int8}, TypeError, "cast must be a float dtype"),
+        ({"seen_planes": 3}, ValueError, "seen_planes must be 0, 1 or 2, got 3"),
+        ({"seen_planes": True}, ValueError, "seen_planes must be 0, 1 or 2, got True"),
+        ({"seen_planes": 1}, ValueError, "weights must be (1 or 2, 2 + q + 1, 5)"),
+        ({"seen_planes": 1, "seen_dtype": torch.int8}, TypeError, "seen_dtype must be a float dtype"),
+        ({"seen_dtype": torch.float32}, TypeError, "got torch.float32 of 0"),
         ({"backend": "gpu"}, ValueError, "unknown backend 'gpu'; expected one of auto, cpu"),
     ],
 )  # fmt: skip
@@ -180,11 +206,15 @@ def test_gradients_of_both_orders(backend, per_row):
     h = torch.randn(3, 2, dtype=F64, requires_grad=True)
     weights = torch.randn(3 if per_row else 1, 3, 7, dtype=F64)
 
-    def function(u, o, h):
-        return kernels.stage(u, (o,), (h,), weights, backend=backend)[:2]
+    for seen in (0, 1):  # the third row is a history row's, or what the network sees
 
-    assert torch.autograd.gradcheck(function, (u, o, h))
-    assert torch.autograd.gradgradcheck(function, (u, o, h))
+        def function(u, o, h, seen=seen):
+            made = kernels.stage(u, (o,), (h,), weights, seen_planes=seen, backend=backend)
+            assert made[2 - seen] is None
+            return made[0], made[1 + seen]
+
+        assert torch.autograd.gradcheck(function, (u, o, h))
+        assert torch.autograd.gradgradcheck(function, (u, o, h))
 
 
 def test_gradient_without_state(backend):
@@ -198,11 +228,15 @@ def test_gradient_without_state(backend):
 def test_gradients_keep_the_output_dtype(backend):
     u = torch.randn(3, 4)
     o = torch.randn(3, 2, dtype=torch.bfloat16, requires_grad=True)
-    state, _, cast = kernels.stage(
-        u, (o,), weights=torch.randn(1, 2, 5, dtype=F64), cast=torch.bfloat16, backend=backend
+    weights = torch.randn(1, 4, 5, dtype=F64)
+    state, _, seen = kernels.stage(
+        u, (o,), weights=weights, seen_planes=2, seen_dtype=torch.bfloat16, backend=backend
     )
-    (state.sum() + cast.float().sum()).backward()
+    (state.sum() + seen.float().sum()).backward()
     assert o.grad.dtype == torch.bfloat16
+    # A sum of four numbers of size 1, rounded to 8 bits.
+    wanted = weights[0, :, 2].sum()
+    assert torch.allclose(o.grad.to(F64), wanted.expand(3, 2), rtol=2.0**-7, atol=2.0**-7)
 
 
 def test_weights_that_need_gradients_are_refused():
@@ -216,25 +250,15 @@ def test_opcheck(backend):
     o = torch.randn(3, 2, requires_grad=True)
     h = torch.randn(3, 2)
     weights = torch.randn(1, 3, 6, dtype=F64)
-    torch.library.opcheck(
-        torch.ops.cldfast.stage, (u, [o], [h], weights, 1, 0, 0, 0, None, torch.bfloat16, backend)
-    )
-    torch.library.opcheck(
-        torch.ops.cldfast.stage,
-        (
-            None,
-            [torch.randn(3, 2)],
-            [],
-            torch.randn(3, 2, 3, dtype=F64),
-            1,
-            0,
-            0,
-            0,
-            None,
-            None,
-            backend,
-        ),
-    )
+    without_state = (None, [torch.randn(3, 2)], [], torch.randn(3, 2, 3, dtype=F64))
+    for tensors, seen, dtype in (
+        ((u, [o], [h], weights), 0, torch.float32),
+        ((u, [o], [h], weights), 1, torch.bfloat16),
+        (without_state, 0, torch.float32),
+    ):
+        torch.library.opcheck(
+            torch.ops.cldfast.stage, (*tensors, 1, 0, 0, 0, None, seen, dtype, backend)
+        )
 
 
 def test_compiles_without_graph_breaks():
@@ -243,9 +267,20 @@ def test_compiles_without_graph_breaks():
     def step(u, o):
         return kernels.stage(u * 1.0, (o,), weights=weights, noise=NoiseAddress(4))[0] + 1.0
 
-    u, o = torch.randn(3, 4), torch.randn(3, 2)
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(u, o), step(u, o))
+    def seen(u, o):
+        made = kernels.stage(
+            u * 1.0, (o,), weights=torch.cat([weights, weights], 1), noise=NoiseAddress(4),
+            seen_planes=2, seen_dtype=torch.bfloat16,
+        )  # fmt: skip
+        return made.seen + 1.0
+
+    u, o = torch.randn(3, 4), torch.randn(3, 2, requires_grad=True)
+    for function in (step, seen):
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        made, wanted = compiled(u, o), function(u, o)
+        assert torch.equal(made, wanted)
+        gradients = [torch.autograd.grad(y.float().sum(), o)[0] for y in (made, wanted)]
+        assert torch.equal(*gradients)
 
 
 def test_missing_core_falls_back_with_one_warning():

@@ -16,7 +16,8 @@ triton = pytest.importorskip("triton", reason="NO_TRITON: Triton is not installe
 
 def test_numerics_under_the_interpreter() -> None:
     """In a process of its own: Triton reads TRITON_INTERPRET once, where kernels are defined."""
-    paths = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    here = [str(HERE.parents[1]), str(HERE.parent / "support")]
+    paths = os.pathsep.join([*here, os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, str(HERE / "triton_interpreted.py")],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths},
@@ -89,13 +90,13 @@ def test_stage_compiles(architecture: int, state: str, table: bool) -> None:
         stage_kernel,
         {
             "inputs": (f"*{state}", f"*{state}", "*bf16"), "input_strides": (STRIDES,) * 3,
-            "outputs": (f"*{state}",) * 3, "output_strides": (STRIDES,) * 3,
-            "copies": () if table else ("*fp16",) * 2,
-            "copy_strides": () if table else (STRIDES,) * 2,
+            # Without a table the last plane is what the network sees.
+            "outputs": (f"*{state}", f"*{state}", f"*{state}" if table else "*fp16"),
+            "output_strides": (STRIDES,) * 3,
             "weights": "*fp64", "step": "*i64" if table else None,
             "pairs": "i64", "width": "i64", "inner": "i64", **ADDRESS,
             "used": 31, "first_row": 0, "ROWS": 3, "OUTS": 3, "INS": 3, "ADDRESSED": True, "NOISY": True,
-            "OWN": not table, "TABLE": table, "ODD": 0, "DENSE": 0b11111011, "LONG": False,
+            "OWN": not table, "TABLE": table, "ODD": 0, "DENSE": 0b111011, "LONG": False,
             "WIDE": state == "fp64", "BLOCK": BLOCK,
         },
         architecture,
@@ -110,26 +111,26 @@ def test_dense_planes_are_moved_by_16_bytes(architecture: int) -> None:
     from cldfast.kernels.backends.triton.residual import residual_kernel
     from cldfast.kernels.backends.triton.stage import BLOCK, OPTIONS, stage_kernel
 
-    common = {"inner": "i64", **ADDRESS, "DENSE": 255, "WIDE": False, "BLOCK": BLOCK}
+    common = {"inner": "i64", "DENSE": 255, "WIDE": False, "BLOCK": BLOCK}
     stage = compiled(
         stage_kernel,
         {
             "inputs": ("*fp32",) * 3, "input_strides": (STRIDES,) * 3, "outputs": ("*fp32",) * 2,
-            "output_strides": (STRIDES,) * 2, "copies": (), "copy_strides": (), "weights": "*fp64",
-            "step": None, "pairs": "i64", "width": "i64", "used": 31, "first_row": 0, "ROWS": 2,
+            "output_strides": (STRIDES,) * 2, "weights": "*fp64",
+            "step": None, **ADDRESS, "pairs": "i64", "width": "i64", "used": 31, "first_row": 0, "ROWS": 2,
             "OUTS": 2, "INS": 3, "ADDRESSED": True, "NOISY": True, "OWN": False, "TABLE": False,
             "ODD": 0, "LONG": False, **common,
         },
         architecture, "pairs width input_strides output_strides",
     )  # fmt: skip
-    # As the losses call it: one piece a row, no noise; vectors have inner = 1, which is compiled in.
+    # As the losses call it: one piece a row; vectors have inner = 1, which is compiled in.
     residual = compiled(
         residual_kernel,
         {
             "inputs": ("*fp32",) * 2, "input_strides": (STRIDES,) * 2, "gradients": ("*fp32",),
             "gradient_strides": (STRIDES,), "weights": "*fp64", "scales": None, "factor": "i64",
             "sums": "*fp64", "pieces": 1, "width": "i32", **common, "inner": 1, "RESIDUALS": 1,
-            "OUTPUTS": 1, "INS": 2, "ADDRESSED": True, "NOISY": False, "SCALED": False, "EVEN": True,
+            "OUTPUTS": 1, "INS": 2, "SCALED": False,
         },
         architecture, "width input_strides gradient_strides",
     )  # fmt: skip
@@ -140,10 +141,9 @@ def test_dense_planes_are_moved_by_16_bytes(architecture: int) -> None:
 
 
 def test_what_changes_from_call_to_call_compiles_nothing_anew() -> None:
-    from cldfast.kernels.backends.triton.residual import residual_kernel
     from cldfast.kernels.backends.triton.stage import _words_kernel, stage_kernel
 
-    for kernel in (stage_kernel, residual_kernel, _words_kernel):
+    for kernel in (stage_kernel, _words_kernel):
         fixed = {p.name for p in kernel.params if p.do_not_specialize}
         assert set(ADDRESS) <= fixed
 
@@ -156,12 +156,12 @@ def test_residual_compiles(architecture: int, planes: int) -> None:
     ptx = compiled(
         residual_kernel,
         {
-            "inputs": ("*bf16",) * planes + ("*fp32",) * 2, "input_strides": (STRIDES,) * (planes + 2),
+            "inputs": ("*bf16",) * planes + ("*fp32",) * planes,
+            "input_strides": (STRIDES,) * (2 * planes),
             "gradients": ("*bf16",) * planes, "gradient_strides": (STRIDES,) * planes,
             "weights": "*fp64", "scales": "*fp64", "factor": "i64", "sums": "*fp64",
-            "pieces": "i32", "width": "i32", "inner": "i32", **ADDRESS,
-            "RESIDUALS": planes, "OUTPUTS": planes, "INS": planes + 2, "ADDRESSED": True, "NOISY": True,
-            "SCALED": True, "EVEN": True, "DENSE": 255, "WIDE": False, "BLOCK": BLOCK,
+            "pieces": "i32", "width": "i32", "inner": "i32",
+            "RESIDUALS": planes, "OUTPUTS": planes, "INS": 2 * planes, "SCALED": True, "DENSE": 255, "WIDE": False, "BLOCK": BLOCK,
         },
         architecture,
     )  # fmt: skip
@@ -192,7 +192,7 @@ def header_numbers(text: str) -> set[float]:
 
 
 def test_constants_are_those_of_the_headers() -> None:
-    from cldfast.kernels.backends import polynomials, triton_normals
+    from cldfast.kernels.backends.triton import normals, polynomials
 
     csrc = HERE.parents[1] / "csrc" / "shared"
     in_polynomials = header_numbers((csrc / "polynomials.h").read_text(encoding="utf-8"))
@@ -200,11 +200,11 @@ def test_constants_are_those_of_the_headers() -> None:
         for bits in (32, 64):
             series = getattr(polynomials, f"{name}_SERIES_{bits}")
             assert set(series) <= in_polynomials
-            assert getattr(triton_normals, f"{name}_{bits}").value == series
+            assert getattr(normals, f"{name}_{bits}").value == series
     philox = (csrc / "philox.h").read_text(encoding="utf-8")
     in_philox = header_numbers(philox)
     for name in ("LN4_HIGH", "LN4_LOW", "TURN_HIGH", "TURN_LOW"):
         for bits in (32, 64):
-            assert getattr(triton_normals, f"{name}_{bits}").value in in_philox
+            assert getattr(normals, f"{name}_{bits}").value in in_philox
     for bits in (32, 64):
-        assert f"SQRT_HALF = 0x{getattr(triton_normals, f'SQRT_HALF_{bits}').value:X}" in philox
+        assert f"SQRT_HALF = 0x{getattr(normals, f'SQRT_HALF_{bits}').value:X}" in philox

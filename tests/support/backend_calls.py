@@ -24,15 +24,21 @@ class Calls:
         self.backend = backend
 
     def stage(  # type: ignore[no-untyped-def]
-        self, u, outputs, history, weights, *, noise: torch.Tensor | None = None, out=None,
-        cast=None, step=None, used=None, row_out=None, **parts: int,
+        self, u, outputs, history, weights, *, noise: torch.Tensor | None = None, seed: int = 0,
+        first_index: int = 0, stage_index: int = 0, stream: int = 0, **options: Any,
     ) -> StageResult:  # fmt: skip
-        more: dict[str, Any] = {"out": out, "cast": cast, "step": step, "row_out": row_out}
-        if used is not None:
-            more["used"] = used
-        return self.backend.stage(
-            u, outputs, history, weights, address(**parts) if noise is None else noise, **more
-        )
+        if noise is None:
+            noise = address(seed, first_index, stage_index, stream)
+        return self.backend.stage(u, outputs, history, weights, noise, **options)
+
+    def stage_and_copy(  # type: ignore[no-untyped-def]
+        self, u, outputs, history, weights, dtype: torch.dtype, **options: Any
+    ) -> StageResult:
+        """A stage whose network sees the state itself, in a dtype of its own."""
+        return self.stage(
+            u, outputs, history, torch.cat([weights, weights[:, :2]], dim=1),
+            seen_planes=2, seen_dtype=dtype, **options,
+        )  # fmt: skip
 
     def residual(self, *tensors: Any, **options: Any) -> Any:
         return self.backend.residual(*tensors, **options)

@@ -15,9 +15,8 @@ def words(
     """The two words of each pair of a run, int64 (count,)."""
     radius = torch.empty(count, dtype=torch.uint32)
     angle = torch.empty(count, dtype=torch.uint32)
-    _core.philox_words(
-        seed, first_pair, count, stage_index, stream, radius.data_ptr(), angle.data_ptr(), level
-    )
+    noise = (seed, first_pair, stage_index, stream)
+    _core.philox_words(noise, count, radius.data_ptr(), angle.data_ptr(), level)
     return radius.to(torch.int64), angle.to(torch.int64)
 
 
@@ -30,13 +29,15 @@ def normals(
     dtype: torch.dtype = torch.float32,
     level: str = "",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(z_x, z_v) of each pair of a run."""
-    z_x, z_v = torch.empty(count, dtype=dtype), torch.empty(count, dtype=dtype)
-    wide = dtype == torch.float64
-    _core.normals(
-        seed, first_pair, count, stage_index, stream, wide, z_x.data_ptr(), z_v.data_ptr(), level
-    )
-    return z_x, z_v
+    """(z_x, z_v) of each pair of a run: a stage of noise alone makes the normals themselves."""
+    state, unit = torch.empty(2, count, dtype=dtype), torch.eye(2, dtype=torch.float64)
+    code = {torch.float32: 0, torch.float64: 1}[dtype]
+    described = (state.data_ptr(), 2, code, 2 * count, count, 1, 1)
+    _core.stage(
+        (1, count, 1, code), (), described, (unit.data_ptr(), 1, 2, 2), 0, 0,
+        (seed, first_pair, stage_index, stream), 1, level,
+    )  # fmt: skip
+    return state[0], state[1]
 
 
 def normals_from_words(

@@ -11,7 +11,6 @@ import torch
 from cldfast.kernels.address import NoiseAddress
 from cldfast.kernels.backends.planes import (
     CODES,
-    WORD,
     Description,
     describe,
     gradient_room,
@@ -21,11 +20,10 @@ from cldfast.kernels.backends.planes import (
 from cldfast.kernels.backends.protocol import ALL_COLUMNS, Backend, Noise, StageResult
 from cldfast.kernels.time_tables import AtTimes
 
-# Whether normals are made by the kernel, and their seed, first pair, stage and stream.
-NoiseWords = tuple[bool, int, int, int, int]
+# Seed, first pair, stage and stream of the normals; None where they are given.
+NoiseWords = tuple[int, int, int, int] | None
 # The shape of a plane, (rows, channels, positions of a channel), and the code of its dtype.
 Layout = tuple[int, int, int, int]
-_GIVEN: NoiseWords = (False, 0, 0, 0, 0)
 
 
 class CompiledBackend(Backend):
@@ -35,26 +33,25 @@ class CompiledBackend(Backend):
     def _launch_stage(
         self,
         device: torch.device,
-        planes: tuple[Description, Description, Description],
         layout: Layout,
+        planes: tuple[Description, Description],
         weights: torch.Tensor | AtTimes,
         noise: NoiseWords,
         step: torch.Tensor | None,
         used: int,
     ) -> None:
-        """Run a stage; planes: those read, those written, and those of the copy."""
+        """Run a stage; planes: those read and those written."""
 
     @abstractmethod
     def _launch_residual(
         self,
-        planes: tuple[Description, Description, Description],
         layout: Layout,
+        planes: tuple[Description, Description, Description],
         weights: torch.Tensor | AtTimes,
         scale: torch.Tensor | None,
         factor: float,
         loss: torch.Tensor,
         reduce: bool,
-        used: int,
     ) -> None:
         """Run a residual; planes: the output's, the offset's, and those of the gradient."""
 
@@ -71,7 +68,8 @@ class CompiledBackend(Backend):
         noise: Noise,
         *,
         out: torch.Tensor | None = None,
-        cast: torch.dtype | None = None,
+        seen_planes: int = 0,
+        seen_dtype: torch.dtype | None = None,
         step: torch.Tensor | None = None,
         used: int = ALL_COLUMNS,
         row_out: torch.Tensor | None = None,
@@ -92,10 +90,10 @@ class CompiledBackend(Backend):
             inputs += describe(tensor, channels, inner, keep)
         for tensor in history:
             inputs += describe(tensor, channels, inner, keep)
-        words = _GIVEN
+        words: NoiseWords = None
         if isinstance(noise, NoiseAddress):
-            first_pair = noise.first_index * channels * inner & WORD
-            words = (True, noise.seed, first_pair, noise.stage_index, noise.stream)
+            first_pair = noise.first_index * channels * inner
+            words = (noise.seed, first_pair, noise.stage_index, noise.stream)
         else:
             inputs += describe(noise, channels, inner, keep)
 
@@ -104,27 +102,24 @@ class CompiledBackend(Backend):
         else:
             state = room(2, channels, like.dtype, like) if out is None else writable(out, channels)
             results = describe(state, channels, inner, keep)
-        history_planes = weights.shape[1] - 2
-        made = copy = None
+        history_planes = weights.shape[1] - 2 - seen_planes
+        made = seen = None
         if history_planes:
             if row_out is None:
                 row_out = room(history_planes, channels, like.dtype, like)
             made = writable(row_out, channels)
             results += describe(made, channels, inner, keep)
-        copies: Description = ()
-        if cast is not None:
-            copy = room(2, channels, cast, like)
-            copies = describe(copy, channels, inner, keep)
+        if seen_planes:
+            seen = room(seen_planes, channels, seen_dtype or like.dtype, like)
+            results += describe(seen, channels, inner, keep)
 
         layout = (shape[0], channels, inner, CODES[like.dtype])
-        self._launch_stage(
-            like.device, (inputs, results, copies), layout, weights, words, step, used
-        )
+        self._launch_stage(like.device, layout, (inputs, results), weights, words, step, used)
         if out is not None and state is not out:
             state = out.copy_(state)
         if row_out is not None and made is not row_out:
             made = row_out.copy_(made)  # type: ignore[arg-type]
-        return StageResult(state, made, copy)
+        return StageResult(state, made, seen)
 
     def residual(
         self,
@@ -137,7 +132,6 @@ class CompiledBackend(Backend):
         reduce: bool = False,
         gradient: bool = True,
         overwrite: bool = False,
-        used: int = ALL_COLUMNS,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         rows, planes_channels, *spatial = offset.shape
         channels = (output.shape[1] + planes_channels) // weights.shape[2]
@@ -157,7 +151,7 @@ class CompiledBackend(Backend):
             written = describe(result, channels, inner, keep)
         loss = offset.new_empty(() if reduce else (rows,))
         layout = (rows, channels, inner, CODES[offset.dtype])
-        self._launch_residual((*read, written), layout, weights, scale, factor, loss, reduce, used)
+        self._launch_residual(layout, (*read, written), weights, scale, factor, loss, reduce)
         return loss, result
 
 

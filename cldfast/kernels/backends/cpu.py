@@ -28,43 +28,39 @@ class CpuBackend(CompiledBackend):
         self.core, self.level = core, level
         self._stage, self._serial_pairs = core.stage, core.SERIAL_PAIRS
 
-    def _threads(self, pairs: int) -> int:
-        return 1 if pairs < self._serial_pairs else torch.get_num_threads()
+    def _threads(self, layout: Layout) -> int:
+        rows, channels, inner, _ = layout
+        return 1 if rows * channels * inner < self._serial_pairs else torch.get_num_threads()
 
     def _launch_stage(
         self,
         device: torch.device,
-        planes: tuple[Description, Description, Description],
         layout: Layout,
+        planes: tuple[Description, Description],
         weights: torch.Tensor | AtTimes,
         noise: NoiseWords,
         step: torch.Tensor | None,
         used: int,
     ) -> None:
-        rows, channels, inner, _ = layout
         inside = self._stage(
-            *planes, *layout, *self._address(weights), *weights.shape, *noise,
-            self._threads(rows * channels * inner), self.level,
-        )  # fmt: skip
+            layout, *planes, *self._matrices(weights), noise, self._threads(layout), self.level
+        )
         if not inside:
             raise weights.table.outside()  # type: ignore[union-attr]
 
     def _launch_residual(
         self,
-        planes: tuple[Description, Description, Description],
         layout: Layout,
+        planes: tuple[Description, Description, Description],
         weights: torch.Tensor | AtTimes,
         scale: torch.Tensor | None,
         factor: float,
         loss: torch.Tensor,
         reduce: bool,
-        used: int,
     ) -> None:
-        rows, channels, inner, _ = layout
         inside = self.core.residual(
-            *planes, *layout, *self._address(weights), weights.shape[1], weights.shape[2],
-            0 if scale is None else scale.data_ptr(), factor, False, 0, 0, 0, 0, loss.data_ptr(),
-            reduce, self._threads(rows * channels * inner), self.level,
+            layout, *planes, *self._matrices(weights), 0 if scale is None else scale.data_ptr(),
+            factor, loss.data_ptr(), reduce, self._threads(layout), self.level,
         )  # fmt: skip
         if not inside:
             raise weights.table.outside()  # type: ignore[union-attr]
@@ -89,18 +85,18 @@ class CpuBackend(CompiledBackend):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         words = torch.empty((2, count), dtype=torch.uint32, device="cpu")
         start = words.data_ptr()
-        self.core.philox_words(
-            address.seed, address.first_index, count, address.stage_index, address.stream, start,
-            start + 4 * count, self.level,
-        )  # fmt: skip
+        first = (address.seed, address.first_index, address.stage_index, address.stream)
+        self.core.philox_words(first, count, start, start + 4 * count, self.level)
         radius, angle = words.to(torch.int64).unbind(0)
         return radius, angle
 
-    def _address(self, weights: torch.Tensor | AtTimes) -> tuple[int, int, int]:
+    def _matrices(
+        self, weights: torch.Tensor | AtTimes
+    ) -> tuple[tuple[int, int, int, int], int, int]:
         """Where the core finds matrices: an array, or a table and times; 0 for what is absent."""
         if isinstance(weights, AtTimes):
-            return 0, self._native(weights.table), weights.t.data_ptr()
-        return weights.data_ptr(), 0, 0
+            return (0, *weights.shape), self._native(weights.table), weights.t.data_ptr()
+        return (weights.data_ptr(), *weights.shape), 0, 0
 
     def _native(self, table: Table) -> int:
         """The address of the core's view of a table, which is made once and lives as long."""

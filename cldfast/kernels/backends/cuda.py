@@ -12,10 +12,8 @@ from cldfast.kernels.backends.compiled import CompiledBackend, Layout, NoiseWord
 from cldfast.kernels.backends.planes import Description, current
 from cldfast.kernels.backends.reference import covers
 from cldfast.kernels.backends.registry import register_backend
+from cldfast.kernels.limits import MOST_OVERWRITTEN
 from cldfast.kernels.time_tables import AtTimes
-
-# A thread that reads its input again for further planes has written as many by then.
-_MOST_OVERWRITTEN = 2
 
 
 class CudaBackend(CompiledBackend):
@@ -36,8 +34,8 @@ class CudaBackend(CompiledBackend):
     def _launch_stage(
         self,
         device: torch.device,
-        planes: tuple[Description, Description, Description],
         layout: Layout,
+        planes: tuple[Description, Description],
         weights: torch.Tensor | AtTimes,
         noise: NoiseWords,
         step: torch.Tensor | None,
@@ -45,38 +43,37 @@ class CudaBackend(CompiledBackend):
     ) -> None:
         assert isinstance(weights, torch.Tensor)
         matrices, rows, columns = weights.shape
+        on_device = step is not None or matrices > 1 or weights.is_cuda
+        count = matrices if step is None else 1
         with current(device):
             self.kernels.stage(
-                *planes, *layout, weights.data_ptr(),
-                step is not None or matrices > 1 or weights.is_cuda,
-                1 if step is not None else matrices, rows, columns,
-                0 if step is None else step.data_ptr(), used, *noise, *self.queue(device),
+                layout, *planes, (weights.data_ptr(), count, rows, columns), on_device,
+                0 if step is None else step.data_ptr(), used, noise, self.queue(device),
             )  # fmt: skip
 
     def _launch_residual(
         self,
-        planes: tuple[Description, Description, Description],
         layout: Layout,
+        planes: tuple[Description, Description, Description],
         weights: torch.Tensor | AtTimes,
         scale: torch.Tensor | None,
         factor: float,
         loss: torch.Tensor,
         reduce: bool,
-        used: int,
     ) -> None:
         assert isinstance(weights, torch.Tensor)
         rows, channels, inner, _ = layout
-        size = self.kernels.residual_room(rows, channels, inner, reduce)
+        size = self.kernels.residual_room(rows, channels * inner, reduce)
         sums = torch.empty(size, dtype=torch.float64, device=loss.device)
         with current(loss.device):
             self.kernels.residual(
-                *planes, *layout, weights.data_ptr(), weights.shape[1], weights.shape[2], used,
-                0 if scale is None else scale.data_ptr(), factor, False, 0, 0, 0, 0,
-                sums.data_ptr(), loss.data_ptr(), reduce, *self.queue(loss.device),
+                layout, *planes, (weights.data_ptr(), *weights.shape),
+                0 if scale is None else scale.data_ptr(), factor, sums.data_ptr(), loss.data_ptr(),
+                reduce, self.queue(loss.device),
             )  # fmt: skip
 
     def _may_overwrite(self, output_planes: int) -> bool:
-        return output_planes <= _MOST_OVERWRITTEN
+        return output_planes <= MOST_OVERWRITTEN
 
     def covers(self, weights: AtTimes) -> bool:
         return covers(weights)
@@ -92,7 +89,7 @@ class CudaBackend(CompiledBackend):
             self.kernels.matrices(
                 coefficients.data_ptr(), octaves.data_ptr(), octaves.shape[0], terms, stride,
                 weights.table.end, weights.t.data_ptr(), count, rows * columns, result.data_ptr(),
-                *self.queue(device),
+                self.queue(device),
             )  # fmt: skip
         return result
 
@@ -100,11 +97,11 @@ class CudaBackend(CompiledBackend):
         self, address: NoiseAddress, count: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
         words = torch.empty(2, count, dtype=torch.int32, device=device)
+        first = (address.seed, address.first_index, address.stage_index, address.stream)
         with current(device):
             self.kernels.philox_words(
-                address.seed, address.first_index, count, address.stage_index, address.stream,
-                words[0].data_ptr(), words[1].data_ptr(), *self.queue(device),
-            )  # fmt: skip
+                first, count, words[0].data_ptr(), words[1].data_ptr(), self.queue(device)
+            )
         unsigned = words.to(torch.int64) & 0xFFFFFFFF
         return unsigned[0], unsigned[1]
 
@@ -112,7 +109,7 @@ class CudaBackend(CompiledBackend):
         with current(step.device):
             self.kernels.advance(
                 step.data_ptr(), times.data_ptr(), time.data_ptr(), len(times),
-                times.dtype == torch.float64, *self.queue(step.device),
+                times.dtype == torch.float64, self.queue(step.device),
             )  # fmt: skip
 
 

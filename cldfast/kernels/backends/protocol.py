@@ -25,12 +25,12 @@ class StageResult(NamedTuple):
     """What a stage makes.
 
     state: (B, 2C, ...). history: the new history row (B, qC, ...), None where the stage keeps none.
-    copy: the state in another dtype, None where it was not asked for.
+    seen: what the network sees, (B, sC, ...) in a dtype of its own, None where s = 0.
     """
 
     state: torch.Tensor
     history: torch.Tensor | None = None
-    copy: torch.Tensor | None = None
+    seen: torch.Tensor | None = None
 
 
 class Backend(ABC):
@@ -71,23 +71,26 @@ class Backend(ABC):
         noise: Noise,
         *,
         out: torch.Tensor | None = None,
-        cast: torch.dtype | None = None,
+        seen_planes: int = 0,
+        seen_dtype: torch.dtype | None = None,
         step: torch.Tensor | None = None,
         used: int = ALL_COLUMNS,
         row_out: torch.Tensor | None = None,
     ) -> StageResult:
-        """`(x', v', h ...) = W (x, v, o ..., h ..., z_x, z_v)` at every coordinate.
+        """`(x', v', h ..., y ...) = W (x, v, o ..., h ..., z_x, z_v)` at every coordinate.
 
         u: state (B, 2C, ...); None where W has no columns for it, then outputs[0] is (B, C, ...).
         outputs, history: (B, rC, ...), r planes each; their dtype may differ from the state's.
-        weights: float64 (R, 2 + q, n), R = 1 for one matrix on the host, or R = B. A column that
-            is zero in all matrices is not read, so that a non-finite plane behind it does no harm.
-            ValueError for a matrix on the host that is not finite.
-        out: receives the state; u itself, or memory that no input shares. cast: dtype of a copy.
+        weights: float64 (R, 2 + q + s, n), R = 1 for one matrix on the host, or R = B. A column
+            that is zero in all matrices is not read, so that a non-finite plane behind it does no
+            harm. ValueError for a matrix on the host that is not finite.
+        out: receives the state; u itself, or memory that no input shares.
+        seen_planes: s, the number of planes y that the network sees, the matrix's last rows;
+        seen_dtype: theirs, the state's if None. They are rounded as `Tensor.to` rounds.
 
-        Where `counts_steps`: step is an int64 () on the device; weights are then a table (N, 2 + q,
-        n) on the device, of which the matrix number `step` is taken, and `step` is added to the
-        stage index. used: a bit for each column of such a table that is not all zeros. row_out:
+        Where `counts_steps`: step is an int64 () on the device; weights are then a table (N, 2 + q
+        + s, n) on the device, of which the matrix number `step` is taken, and `step` is added to
+        the stage index. used: a bit for each column of such a table that is not all zeros. row_out:
         receives the history row, and may be a history row itself.
         """
 
@@ -103,15 +106,13 @@ class Backend(ABC):
         reduce: bool = False,
         gradient: bool = True,
         overwrite: bool = False,
-        used: int = ALL_COLUMNS,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`loss_i = factor scale_i sum |R_o o + R_e e|^2` of each row, and its gradient in o.
 
         output: o, (B, rC, ...). offset: e, (B, pC, ...). weights: float64 (B, q, r + p), the blocks
         R_o and R_e side by side. scale: float64 (B,). reduce: the sum over rows, (), instead of
         (B,). gradient: None is returned for it if it is not asked for. overwrite: it may take the
-        memory of the offset. used: a bit for each column that is not zero in all rows, as far as
-        that is known.
+        memory of the offset.
         """
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 A stage is one small matrix applied at every coordinate:
 
-    (x', v', h ...) = W (x, v, o ..., h ..., z_x, z_v)
+    (x', v', h ..., y ...) = W (x, v, o ..., h ..., z_x, z_v)
 
 A *plane* is one scalar per coordinate, (B, C, ...): the state has the planes x and v along
 dimension 1, a network output or a history row has one or two, and the noise planes z are addressed
@@ -47,13 +47,16 @@ def stage(
     history: Sequence[torch.Tensor],
     weights: torch.Tensor,
     noise: Noise,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The next state (B, 2C, ...), and the new history rows (B, qC, ...) or None where q = 0.
+    seen_planes: int = 0,
+    seen_dtype: torch.dtype | None = None,
+) -> StageResult:
+    """The next state (B, 2C, ...), the new history row (B, qC, ...), and what the network sees.
 
     u: state (B, 2C, ...), or None where a stage does not read it; then outputs[0] has one plane.
     outputs, history: (B, rC, ...), r planes each; their dtype may differ from the state's.
-    weights: float64 (R, 2 + q, n), columns in the order of the planes, the two noise planes last;
-        R = 1 shares one matrix, R = B gives every row its own.
+    weights: float64 (R, 2 + q + s, n), columns in the order of the planes, the two noise planes
+        last; R = 1 shares one matrix, R = B gives every row its own.
+    seen_planes: s, of what the network sees, (B, sC, ...) of seen_dtype, the state's if None.
     """
     like = u if u is not None else outputs[0]
     channels = like.shape[1] // (2 if u is not None else 1)
@@ -92,8 +95,12 @@ def stage(
             if total is not None
             else torch.zeros(plane_shape, dtype=dtype, device=like.device)
         )
-    state = torch.cat(results[:2], dim=1)
-    return state, torch.cat(results[2:], dim=1) if out_planes > 2 else None
+    kept = out_planes - seen_planes
+    return StageResult(
+        torch.cat(results[:2], dim=1),
+        torch.cat(results[2:kept], dim=1) if kept > 2 else None,
+        torch.cat(results[kept:], dim=1).to(seen_dtype or dtype) if seen_planes else None,
+    )
 
 
 def residual(output: torch.Tensor, offset: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -137,7 +144,8 @@ class ReferenceBackend(Backend):
         noise: Noise,
         *,
         out: torch.Tensor | None = None,
-        cast: torch.dtype | None = None,
+        seen_planes: int = 0,
+        seen_dtype: torch.dtype | None = None,
         step: torch.Tensor | None = None,
         used: int = ALL_COLUMNS,
         row_out: torch.Tensor | None = None,
@@ -146,10 +154,8 @@ class ReferenceBackend(Backend):
         on_host = weights.shape[0] == 1 and weights.device.type == "cpu"
         if on_host and not all(map(math.isfinite, weights.flatten().tolist())):
             raise ValueError("weights must be finite, got NaN or infinity")
-        state, row = stage(u, outputs, history, weights, noise)
-        if out is not None:
-            state = out.copy_(state)
-        return StageResult(state, row, None if cast is None else state.to(cast))
+        made = stage(u, outputs, history, weights, noise, seen_planes, seen_dtype)
+        return made if out is None else made._replace(state=out.copy_(made.state))
 
     def residual(
         self,
@@ -162,7 +168,6 @@ class ReferenceBackend(Backend):
         reduce: bool = False,
         gradient: bool = True,
         overwrite: bool = False,
-        used: int = ALL_COLUMNS,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         assert isinstance(weights, torch.Tensor)
         losses = residual(output, offset, weights)

@@ -14,8 +14,10 @@ import triton.language as tl
 from cldfast.kernels.address import NoiseAddress
 from cldfast.kernels.backends.compiled import writable
 from cldfast.kernels.backends.planes import WORD, current, room, strided
-from cldfast.kernels.backends.protocol import Noise, StageResult
+from cldfast.kernels.backends.protocol import ALL_COLUMNS, Noise, StageResult
 from cldfast.kernels.backends.triton.normals import normals, words
+from cldfast.kernels.limits import LAUNCH_OUTPUTS
+from cldfast.kernels.time_tables import AtTimes
 
 # Pairs of a program: 16 bytes a lane of each plane for 4 warps, twice.
 BLOCK = 1024
@@ -24,8 +26,6 @@ OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 # What changes from call to call: a kernel of its own for those that 16 divides would be compiled in
 # the middle of a run.
 ADDRESS = ["seed", "first_pair", "stage_index", "stream"]
-# Outputs of one launch.
-_OUTPUTS = 4
 
 Plane = tuple[torch.Tensor, tuple[int, int, int]]
 
@@ -63,8 +63,6 @@ def stage_kernel(
     input_strides,
     outputs,
     output_strides,
-    copies,
-    copy_strides,
     weights,
     step,
     pairs: tl.int64,
@@ -151,9 +149,6 @@ def stage_kernel(
         y = y0 if k == 0 else (y1 if k == 1 else (y2 if k == 2 else y3))
         place = _place(pair, width, inner, output_strides[k], (DENSE >> (INS + k)) & 1)
         tl.store(outputs[k] + place, narrowed(y, outputs[k].dtype.element_ty), mask=inside)
-        if k < len(copies):
-            place = _place(pair, width, inner, copy_strides[k], (DENSE >> (INS + OUTS + k)) & 1)
-            tl.store(copies[k] + place, narrowed(y, copies[k].dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -210,16 +205,18 @@ def stage(
     u: torch.Tensor | None,
     outputs: Sequence[torch.Tensor],
     history: Sequence[torch.Tensor],
-    weights: torch.Tensor,
+    weights: torch.Tensor | AtTimes,
     noise: Noise,
     *,
-    out: torch.Tensor | None,
-    cast: torch.dtype | None,
-    step: torch.Tensor | None,
-    used: int,
-    row_out: torch.Tensor | None,
+    out: torch.Tensor | None = None,
+    seen_planes: int = 0,
+    seen_dtype: torch.dtype | None = None,
+    step: torch.Tensor | None = None,
+    used: int = ALL_COLUMNS,
+    row_out: torch.Tensor | None = None,
 ) -> StageResult:
     """See `cldfast.kernels.backends.protocol.Backend.stage`."""
+    assert isinstance(weights, torch.Tensor)  # tables are not read
     like = outputs[0] if u is None else u
     rows, planes_channels, *spatial = like.shape
     channels = planes_channels if u is None else planes_channels // 2
@@ -236,16 +233,16 @@ def stage(
             inputs += planes_of(tensor, channels, keep)
     state = room(2, channels, like.dtype, like) if out is None else writable(out, channels)
     results = planes_of(state, channels, keep)
-    rows_made = copy = None
-    if weight_rows > 2:
+    rows_made = seen = None
+    history_planes = weight_rows - 2 - seen_planes
+    if history_planes:
         if row_out is None:
-            row_out = room(weight_rows - 2, channels, like.dtype, like)
+            row_out = room(history_planes, channels, like.dtype, like)
         rows_made = writable(row_out, channels)
         results += planes_of(rows_made, channels, keep)
-    copies: list[Plane] = []
-    if cast is not None:
-        copy = room(2, channels, cast, like)
-        copies = planes_of(copy, channels, keep)
+    if seen_planes:
+        seen = room(seen_planes, channels, seen_dtype or like.dtype, like)
+        results += planes_of(seen, channels, keep)
     if step is None and matrices == 1 and weights.device.type == "cpu":
         table = weights[0].tolist()
         if not all(abs(entry) < float("inf") for row in table for entry in row):
@@ -261,29 +258,25 @@ def stage(
     odd = first_pair & 1
     grid = ((pairs + odd + BLOCK - 1) // BLOCK,)
     # The state's planes come first and may be inputs, so they are written last.
-    for first in range((weight_rows - 1) // _OUTPUTS * _OUTPUTS, -1, -_OUTPUTS):
-        part = results[first : first + _OUTPUTS]
-        copied = copies if first == 0 else []
+    for first in range((weight_rows - 1) // LAUNCH_OUTPUTS * LAUNCH_OUTPUTS, -1, -LAUNCH_OUTPUTS):
+        part = results[first : first + LAUNCH_OUTPUTS]
         dense = sum(
-            is_dense(plane, channels, inner) << i
-            for i, plane in enumerate([*inputs, *part, *copied])
+            is_dense(plane, channels, inner) << i for i, plane in enumerate([*inputs, *part])
         )
         noisy = given is None and bool(used >> len(inputs) & 3)
         with current(like.device):
             stage_kernel[grid](
-                *_pointers(inputs), *_pointers(part), *_pointers(copied),
-                on_device, step, pairs, width, inner, address.seed,
-                signed(first_pair), address.stage_index, int(address.stream), used, first,
-                weight_rows, len(part),
-                len(inputs), given is None, noisy, step is None and matrices > 1,
-                step is not None, odd, dense, pairs >= 2**31 - BLOCK,
+                *_pointers(inputs), *_pointers(part), on_device, step, pairs, width, inner,
+                address.seed, signed(first_pair), address.stage_index, int(address.stream), used,
+                first, weight_rows, len(part), len(inputs), given is None, noisy,
+                step is None and matrices > 1, step is not None, odd, dense, pairs >= 2**31 - BLOCK,
                 like.dtype == torch.float64, BLOCK, **OPTIONS,
             )  # fmt: skip
     if out is not None and state is not out:
         state = out.copy_(state)
     if row_out is not None and rows_made is not None and rows_made is not row_out:
         rows_made = row_out.copy_(rows_made)
-    return StageResult(state, rows_made, copy)
+    return StageResult(state, rows_made, seen)
 
 
 def _pointers(planes: Sequence[Plane]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -1,0 +1,23 @@
+// Runs operations on up to `threads` of torch's threads.
+#pragma once
+
+#include "shared/operations.h"
+#include "shared/table.h"
+
+namespace cldfast {
+
+// Both may change the order in which `args` walks planes.
+void run_stage(StageArgs& args, const Kernels& kernels, int threads);
+
+// `loss` receives numbers of the compute dtype: one for each row, or the sum over rows alone if
+// `reduce`.
+void run_residual(ResidualArgs& args, const Kernels& kernels, int threads, void* loss, bool reduce);
+
+// Whether a table covers every one of `rows` times.
+bool covers_all(const Table& table, const double* t, int64_t rows);
+
+// Evaluates a table at `rows` times that it covers, `entries` numbers a row.
+void run_matrices(const Table& table, const Kernels& kernels, const double* t, int64_t rows,
+                  int64_t entries, double* to, int threads);
+
+}  // namespace cldfast

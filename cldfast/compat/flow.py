@@ -1,0 +1,42 @@
+"""The probability flow of a codebase's process and network, by way of torchdiffeq."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from cldfast.compat.steps import OutputMap
+from cldfast.extras import extra_module
+from cldfast.network import Network
+from cldfast.process.sde import LinearPhaseSDE
+from cldfast.sampling import probability_flow
+
+
+class Flow(probability_flow.Flow):
+    """`cldfast.sampling.probability_flow.Flow` for networks whose outputs `output_map` explains."""
+
+    def __init__(self, net: Network, sde: LinearPhaseSDE, output_map: OutputMap) -> None:
+        super().__init__(net, sde, "of the codebase")
+        self.output_map = output_map
+
+    def blocks(self, t: float) -> tuple[np.ndarray, np.ndarray]:
+        """(2, 2) on the state and (2, r) on the network output."""
+        score = self.output_map(np.array([t]))
+        beta = float(self.sde.beta(t))
+        pull = score.then(-0.5 * beta * np.diag(self.sde.D))
+        return beta * self.sde.A + pull.from_state[0], pull.from_output[0]
+
+
+def odeint(rate: Callable[..., Any], start: Any, ends: tuple[float, float], **options: Any) -> Any:
+    """The solution of `du/ds = rate(s, u)` at ends[1]; options: those of torchdiffeq.
+
+    Raises ImportError without torchdiffeq.
+    """
+    solver = extra_module("torchdiffeq", "the probability flow needs torchdiffeq", "ode")
+    first = start[0] if isinstance(start, tuple) else start
+    times = torch.tensor(ends, dtype=torch.float64, device=first.device)
+    path = solver.odeint(rate, start, times, **options)
+    return tuple(part[-1] for part in path) if isinstance(start, tuple) else path[-1]

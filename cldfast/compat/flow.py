@@ -30,13 +30,25 @@ class Flow(probability_flow.Flow):
         return beta * self.sde.A + pull.from_state[0], pull.from_output[0]
 
 
-def odeint(rate: Callable[..., Any], start: Any, ends: tuple[float, float], **options: Any) -> Any:
-    """The solution of `du/ds = rate(s, u)` at ends[1]; options: those of torchdiffeq.
+def odeint(
+    rate: Callable[..., Any],
+    start: Any,
+    ends: tuple[float, float],
+    method: str,
+    options: dict[str, Any] | None,
+    **tolerances: float,
+) -> Any:
+    """The solution of `du/ds = rate(s, u)` at ends[1]; other arguments as in torchdiffeq.
 
+    An adaptive method is told to land on the end: past it there may be no score.
     Raises ImportError without torchdiffeq.
     """
-    solver = extra_module("torchdiffeq", "the probability flow needs torchdiffeq", "ode")
     first = start[0] if isinstance(start, tuple) else start
     times = torch.tensor(ends, dtype=torch.float64, device=first.device)
-    path = solver.odeint(rate, start, times, **options)
+    # torchdiffeq makes tensors on the default device, when it is imported, too.
+    with torch.device(first.device):
+        solver = extra_module("torchdiffeq", "the probability flow needs torchdiffeq", "ode")
+        if method in probability_flow.ADAPTIVE:
+            options = {"step_t": times[1:], **(options or {})}
+        path = solver.odeint(rate, start, times, method=method, options=options, **tolerances)
     return tuple(part[-1] for part in path) if isinstance(start, tuple) else path[-1]

@@ -376,6 +376,20 @@ def test_ode_on_gaussian_data(mode: str) -> None:
     assert nfe > 20
 
 
+@pytest.mark.parametrize("mode", ["exact", "published"])
+def test_an_adaptive_solver_asks_nothing_past_the_last_time(mode: str) -> None:
+    pytest.importorskip("torchdiffeq")
+    c, asked = config(sampling_method="ode"), []
+
+    def net(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        asked.append(float(t[0]))
+        return model_vp(u, t)
+
+    x, _, nfe = cld_sgm.get_sampling_fn(c, process(c, "vpsde"), (4, 3), 1e-3, mode=mode)(net)
+    # Times of single precision.
+    assert torch.isfinite(x).all() and len(asked) == nfe and min(asked) > 0.999e-3
+
+
 @pytest.mark.parametrize("law", ["gaussian", "rademacher"])
 @pytest.mark.parametrize("mode", ["exact", "published"])
 def test_likelihood_on_gaussian_data(mode: str, law: str) -> None:

@@ -25,7 +25,7 @@ class ES3EulerMaruyamaInpainter(Sampler):
 
     def _run(self, asked: Request) -> torch.Tensor:
         device = asked.ts.device
-        data, mask = (torch.as_tensor(part).to(device) for part in asked.batch)
+        data, mask = (torch.as_tensor(part, device=device) for part in asked.batch)
         plan = self.plan(asked)
         if self.mode == "published":
             return self._published(plan, data, mask, asked)

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import upstream_cld_sgm
 from backends_moments import ROWS, Contestant, ExactScore, compared, computed
 from output import RESULTS, write_csv
 
 from cldfast.compat import cld_sgm
-from cldfast.compat.cld_sgm.plans import published_sscs, time_grid
-from cldfast.planner.solvers.sscs import sscs
 
 EPS = 1e-3
 FIELDS = (
@@ -38,20 +37,16 @@ def main() -> None:
             )  # fmt: skip
             sde = upstream_cld_sgm.process(theirs, config)
             here = cld_sgm.CLD(config, sde.beta_fn, sde.beta_int_fn, "published")
-            grid = time_grid(config, EPS)
-            plans = {
-                "exact": sscs(here.process, grid, "full_score"),
-                "published": published_sscs(here, grid, False, 0.0),
-            }
-            laws = {
-                mode: computed(stages, here.process, "full_score", grid)
-                for mode, stages in plans.items()
-            }
+            shape, grid = (ROWS, 1), np.linspace(1.0, EPS, config.n_discrete_steps + 1)
+            laws = {}
+            for mode in ("exact", "published"):
+                plan = cld_sgm.get_sscs_sampler(config, sde, shape, EPS, mode=mode).stages()
+                laws[mode] = computed(tuple(plan), here.process, "full_score", grid)
 
             def sampled(make: Any, **mode: str) -> Contestant:
                 def call() -> tuple[torch.Tensor, torch.Tensor]:
                     torch.manual_seed(len(rows))
-                    sampler = make(config, sde, (ROWS, 1), EPS, **mode)
+                    sampler = make(config, sde, shape, EPS, **mode)
                     return sampler(ExactScore(here.process, "noise"))[:2]
 
                 return call, laws[mode.get("mode", "published")]

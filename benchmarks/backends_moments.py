@@ -22,9 +22,8 @@ import numpy as np
 import torch
 from output import RESULTS, write_csv
 
-from cldfast.compat.psld import published as psld_published
-from cldfast.compat.psld.plans import exact_plan
-from cldfast.compat.psld.process import factor, forward_grid, process_of, rows_of
+from cldfast.compat.psld import Request
+from cldfast.compat.psld.process import factor, process_of, rows_of
 from cldfast.compat.strasman import published as strasman_published
 from cldfast.planner.law import exact_network
 from cldfast.planner.make_plan import make_plan
@@ -97,8 +96,7 @@ def strasman_cases() -> Iterator[tuple[str, dict[str, Contestant]]]:
             times = strasman_published.time_steps(STRASMAN_STEPS, EPS, "cpu")
             length = (times[0] - times[1]).item()
             for solver, method in backends_strasman.SAMPLERS.items():
-                build = getattr(strasman_published, f"{solver}_stages")
-                published = build(here.numbers, here.beta, times, length, 1 if is_cld else 2)
+                published = tuple(here.stages(solver, times, length, is_cld))
                 process = here.process
                 exact = make_plan(process, solver, STRASMAN_STEPS, "linear", EPS, name)
                 found = {}
@@ -152,18 +150,12 @@ def psld_cases() -> Iterator[tuple[str, dict[str, Contestant]]]:
         for name in backends_psld.SAMPLERS:
             with backends_psld.contestants(name, **changes) as (sde, samplers):
                 noise = ExactNoise(sde)
-                last = (psld_published.denoising_stage(sde, EPS),)
-                published = (
-                    psld_published.em_stages(sde, ts)
-                    if name == "em_sde"
-                    else psld_published.sscs_stages(sde, ts)[0]
-                )
-                grid = forward_grid(sde, ts, len(ts) - 1)
-                exact = exact_plan(sde, name.split("_")[0], grid, "hsm", True).stages
-                laws = {
-                    who: computed(noise.read(stages), process_of(sde), "full_score", grid)
-                    for who, stages in (("exact", exact), ("published", published + last))
-                }
+                asked = Request(None, ts, True, EPS, None)
+                laws = {}
+                for who in ("exact", "published"):
+                    plan = samplers[who].plan(asked)
+                    stages = noise.read(plan.stages)
+                    laws[who] = computed(stages, plan.sde, "full_score", plan.grid)
                 calls = backends_psld.calls(
                     samplers, noise, lambda sde=sde: sde.prior_sampling((ROWS, 1)), len(ts) - 1
                 )

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from cldfast.bench.cases import CASES, IMAGE, LARGE, POINTS, SMALL_IMAGES, TOY, WIDE, Inputs
-from cldfast.bench.contestants import Contestant, contestants
-from cldfast.bench.runs import INTEGRATOR, MLP, RUN_CASES, UNET, loops, measure_steady
+from cldfast.bench import cases
+from cldfast.bench.cases import CASES, RUN_CASES, Inputs
+from cldfast.bench.contestants import Contestant, contestants, loops
+from cldfast.bench.measure import measure_steady
 
 STAGES = {
-    "image": IMAGE, "toy": TOY, "small_images": SMALL_IMAGES, "large": LARGE, "wide": WIDE,
-    "points": POINTS,
+    "image": cases.IMAGE, "toy": cases.TOY, "small_images": cases.SMALL_IMAGES,
+    "large": cases.LARGE, "wide": cases.WIDE, "points": cases.POINTS,
 }  # fmt: skip
-RUNS = {"integrator": INTEGRATOR, "mlp": MLP, "unet": UNET}
+RUNS = {"integrator": cases.INTEGRATOR, "mlp": cases.MLP, "unet": cases.UNET}
 LONG_RUN_STEPS = 100
 
 
@@ -53,6 +54,6 @@ def test_sampling(benchmark: BenchmarkFixture, network: str, loop: str) -> None:
 
 def test_long_run(benchmark: BenchmarkFixture) -> None:
     """A long run on a million points: the steps after the first take no memory."""
-    arguments = (CASES[POINTS].shape, LONG_RUN_STEPS)
+    arguments = (CASES[cases.POINTS].shape, LONG_RUN_STEPS)
     row = benchmark.pedantic(measure_steady, args=arguments, rounds=1)
     assert row.allocated_bytes == 0

@@ -20,3 +20,10 @@ def require(*modules: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"this needs {', '.join(missing)}: pip install 'cldfast[demo]'")
+
+
+def progress_bar(*things: Any, **settings: Any) -> Any:
+    """A tqdm bar, which leaves no trace when it is done; ImportError without tqdm."""
+    return extra_module("tqdm.auto", "progress=True needs tqdm").tqdm(
+        *things, leave=False, **settings
+    )

@@ -10,6 +10,7 @@ import torch
 
 from cldfast import kernels
 from cldfast.kernels import native
+from cldfast.version import __version__
 
 
 def _version(distribution: str) -> str | None:
@@ -17,6 +18,12 @@ def _version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python, of this library and of those it stands on; None for what is missing."""
+    found = {name: _version(name) for name in ("torch", "numpy", "scipy", "triton")}
+    return {"python": platform.python_version(), "cldfast": __version__, **found}
 
 
 def info() -> dict[str, Any]:
@@ -29,9 +36,8 @@ def info() -> dict[str, Any]:
     """
     names = [name for name in kernels.backend_names() if name != "auto"]
     missing = {name: kernels.missing_backend(name) for name in names}
-    packages = ("cldfast", "torch", "numpy", "scipy", "triton")
     return {
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
+        "versions": versions(),
         "backends": {
             name: f"not available: {reason}" if reason else "available"
             for name, reason in missing.items()

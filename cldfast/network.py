@@ -12,11 +12,11 @@ Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | Sequence[torch.T
 
 def draw_seed() -> int:
     """A seed from PyTorch's default generator, so that `torch.manual_seed` governs it."""
-    return int(torch.randint(0, 2**63 - 1, (), dtype=torch.int64).item())
+    return int(torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device="cpu").item())
 
 
 def device_of(net: Network) -> torch.device:
-    """Where a module's parameters are; the CPU for any other function."""
+    """Where a module's parameters are; PyTorch's default device for any other function."""
     if isinstance(net, torch.nn.Module):
         for parameter in net.parameters():
             return parameter.device

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cldfast.app.demo import run_demo
@@ -95,7 +94,7 @@ def sample(args: argparse.Namespace) -> None:
     if not out.parent.is_dir():
         raise ValueError(f"{out}: the folder {out.parent} does not exist")
     if not args.no_picture:
-        require("matplotlib")  # before the long work, not after it
+        require("matplotlib")  # refuse before the long work
 
     settings = _sampler_settings({"t_min": config.t_min} | _given(args))
     if args.solver == "pflow":
@@ -166,13 +165,6 @@ def info(args: argparse.Namespace) -> None:
             print(f"{name}: {value}")
 
 
-def set_threads(threads: int) -> None:
-    """Set PyTorch's CPU threads, which the fused core obeys too."""
-    if threads < 1:
-        raise ValueError(f"--threads: expected at least 1, got {threads}")
-    torch.set_num_threads(threads)
-
-
 def _shows_progress(args: argparse.Namespace) -> bool:
-    """Bars are for people: not in logs."""
+    """Whether to draw a progress bar: in a terminal, not in a log."""
     return not args.quiet and sys.stderr.isatty()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cldfast.app.run_folder import RunConfig, load_run
+from cldfast.app.run_folder import load_run
 from cldfast.app.runs import plot_losses, remove_run, run_config, sample_run, train_run
+from cldfast.bench.cases import Network
+from cldfast.bench.measure import TimedNetwork
 from cldfast.bench.results import processor
-from cldfast.bench.runs import Network, TimedNetwork
 from cldfast.extras import require
 from cldfast.files import PathLike, write_json
 from cldfast.info import info
@@ -26,14 +28,13 @@ from cldfast.kernels import missing_backend
 from cldfast.lab.data import Digits
 from cldfast.lab.metrics import class_fractions, sliced_w2
 from cldfast.lab.plots import image_grid, quality_curve
-from cldfast.process.sde import LinearPhaseSDE
 
 TRAIN_STEPS = 3_000
 SAMPLES = 1_024
 EVALUATIONS = 50
 # For the quality curve; the last evaluation of each is spent on the clean estimate.
 CURVE_EVALUATIONS = (5, 10, 20, 50, 100)
-# Pixels lie within [-1, 1]: uniform grey is nearer to digits than this. The curve leaves it out.
+# Uniform grey has a smaller distance than this, so the curve leaves out what is farther away.
 DIVERGED = 1.0
 SOLVERS = ("em", "sscs")
 GRID = "quadratic"
@@ -42,11 +43,14 @@ SAMPLES_PLOT = "samples.png"
 QUALITY_PLOT = "quality.png"
 REPORT = "report.json"
 
-# Times are the smaller of so many rounds, taken in turns: other work only ever adds to them.
+# A time is the smallest of this many rounds, taken in turns: other work can only make it longer.
 TIMING_ROUNDS = 2
 
 Report = dict[str, Any]
-# `draw(net, evaluations, ...)`, with more options of `cldfast.sample`.
+Curve = dict[str, list[float | None]]
+_say = partial(print, flush=True)
+# `draw(net, steps=...)`, with more options of `cldfast.sample`; each run ends with one evaluation
+# more than it has steps, the clean estimate.
 Draw = Callable[..., Tensor]
 
 
@@ -93,7 +97,9 @@ def run_demo(
 
     _say(f"drawing {samples} digits with {EVALUATIONS} network evaluations")
     floor = sliced_w2(digits.train_x, digits.test_x)
-    draw = _recipe(sde, config, samples, seed)
+    draw = partial(
+        sample_run, sde=sde, config=config, n=samples, grid=GRID, denoise=True, seed=seed
+    )
     drawn, speed = _compare_backends(net, draw)
     image_grid(drawn, folder / SAMPLES_PLOT)
     _say("measuring quality against network evaluations")
@@ -125,29 +131,18 @@ def run_demo(
     return report
 
 
-def _recipe(sde: LinearPhaseSDE, config: RunConfig, samples: int, seed: int) -> Draw:
-    """How the demo draws; the last of the evaluations makes the clean estimate."""
-
-    def draw(net: Network, evaluations: int, **options: Any) -> Tensor:
-        return sample_run(
-            net, sde, config, samples, steps=evaluations - 1, grid=GRID, denoise=True, seed=seed,
-            **options,
-        )  # fmt: skip
-
-    return draw
-
-
 def _compare_backends(net: Network, draw: Draw) -> tuple[Tensor, Report]:
     """Samples of the fused kernel, and its times beside those of plain PyTorch, noise alike."""
-    names = ["reference"] if missing_backend("cpu") else ["cpu", "reference"]
+    missing = missing_backend("cpu")
+    names = ["reference"] if missing else ["cpu", "reference"]
     drawn: dict[str, Tensor] = {}
     speed: Report = {"rounds": TIMING_ROUNDS}
     for name in names * TIMING_ROUNDS:
         # Thread pools start and memory is mapped before the clock runs.
-        draw(net, 2, backend=name)
+        draw(net, steps=1, backend=name)
         timed = TimedNetwork(net)
         start = time.perf_counter()
-        drawn[name] = draw(timed, EVALUATIONS, backend=name)
+        drawn[name] = draw(timed, steps=EVALUATIONS - 1, backend=name)
         seconds = {
             "network_seconds": timed.seconds,
             "integrator_seconds": time.perf_counter() - start - timed.seconds,
@@ -155,9 +150,8 @@ def _compare_backends(net: Network, draw: Draw) -> tuple[Tensor, Report]:
         best = speed.setdefault("fused" if name == "cpu" else name, seconds)
         for what, value in seconds.items():
             best[what] = min(best[what], value)
-    if missing_backend("cpu"):
-        speed["fused"] = None
-        speed["core_missing"] = missing_backend("cpu")
+    if missing:
+        speed |= {"fused": None, "core_missing": missing}
     else:
         reference = drawn["reference"]
         gap = (drawn["cpu"] - reference).abs().max() / reference.abs().max()
@@ -168,13 +162,14 @@ def _compare_backends(net: Network, draw: Draw) -> tuple[Tensor, Report]:
     return drawn[names[0]], speed
 
 
-def _quality(net: Network, draw: Draw, test: Tensor) -> dict[str, list[float | None]]:
+def _quality(net: Network, draw: Draw, test: Tensor) -> Curve:
     """Sliced W2 to the test set by solver and number of evaluations; None where it diverged."""
-    curve: dict[str, list[float | None]] = {name: [] for name in SOLVERS}
+    curve: Curve = {name: [] for name in SOLVERS}
     for name, values in curve.items():
         for evaluations in CURVE_EVALUATIONS:
             try:
-                values.append(sliced_w2(draw(net, evaluations, solver=name), test))
+                drawn = draw(net, steps=evaluations - 1, solver=name)
+                values.append(sliced_w2(drawn, test))
             except ValueError as error:
                 if "diverged" not in str(error):
                     raise
@@ -182,9 +177,7 @@ def _quality(net: Network, draw: Draw, test: Tensor) -> dict[str, list[float | N
     return curve
 
 
-def _plot_quality(
-    curve: dict[str, list[float | None]], floor: float, path: Path, title: str
-) -> None:
+def _plot_quality(curve: Curve, floor: float, path: Path, title: str) -> None:
     series = {
         name: (CURVE_EVALUATIONS, [np.nan if w is None or w > DIVERGED else w for w in values])
         for name, values in curve.items()
@@ -221,11 +214,9 @@ def _table(report: Report) -> str:
         lines.append(f"  {name:<26}{cells}")
     lines += ["", f"seconds, {EVALUATIONS} evaluations      {'network':>9}{'integrator':>12}"]
     for name in ("fused", "reference"):
-        row = speed[name]
-        if row is not None:
-            lines.append(
-                f"  {name:<26}{row['network_seconds']:>9.2f}{row['integrator_seconds']:>12.4f}"
-            )
+        if row := speed[name]:
+            network, integrator = row["network_seconds"], row["integrator_seconds"]
+            lines.append(f"  {name:<26}{network:>9.2f}{integrator:>12.4f}")
     if speed["fused"] is not None:
         lines.append(
             f"  integrator {speed['integrator_reference_over_fused']:.1f} times faster, same "
@@ -234,7 +225,3 @@ def _table(report: Report) -> str:
     seconds, training = report["seconds"], report["training"]["seconds"]
     lines += ["", f"{seconds:.0f} s in all, {training:.0f} s of them training"]
     return "\n".join(lines)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

@@ -11,35 +11,22 @@ Files are written beside their target and renamed, so a reader finds a whole fil
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from cldfast.files import PathLike, located, read_json, read_tensors, write_json, write_tensors
+from cldfast.info import versions
 from cldfast.lab.models import build_model
 from cldfast.planner.parameterization import check_parameterization
 from cldfast.process.sde import LinearPhaseSDE, sde_from_config
-from cldfast.version import __version__
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
 METRICS = "metrics.json"
-
-
-def versions() -> dict[str, str]:
-    """Versions of the libraries in use, for a record."""
-    return {
-        "cldfast": __version__,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
 
 
 @dataclass(frozen=True)
@@ -63,7 +50,7 @@ class RunConfig:
     t_min: float = 1e-3
     data: dict[str, Any] | None = None
     train: dict[str, Any] | None = None
-    versions: dict[str, str] = field(default_factory=versions)
+    versions: dict[str, str | None] = field(default_factory=versions)
 
     def __post_init__(self) -> None:
         for name in ("sde", "model", "data", "train", "versions"):
@@ -114,10 +101,7 @@ def save_config(folder: PathLike, config: RunConfig) -> Path:
 
 
 def save_run(
-    folder: PathLike,
-    model: nn.Module,
-    config: RunConfig,
-    metrics: Mapping[str, Any] | None = None,
+    folder: PathLike, model: nn.Module, config: RunConfig, metrics: dict[str, Any] | None = None
 ) -> Path:
     """Write a whole run folder; returns its path.
 
@@ -127,7 +111,7 @@ def save_run(
     Raises ValueError for weights or metrics that are not finite and for a path that is a file,
     ImportError without safetensors.
     """
-    # Whatever can be refused is refused before the first file.
+    # Everything that can be refused is refused before the first file is written.
     weights = dict(model.state_dict())
     _check_finite(weights, "model")
     path = save_config(folder, config)

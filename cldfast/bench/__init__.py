@@ -14,21 +14,18 @@ from pathlib import Path
 
 import torch
 
-from cldfast.bench.cases import CASES
-from cldfast.bench.plot import bandwidth
+from cldfast.bench.cases import CASES, RUN_CASES, STEADY_CASE
+from cldfast.bench.measure import measure_case, measure_run, measure_steady_case
 from cldfast.bench.report import Results, summary
 from cldfast.bench.results import Row, environment, read_csv, write_csv
-from cldfast.bench.runs import RUN_CASES, STEADY_CASE, measure_run, measure_steady_case
-from cldfast.bench.stages import measure_case
-from cldfast.bench.tables import markdown
-from cldfast.bench.timing import FULL, QUICK, threads_set
+from cldfast.bench.tables import bandwidth, markdown
+from cldfast.bench.timing import threads_set
 from cldfast.files import write_atomic
 
 __all__ = ["ALL_CASES", "main", "measure"]
 
 ALL_CASES = (*CASES, *RUN_CASES, STEADY_CASE)
 DEFAULT_OUT = Path("benchmarks/results")
-_RUN_ROUNDS, _QUICK_RUN_ROUNDS = 5, 2
 
 
 def measure(
@@ -40,7 +37,7 @@ def measure(
     """The rows of the named cases.
 
     cases: names of `ALL_CASES`. threads: ascending counts for the stages; whole runs use the last.
-    quick: smaller sizes, fewer rounds, no `torch.compile`. say: told after each case.
+    quick: smaller sizes, fewer rounds, no `torch.compile`. say: called with a line for each case.
 
     Raises ValueError for an unknown case or a thread count below 1.
     """
@@ -55,16 +52,13 @@ def measure(
     rows: list[Row] = []
     for name in cases:
         start = time.perf_counter()
-        if name in CASES:
-            effort = QUICK if quick else FULL
-            found = measure_case(CASES[name], threads, effort, quick=quick, compiled=not quick)
-        else:
-            with threads_set(threads[-1]):
-                if name == STEADY_CASE:
-                    found = measure_steady_case(quick=quick)
-                else:
-                    rounds = _QUICK_RUN_ROUNDS if quick else _RUN_ROUNDS
-                    found = measure_run(RUN_CASES[name], rounds, quick=quick)
+        with threads_set(threads[-1]):
+            if name in CASES:
+                found = measure_case(CASES[name], threads, quick=quick)
+            elif name in RUN_CASES:
+                found = measure_run(RUN_CASES[name], quick=quick)
+            else:
+                found = measure_steady_case(quick=quick)
         rows += found
         say(f"{name}: {len(found)} rows in {time.perf_counter() - start:.0f} s")
     return rows
@@ -89,7 +83,7 @@ def main(args: argparse.Namespace) -> int:
     where = environment()
     target.parent.mkdir(exist_ok=True)
     write_csv(target, where, rows)
-    where, rows = read_csv(target)  # as many digits as the file has, or the tables could differ
+    where, rows = read_csv(target)  # the table has the digits of the file
     table = markdown(where, rows)
     write_atomic(target.with_suffix(".md"), table.encode())
     written = [target, target.with_suffix(".md")]

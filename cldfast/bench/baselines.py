@@ -24,8 +24,8 @@ class PublishedSteps:
     sde: gives a, with mass a^-2 and friction 2/a, and beta. check: test the factors for NaN, as
     published code does in every half-step; a graph compiler cannot trace that.
 
-    Where published Euler-Maruyama code lets times in double precision turn the state into float64,
-    this stays in float32, which favours it.
+    Published Euler-Maruyama code lets times in double precision turn the state into float64. Here
+    the state stays in float32, which favours the published code.
 
     Source: Dockhorn, Vahdat, Kreis (2022), algorithm 1 and appendix B.
     """
@@ -82,7 +82,7 @@ class PublishedSteps:
         self, u: torch.Tensor, score: torch.Tensor, t: torch.Tensor, dt: torch.Tensor
     ) -> torch.Tensor:
         """Euler-Maruyama on the reverse SDE: forward drift and diffusion, reversed, per row."""
-        rows = torch.ones(u.shape[0], dtype=u.dtype) * t
+        rows = torch.ones(u.shape[0], dtype=u.dtype, device=u.device) * t
         beta = self.beta(rows).reshape(-1, *([1] * (u.dim() - 1)))
         x, v = torch.chunk(u, 2, dim=1)
         drift_x = self.mass_inv * beta * v
@@ -111,13 +111,14 @@ def published_sample(
 
     net(u, t) returns the velocity score; t is a full (n,) tensor, as published loops make it.
     """
-    times = torch.as_tensor(grid, dtype=torch.float64)
+    times = torch.as_tensor(grid, dtype=torch.float64, device="cpu")
     with torch.no_grad():
-        u = torch.cat((torch.randn(*shape), torch.randn(*shape) / steps.a), dim=1)
+        x, v = (torch.randn(*shape, device="cpu") for _ in range(2))
+        u = torch.cat((x, v / steps.a), dim=1)
         for i in range(len(times) - 1):
             t, dt = times[i], times[i] - times[i + 1]
             u = steps.half_step(u, t, dt / 2)
-            score = net(u, torch.ones(u.shape[0]) * t)
+            score = net(u, torch.ones(u.shape[0], device=u.device) * t)
             u = steps.kick(u, score, t, dt)
             u = steps.half_step(u, t, dt / 2)
         return torch.chunk(u, 2, dim=1)[0]
@@ -136,24 +137,18 @@ class MergedEager:
         n, channels, *rest = like.shape
         half = (n, channels // 2, *rest)
         # Each noise plane is memory of its own, so that the fill and the reads are contiguous.
-        self.noise = [torch.empty(half, dtype=like.dtype) if use else None for use in used]
-        self.scratch = torch.empty(half, dtype=like.dtype)
+        self.noise = [like.new_empty(half) if use else None for use in used]
+        self.scratch = like.new_empty(half)
 
     def __call__(self, u: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Update u in place; output (B, C, ...)."""
-        (xx, xv, xo, *_), (vx, vv, vo, *_) = self.rows
         x, v = u.chunk(2, dim=1)
-        torch.mul(x, vx, out=self.scratch)
-        x.mul_(xx).add_(v, alpha=xv)
-        v.mul_(vv).add_(self.scratch)
-        for plane, gain, into in ((output, xo, x), (output, vo, v)):
-            if gain != 0.0:
-                into.add_(plane, alpha=gain)
-        for j, z in enumerate(self.noise, start=3):
-            if z is None:
-                continue
-            z.normal_()
+        torch.mul(x, self.rows[1][0], out=self.scratch)
+        x.mul_(self.rows[0][0]).add_(v, alpha=self.rows[0][1])
+        v.mul_(self.rows[1][1]).add_(self.scratch)
+        planes = [output, *(None if z is None else z.normal_() for z in self.noise)]
+        for j, plane in enumerate(planes, start=2):
             for row, into in zip(self.rows, (x, v), strict=True):
-                if row[j] != 0.0:
-                    into.add_(z, alpha=row[j])
+                if plane is not None and row[j] != 0.0:
+                    into.add_(plane, alpha=row[j])
         return u

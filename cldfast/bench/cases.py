@@ -3,42 +3,42 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from cldfast.lab.models import MLPScore, UNetScore
 from cldfast.planner.make_plan import make_plan
 from cldfast.process.sde import CLD
+
+Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One size of state.
-
-    name: as on the command line. shape: data shape (n, d) or (n, C, H, W). quick: shape in a quick
-    run. about: what the size stands for.
-    """
+    """One size of state: data shape (n, d) or (n, C, H, W), and that in a quick run."""
 
     name: str
     shape: tuple[int, ...]
     quick: tuple[int, ...]
-    about: str
 
 
 IMAGE, TOY, SMALL_IMAGES, LARGE, WIDE, POINTS = (
     "1x3x256x256", "64x2", "256x3x32x32", "4096x3x32x32", "50000x100", "1000000x2",
 )  # fmt: skip
 
-# The quick sizes keep the kind of each case; LARGE stays well above the second-level caches.
+# The cost of a call decides at TOY; SMALL_IMAGES fit the last-level cache, LARGE is far beyond it,
+# and a quick LARGE is well above the second-level caches.
 CASES: dict[str, Case] = {
     case.name: case
     for case in (
-        Case(IMAGE, (1, 3, 256, 256), (1, 3, 64, 64), "one large image"),
-        Case(TOY, (64, 2), (64, 2), "a toy: the cost of a call"),
-        Case(SMALL_IMAGES, (256, 3, 32, 32), (16, 3, 32, 32), "a batch of small images"),
-        Case(LARGE, (4096, 3, 32, 32), (128, 3, 32, 32), "far beyond every cache"),
-        Case(WIDE, (50_000, 100), (2000, 100), "many vectors"),
-        Case(POINTS, (1_000_000, 2), (100_000, 2), "very many points in the plane"),
+        Case(IMAGE, (1, 3, 256, 256), (1, 3, 64, 64)),
+        Case(TOY, (64, 2), (64, 2)),
+        Case(SMALL_IMAGES, (256, 3, 32, 32), (16, 3, 32, 32)),
+        Case(LARGE, (4096, 3, 32, 32), (128, 3, 32, 32)),
+        Case(WIDE, (50_000, 100), (2000, 100)),
+        Case(POINTS, (1_000_000, 2), (100_000, 2)),
     )
 }
 
@@ -91,11 +91,58 @@ class Inputs:
         generator = torch.Generator().manual_seed(seed)
         n, channels, *rest = shape
         self.shape, self.pairs = shape, math.prod(shape)
-        self.first = torch.randn((n, 2 * channels, *rest), generator=generator)
-        self.output = torch.randn(shape, generator=generator)
+        self.first = torch.randn((n, 2 * channels, *rest), generator=generator, device="cpu")
+        self.output = torch.randn(shape, generator=generator, device="cpu")
         self.u = self.first.clone()
         self.out = torch.empty_like(self.first)
 
     def reset(self) -> None:
         """Put the first state back into `u`."""
         self.u.copy_(self.first)
+
+
+@dataclass(frozen=True, slots=True)
+class RunCase:
+    """Sampling with a network: steps of SSCS on the quadratic grid.
+
+    network: makes the network for a data shape. quick_shape, quick_steps: in a quick run.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    steps: int
+    quick_shape: tuple[int, ...]
+    quick_steps: int
+    network: Callable[[tuple[int, ...]], Network]
+    about: str
+
+
+def _constant(shape: tuple[int, ...]) -> Network:
+    generator = torch.Generator().manual_seed(1)
+    output = torch.randn(shape, generator=generator, device="cpu")
+    return lambda u, t: output
+
+
+def _random(model: MLPScore | UNetScore) -> Network:
+    """An untrained model returns zero; small weights in the last layer make its output random."""
+    torch.nn.init.normal_(model.last.weight, std=0.01)
+    return model.eval()
+
+
+INTEGRATOR, MLP, UNET = "sample-1024x64", "mlp-1024x100", "unet-64x3x32x32"
+RUN_CASES: dict[str, RunCase] = {
+    case.name: case
+    for case in (
+        RunCase(INTEGRATOR, (1024, 64), 50, (1024, 64), 10, _constant, "a free network"),
+        RunCase(
+            MLP, (1024, 100), 50, (256, 100), 10,
+            lambda shape: _random(MLPScore(shape[1], width=512)), "MLP, width 512",
+        ),
+        RunCase(
+            UNET, (64, 3, 32, 32), 20, (4, 3, 32, 32), 2,
+            lambda shape: _random(UNetScore(shape[1])), "U-Net, width 32",
+        ),
+    )
+}  # fmt: skip
+
+STEADY_CASE = "run-1000000x2"

@@ -1,4 +1,4 @@
-"""Everything that is timed on one case, as calls without arguments on shared inputs."""
+"""Everything that is timed: stages as calls without arguments on shared inputs, and whole runs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,12 @@ from typing import Any
 import torch
 
 from cldfast import kernels
-from cldfast.bench.baselines import MergedEager, PublishedSteps
-from cldfast.bench.cases import (
-    COPY,
-    EM,
-    NOISE_FREE,
-    OPERATIONS,
-    RANDN,
-    SSCS,
-    Inputs,
-    stage_time,
-    stage_weights,
-)
+from cldfast.bench import cases
+from cldfast.bench.baselines import MergedEager, PublishedSteps, published_sample
 from cldfast.kernels import NoiseAddress, native
+from cldfast.planner.make_plan import make_plan
 from cldfast.process.sde import CLD
+from cldfast.sampling import run as sampling
 
 # Names in the results; "cldfast <level>" is the compiled kernel, in place as a sampler runs it.
 FUSED, FUSED_OUT = "cldfast", "cldfast to other memory"
@@ -54,45 +46,45 @@ def best_level() -> str:
     return "" if native.core is None else str(native.core.info()["level"])
 
 
-def contestants(inputs: Inputs, compiled: bool = True) -> list[Contestant]:
+def contestants(inputs: cases.Inputs, compiled: bool = True) -> list[Contestant]:
     """All contestants on these inputs.
 
     compiled: also the published steps under `torch.compile`, which takes seconds each.
     """
     found = [*_fused(inputs), *_eager(inputs), *_published(inputs, compiled)]
-    found.append(Contestant(RANDN_LIKE, RANDN, lambda: torch.randn_like(inputs.u)))
-    found.append(Contestant(COPY_CALL, COPY, lambda: inputs.out.copy_(inputs.u)))
+    found.append(Contestant(RANDN_LIKE, cases.RANDN, lambda: torch.randn_like(inputs.u)))
+    found.append(Contestant(COPY_CALL, cases.COPY, lambda: inputs.out.copy_(inputs.u)))
     return found
 
 
-def _fused(inputs: Inputs) -> list[Contestant]:
+def _fused(inputs: cases.Inputs) -> list[Contestant]:
     u, outputs, best = inputs.u, (inputs.output,), best_level()
 
     def fused(operation: str, out: torch.Tensor, level: str = "") -> Callable[[], object]:
         cpu: Any = copy(kernels.get_backend("cpu", "cpu"))
         cpu.level = level
-        return partial(cpu.stage, u, outputs, (), stage_weights(operation), ADDRESS, out=out)
+        return partial(cpu.stage, u, outputs, (), cases.stage_weights(operation), ADDRESS, out=out)
 
     found = [
         Contestant(FUSED, operation, fused(operation, u, level), level)
         for level in levels()
-        for operation in OPERATIONS
+        for operation in cases.OPERATIONS
     ]
     if best:
         found += [
             Contestant(FUSED_OUT, operation, fused(operation, inputs.out), best)
-            for operation in (SSCS, NOISE_FREE)
+            for operation in (cases.SSCS, cases.NOISE_FREE)
         ]
-    public = partial(kernels.stage, u, outputs, weights=stage_weights(SSCS))
-    found.append(Contestant(PUBLIC_OP, SSCS, public, best))
-    found.append(Contestant(PUBLIC_OP_INPLACE, SSCS, partial(public, out=u), best))
+    public = partial(kernels.stage, u, outputs, weights=cases.stage_weights(cases.SSCS))
+    found.append(Contestant(PUBLIC_OP, cases.SSCS, public, best))
+    found.append(Contestant(PUBLIC_OP_INPLACE, cases.SSCS, partial(public, out=u), best))
     return found
 
 
-def _eager(inputs: Inputs) -> list[Contestant]:
+def _eager(inputs: cases.Inputs) -> list[Contestant]:
     found, reference = [], kernels.get_backend("reference", "cpu")
-    for operation in OPERATIONS:
-        weights = stage_weights(operation)
+    for operation in cases.OPERATIONS:
+        weights = cases.stage_weights(operation)
         call = partial(reference.stage, inputs.u, (inputs.output,), (), weights, ADDRESS)
         found.append(Contestant(REFERENCE, operation, call))
         merged = MergedEager(weights, inputs.u)
@@ -100,20 +92,35 @@ def _eager(inputs: Inputs) -> list[Contestant]:
     return found
 
 
-def _published(inputs: Inputs, compiled: bool) -> list[Contestant]:
-    t, dt = (torch.tensor(value, dtype=torch.float64) for value in stage_time())
+def _published(inputs: cases.Inputs, compiled: bool) -> list[Contestant]:
+    t, dt = (torch.tensor(value, dtype=torch.float64, device="cpu") for value in cases.stage_time())
     arguments = (inputs.u, inputs.output, t, dt)
     steps = PublishedSteps(CLD())
     found = [
-        Contestant(PUBLISHED, SSCS, partial(steps.sscs, *arguments)),
-        Contestant(PUBLISHED, EM, partial(steps.em, *arguments)),
+        Contestant(PUBLISHED, cases.SSCS, partial(steps.sscs, *arguments)),
+        Contestant(PUBLISHED, cases.EM, partial(steps.em, *arguments)),
     ]
     if compiled:
-        # Compiled code is kept by code object, and these steps are the same ones in every case:
-        # what other cases left there would count against the limit of recompilations.
+        # PyTorch keeps compiled code by code object, and all cases compile the same steps: the code
+        # of earlier cases would count against the limit of recompilations.
         torch.compiler.reset()
         traced = PublishedSteps(CLD(), check=False)
-        for operation, step in ((SSCS, traced.sscs), (EM, traced.em)):
+        for operation, step in ((cases.SSCS, traced.sscs), (cases.EM, traced.em)):
             fast = torch.compile(step, fullgraph=True, dynamic=False)
             found.append(Contestant(COMPILED, operation, partial(fast, *arguments)))
+    return found
+
+
+def loops(shape: tuple[int, ...], steps: int) -> dict[str, Callable[[cases.Network], object]]:
+    """The sampling loops by contestant: each takes a velocity score and returns samples."""
+    sde = CLD()
+    grid = make_plan(sde, cases.SSCS, steps=steps).grid.tolist()
+    ours = partial(
+        sampling.sample, sde=sde, shape=shape, solver=cases.SSCS, steps=steps, device="cpu"
+    )  # fmt: skip
+    found: dict[str, Callable[[cases.Network], object]] = {}
+    if not kernels.missing_backend("cpu"):
+        found[FUSED] = partial(ours, backend="cpu")
+    found[REFERENCE] = partial(ours, backend="reference")
+    found[PUBLISHED] = partial(published_sample, PublishedSteps(sde), shape=shape, grid=grid)
     return found

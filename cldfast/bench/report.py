@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cldfast.bench import contestants as names
-from cldfast.bench.cases import LARGE, NOISE_FREE, POINTS, RANDN, SSCS, TOY, WIDE
+from cldfast.bench.cases import INTEGRATOR, LARGE, NOISE_FREE, POINTS, RANDN, SSCS, TOY, WIDE
 from cldfast.bench.results import SAMPLING, STAGE, STEADY, Environment, Row
-from cldfast.bench.runs import INTEGRATOR
 
 # The resident set is counted in batches of pages; less than this is nothing.
 _RESIDENT_RESOLUTION = 2**20
@@ -71,17 +70,11 @@ Measure = Callable[[str], float | None]
 def checks(results: Results) -> list[Check]:
     """Each speed target with its verdict: the fused kernel against others in one run.
 
-    The larger thread count counts. Sizes of a quick run are not those of the targets.
+    Verdicts are for the larger thread count. A quick run has sizes that the targets are not for.
     """
 
     def check(
-        what: str,
-        sign: str,
-        bound: float,
-        unit: str,
-        digits: int,
-        measure: Measure,
-        beside: str = "",
+        what: str, sign: str, bound: float, unit: str, digits: int, measure: Measure, more: str = ""
     ) -> Check:
         """The verdict on the core's own level; those of the other levels stand in brackets."""
         target, value = f"{sign} {bound:g}{unit}", measure("")
@@ -90,7 +83,7 @@ def checks(results: Results) -> list[Check]:
         levels = [level for level in reversed(results.levels) if level != results.where.simd]
         others = [(level, measure(level)) for level in levels]
         shown = ", ".join(f"{level} {v:.{digits}f}{unit}" for level, v in others if v is not None)
-        text = f"{value:.{digits}f}{unit}" + (f" ({shown})" if shown else "") + beside
+        text = f"{value:.{digits}f}{unit}" + (f" ({shown})" if shown else "") + more
         return Check(what, target, text, _SIGNS[sign](value, bound))
 
     def times_faster(contestant: str, operation: str) -> Measure:
@@ -183,8 +176,8 @@ def summary(results: Results) -> str:
     if results.quick:
         lines.append("  a quick run: sizes are smaller than those that the targets are for")
     words = {True: "met", False: "NOT MET", None: "-"}
-    for check in checks(results):
-        lines.append(
-            f"  {words[check.met]:8}{check.what}: {check.measured} (target {check.target})"
-        )
+    lines += [
+        f"  {words[check.met]:8}{check.what}: {check.measured} (target {check.target})"
+        for check in checks(results)
+    ]
     return "\n".join(lines)

@@ -13,13 +13,10 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from cldfast.bench.contestants import best_level
 from cldfast.bench.timing import Timing
 from cldfast.files import write_atomic
-from cldfast.version import __version__
+from cldfast.info import versions
 
 STAGE, SAMPLING, STEADY = "stage", "sampling", "steady"
 
@@ -104,15 +101,13 @@ _DIGITS = 5
 
 def environment() -> Environment:
     """This machine and these versions."""
+    found = versions()
     return Environment(
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         device=processor(),
         cores=_cores(),
         simd=best_level() or "none",
-        python=platform.python_version(),
-        torch=torch.__version__,
-        numpy=np.__version__,
-        cldfast=__version__,
+        **{name: str(found[name]) for name in ("python", "torch", "numpy", "cldfast")},
     )
 
 

@@ -1,26 +1,29 @@
-"""The tables of the README, made from the rows of one run."""
+"""The tables of the README and their picture, made from the rows of one run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
+
+from cldfast.bench import cases
 from cldfast.bench import contestants as names
-from cldfast.bench.cases import CASES, COPY, EM, LARGE, NOISE_FREE, RANDN, SSCS, TOY
 from cldfast.bench.report import Results
 from cldfast.bench.results import Environment, Row
-from cldfast.bench.runs import RUN_CASES
+from cldfast.lab import plots
 
 # Title, contestant and operation of each column of the table of stages.
 COLUMNS: tuple[tuple[str, str, str], ...] = (
-    ("cldfast, noisy", names.FUSED, SSCS),
-    ("velocity noise", names.FUSED, EM),
-    ("no noise", names.FUSED, NOISE_FREE),
-    ("`copy_`", names.COPY_CALL, COPY),
-    ("`randn_like`", names.RANDN_LIKE, RANDN),
-    ("merged, eager", names.MERGED, SSCS),
-    ("published SSCS", names.PUBLISHED, SSCS),
-    ("+ `torch.compile`", names.COMPILED, SSCS),
-    ("reference", names.REFERENCE, SSCS),
+    ("cldfast, noisy", names.FUSED, cases.SSCS),
+    ("velocity noise", names.FUSED, cases.EM),
+    ("no noise", names.FUSED, cases.NOISE_FREE),
+    ("`copy_`", names.COPY_CALL, cases.COPY),
+    ("`randn_like`", names.RANDN_LIKE, cases.RANDN),
+    ("merged, eager", names.MERGED, cases.SSCS),
+    ("published SSCS", names.PUBLISHED, cases.SSCS),
+    ("+ `torch.compile`", names.COMPILED, cases.SSCS),
+    ("reference", names.REFERENCE, cases.SSCS),
 )
 
 
@@ -60,7 +63,7 @@ def _cost(row: Row | None) -> str:
 
 def _stage_table(results: Results) -> str:
     lines = []
-    for case in CASES:
+    for case in cases.CASES:
         found = [results.stage(case, contestant, op) for _, contestant, op in COLUMNS]
         present = [row for row in found if row is not None]
         if present:
@@ -71,8 +74,8 @@ def _stage_table(results: Results) -> str:
 def _level_table(results: Results) -> str:
     lines = []
     for level in reversed(results.levels):
-        found = [results.fused(LARGE, op, level) for op in (SSCS, EM, NOISE_FREE)]
-        one = results.stage(LARGE, names.FUSED, SSCS, results.fewest, level)
+        found = [results.fused(cases.LARGE, op, level) for op in cases.OPERATIONS]
+        one = results.stage(cases.LARGE, names.FUSED, cases.SSCS, results.fewest, level)
         if any(row is not None for row in found):
             lines.append([level, *map(_cost, (*found, one))])
     header = ["SIMD level, largest case", "noisy", "velocity noise", "no noise"]
@@ -81,7 +84,7 @@ def _level_table(results: Results) -> str:
 
 def _run_table(results: Results) -> str:
     lines = []
-    for case in RUN_CASES.values():
+    for case in cases.RUN_CASES.values():
         for contestant in (names.FUSED, names.REFERENCE, names.PUBLISHED):
             row = results.run(case.name, contestant)
             if row is None or row.integrator_seconds is None:
@@ -104,7 +107,7 @@ def _notes(results: Results) -> str:
     """Memory of the largest case and the cost of a call, as sentences."""
     sentences = []
     contestants = (names.FUSED, names.MERGED, names.PUBLISHED, names.REFERENCE)
-    found = [(name, results.stage(LARGE, name, SSCS)) for name in contestants]
+    found = [(name, results.stage(cases.LARGE, name, cases.SSCS)) for name in contestants]
     taken = [
         f"{name} {row.allocated_bytes / 2**20:,.0f} MiB"
         for name, row in found
@@ -115,7 +118,7 @@ def _notes(results: Results) -> str:
             f"Memory taken during a noisy stage of the largest case: {', '.join(taken)}."
         )
     call, published = (
-        results.stage(TOY, name, SSCS) for name in (names.PUBLIC_OP, names.PUBLISHED)
+        results.stage(cases.TOY, name, cases.SSCS) for name in (names.PUBLIC_OP, names.PUBLISHED)
     )
     if call is not None and published is not None:
         sentences.append(
@@ -123,6 +126,45 @@ def _notes(results: Results) -> str:
             f"published step {published.seconds * 1e6:.0f} us."
         )
     return " ".join(sentences)
+
+
+def bandwidth(where: Environment, rows: Sequence[Row], path: Path) -> None:
+    """Draw GB/s of a stage (each input read once, each output written once) for every case.
+
+    path: file to write; its directory must exist. Raises ValueError where no stage was measured,
+    ImportError where matplotlib is missing.
+    """
+    results = Results(where, rows)
+    found = {case: results.stage(case, names.COPY_CALL, cases.COPY) for case in cases.CASES}
+    copies = {case: row for case, row in found.items() if row is not None}
+    if not copies:
+        raise ValueError("rows: expected at least one stage case")
+    figure = plots.new_figure(9.0, 5.2)
+    axes = figure.add_subplot()
+    at = np.arange(len(copies))
+    ceilings = [row.gb_per_s for row in copies.values()]
+    axes.hlines(
+        ceilings, at - 0.42, at + 0.42, color="0.25", linewidth=2.2, label="copy_ (ceiling)"
+    )
+    series = [column[1:] for column in COLUMNS if column[2] in cases.OPERATIONS]
+    for index, (contestant, operation) in enumerate(series):
+        stages = [results.stage(case, contestant, operation) for case in copies]
+        if any(stages):
+            axes.plot(
+                at + 0.08 * (index - len(series) // 2),
+                [np.nan if row is None else row.gb_per_s for row in stages],
+                linestyle="none", marker=plots.MARKERS[index], color=plots.COLOURS[index],
+                label=f"{contestant}, {operation}",
+            )  # fmt: skip
+    axes.set_yscale("log")
+    # In one line, neighbouring labels would touch.
+    axes.set_xticks(at, [row.shape.replace("x", "\nx ", 1) for row in copies.values()])
+    once = "GB/s, each input read once, each output written once"
+    title = f"One sampler stage: {where.device}, {where.simd}, {results.threads} threads"
+    axes.set(xlabel="batch x shape", ylabel=once, title=title)
+    axes.grid(axis="y", alpha=0.25, linewidth=0.6)
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    plots.save(figure, path)
 
 
 def with_table(text: str, content: str, name: str = "speed") -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
+
+from cldfast.planner.stage import Stage
 
 
 class Draws:
@@ -14,8 +17,8 @@ class Draws:
         same order, so that a seed gives what it gives in the codebase.
     """
 
-    def __init__(self, recorded: Iterable[torch.Tensor] | None = None) -> None:
-        self._recorded: Iterator[torch.Tensor] | None = None if recorded is None else iter(recorded)
+    def __init__(self, recorded: Iterable[torch.Tensor | None] | None = None) -> None:
+        self._recorded = None if recorded is None else iter(recorded)
         self._taken = 0
 
     def normal(
@@ -39,16 +42,23 @@ class Draws:
 
 
 class StageNoise(Sequence[torch.Tensor | None]):
-    """The normals of each stage of a run, made when the stage asks for them, in order.
+    """The normals of the stages of a run, made one by one when `cldfast.run` asks for them.
 
-    stages: their number. make: `make(index)`, the normals of a stage, None where it takes none.
+    make: `make(index)`, the normals of a stage; not called for stages without noise.
     """
 
-    def __init__(self, stages: int, make: Callable[[int], torch.Tensor | None]) -> None:
-        self._stages, self._make = stages, make
+    def __init__(self, stages: Sequence[Stage], make: Callable[[int], torch.Tensor]) -> None:
+        self._noisy = [bool(np.any(stage.L)) for stage in stages]
+        self._make = make
 
     def __len__(self) -> int:
-        return self._stages
+        return len(self._noisy)
 
     def __getitem__(self, index: int) -> torch.Tensor | None:  # type: ignore[override]
-        return self._make(index)
+        return self._make(index) if self._noisy[index] else None
+
+
+def widened(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of the states of data (B, d) or (B, C, H, W)."""
+    rows, channels, *rest = shape
+    return (rows, 2 * channels, *rest)

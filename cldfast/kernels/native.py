@@ -9,14 +9,14 @@ cuda: Any = None
 core_missing = cuda_missing = ""
 
 try:
-    from cldfast import _core
+    from cldfast import _core  # type: ignore[attr-defined]
 
     core = _core
 except ImportError as error:
     core_missing = str(error)
 
 try:
-    from cldfast import _cuda
+    from cldfast import _cuda  # type: ignore[attr-defined]
 
     cuda = _cuda
 except ImportError as error:

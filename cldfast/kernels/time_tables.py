@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from numpy.polynomial import chebyshev
 
+from cldfast.kernels.limits import MOST_COLUMNS
+
 # Down to end 2^-34 = 6e-11 end; a table of fewer than the second, end/4096, is not worth having.
 OCTAVES, _FEWEST_OCTAVES = 34, 12
 # Coefficients of a panel. A power law's singularity, at 0, lies 2^(bits+1) + 1 half-widths from the
@@ -41,8 +43,6 @@ _MOST_PANELS = 2048
 _VECTOR = 8
 # The bits of 1.0.
 _ONE_BITS = 0x3FF << 52
-# Bits of a mask of columns, more than kernels take.
-_MOST_COLUMNS = 64
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -73,7 +73,7 @@ class Table:
         """Bit j: column j of the matrices is not 0 at all times."""
         entries = self.coefficients[:, :, : self.rows * self.columns].any(0).any(0)
         columns = entries.reshape(self.rows, self.columns).any(0)
-        return sum(1 << j for j, some in enumerate(columns[:_MOST_COLUMNS].tolist()) if some)
+        return sum(1 << j for j, some in enumerate(columns[:MOST_COLUMNS].tolist()) if some)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "native": {}}

@@ -1,6 +1,6 @@
 """Data sets with known laws, Gaussian mixtures with their exact score, and real handwritten digits.
 
-Every data set has ``dim`` and ``sample(n, seed)``. The grid of 25 Gaussians, the diamonds and the
+Every data set has `dim` and `sample(n, seed)`. The grid of 25 Gaussians, the diamonds and the
 two points are `GaussianMixture` objects, so their exact phase-space score is known at every time.
 """
 
@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from cldfast.extras import extra_module
-from cldfast.lab.mixture import GaussianMixture, check_sample_count
+from cldfast.lab.mixture import GaussianMixture, sample_generator
 
+# Generators of a seed live on the CPU, so data are made there, whatever PyTorch's default device.
+_HOST: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 DATASETS = ("funnel", "gaussians25", "diamonds", "swiss_roll", "two_points", "digits")
 
 
@@ -29,6 +31,9 @@ class Dataset(Protocol):
     def sample(self, n: int, seed: int = 0) -> Tensor: ...
 
 
+Maker = Callable[..., Dataset]
+
+
 def make_data(name: str, dim: int | None = None) -> Dataset:
     """Build a data set by name.
 
@@ -39,17 +44,17 @@ def make_data(name: str, dim: int | None = None) -> Dataset:
     Raises ValueError for an unknown name or a dimension that the data set does not come in,
     ImportError for "digits" without scikit-learn.
     """
-    of_any_dim: dict[str, Callable[..., Dataset]] = {
-        "funnel": Funnel, "gaussians25": gaussians25, "two_points": two_points
-    }  # fmt: skip
-    of_one_dim: dict[str, Callable[[], Dataset]] = {
-        "diamonds": diamonds, "swiss_roll": SwissRoll, "digits": Digits
-    }  # fmt: skip
-    if name in of_any_dim:
-        return of_any_dim[name](*(() if dim is None else (dim,)))
-    if name not in of_one_dim:
+    free: dict[str, Maker] = {
+        "funnel": Funnel,
+        "gaussians25": gaussians25,
+        "two_points": two_points,
+    }
+    fixed: dict[str, Maker] = {"diamonds": diamonds, "swiss_roll": SwissRoll, "digits": Digits}
+    if name in free:
+        return free[name]() if dim is None else free[name](dim)
+    if name not in fixed:
         raise ValueError(f"unknown data set {name!r}; expected one of {', '.join(DATASETS)}")
-    made = of_one_dim[name]()
+    made = fixed[name]()
     if dim not in (None, made.dim):
         raise ValueError(f"data set {name!r} has dimension {made.dim}, got dim={dim}")
     return made
@@ -73,9 +78,7 @@ class Funnel:
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw (n, dim) float32; same seed, same data."""
-        x = torch.randn(
-            check_sample_count(n), self.dim, generator=_generator(seed), dtype=torch.float64
-        )
+        x = torch.randn(n, self.dim, generator=sample_generator(n, seed), **_HOST)
         x[:, 1:] *= torch.exp(x[:, :1] / 2)
         return x.float()
 
@@ -97,13 +100,13 @@ class SwissRoll:
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw (n, 2) float32; same seed, same data."""
-        generator = _generator(seed)
-        radius = torch.rand(check_sample_count(n), generator=generator, dtype=torch.float64)
+        generator = sample_generator(n, seed)
+        radius = torch.rand(n, generator=generator, **_HOST)
         radius = math.pi * (1.5 + 3.0 * radius)
         roll = radius[:, None] * torch.stack([radius.cos(), radius.sin()], dim=1)
-        noise = torch.randn(n, 2, generator=generator, dtype=torch.float64)
-        corners = torch.tensor([[0, 0], [1, 1], [1, -1], [-1, -1], [-1, 1]], dtype=torch.float64)
-        copy = torch.randint(len(corners), (n,), generator=generator)
+        noise = torch.randn(n, 2, generator=generator, **_HOST)
+        corners = torch.tensor([[0, 0], [1, 1], [1, -1], [-1, -1], [-1, 1]], **_HOST)
+        copy = torch.randint(len(corners), (n,), generator=generator, device="cpu")
         return (self.SCALE * roll + self.NOISE * noise + self.OFFSET * corners[copy]).float()
 
 
@@ -115,12 +118,12 @@ def gaussians25(dim: int = 2) -> GaussianMixture:
     Source: Strasman, Surendran et al. (2025).
     """
     _check_dim(dim, 2, "gaussians25")
-    means = torch.zeros(25, dim, dtype=torch.float64)
-    axis = torch.arange(-2, 3, dtype=torch.float64)
+    means = torch.zeros(25, dim, **_HOST)
+    axis = torch.arange(-2, 3, **_HOST)
     means[:, :2] = torch.cartesian_prod(axis, axis)
-    variances = torch.full((25, dim), 0.1, dtype=torch.float64)
+    variances = torch.full((25, dim), 0.1, **_HOST)
     variances[:, :2] = 0.01
-    return GaussianMixture(torch.ones(25), means, variances)
+    return GaussianMixture(torch.ones(25, device="cpu"), means, variances)
 
 
 def diamonds() -> GaussianMixture:
@@ -128,10 +131,12 @@ def diamonds() -> GaussianMixture:
 
     Source: the toy data of Dockhorn, Vahdat and Kreis (2022).
     """
-    axis = torch.tensor([-0.5, 0.0, 0.5], dtype=torch.float64)
-    turn = torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=torch.float64) / math.sqrt(2.0)
+    axis = torch.tensor([-0.5, 0.0, 0.5], **_HOST)
+    turn = torch.tensor([[1.0, -1.0], [1.0, 1.0]], **_HOST) / math.sqrt(2.0)
     means = torch.cartesian_prod(axis, axis) @ turn
-    return GaussianMixture(torch.ones(9), means, torch.full((9, 2), 0.04**2))
+    return GaussianMixture(
+        torch.ones(9, device="cpu"), means, torch.full((9, 2), 0.04**2, device="cpu")
+    )
 
 
 def two_points(dim: int = 1) -> GaussianMixture:
@@ -140,9 +145,9 @@ def two_points(dim: int = 1) -> GaussianMixture:
     ValueError for a dim below 1.
     """
     _check_dim(dim, 1, "two_points")
-    means = torch.ones(2, dim, dtype=torch.float64)
+    means = torch.ones(2, dim, **_HOST)
     means[1] = -1.0
-    return GaussianMixture(torch.ones(2), means, torch.zeros(2, dim))
+    return GaussianMixture(torch.ones(2, device="cpu"), means, torch.zeros(2, dim, device="cpu"))
 
 
 class Digits:
@@ -169,11 +174,11 @@ class Digits:
         bunch = extra_module("sklearn.datasets", "the digits need scikit-learn").load_digits()
         images = torch.from_numpy(bunch.images).float()[:, None] * (2.0 / self.LEVELS) - 1.0
         labels = torch.from_numpy(bunch.target).long()
-        generator = _generator(seed)
+        generator = torch.Generator().manual_seed(seed)
         train, test = [], []
         for digit in labels.unique():
             rows = torch.nonzero(labels == digit)[:, 0]
-            rows = rows[torch.randperm(len(rows), generator=generator)]
+            rows = rows[torch.randperm(len(rows), generator=generator, device="cpu")]
             held_out = round(test_fraction * len(rows))
             if not 0 < held_out < len(rows):
                 raise ValueError(
@@ -182,16 +187,15 @@ class Digits:
                 )
             test.append(rows[:held_out])
             train.append(rows[held_out:])
-        # Sorted, so that neither side is in the order of its labels.
+        # Sorting mixes the labels, which the loop has put in order.
         train_rows, test_rows = torch.cat(train).sort().values, torch.cat(test).sort().values
         self.train_x, self.train_y = images[train_rows], labels[train_rows]
         self.test_x, self.test_y = images[test_rows], labels[test_rows]
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw (n, 1, 8, 8) training images with replacement; same seed, same data."""
-        rows = torch.randint(
-            len(self.train_x), (check_sample_count(n),), generator=_generator(seed)
-        )
+        generator = sample_generator(n, seed)
+        rows = torch.randint(len(self.train_x), (n,), generator=generator, device="cpu")
         return self.train_x[rows]
 
     @classmethod
@@ -201,15 +205,6 @@ class Digits:
         return pixels.round().clamp(0, cls.LEVELS).to(torch.uint8)
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1], any shape, to grey levels 0, ..., 255 (uint8), rounded and clipped."""
-    return ((images.double() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
 def _check_dim(dim: int, least: int, name: str) -> None:
     if dim < least:
         raise ValueError(f"{name}: expected dim >= {least}, got {dim}")
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

@@ -153,17 +153,18 @@ def _factor(cov: Any, dim: int, name: str) -> Points:
 
 
 def _pair(x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> tuple[Points, Points]:
-    a, b = (_rows(value, name) for value, name in zip((x, y), names, strict=True))
+    rows = []
+    for value, name in zip((x, y), names, strict=True):
+        array = as_float64(value, name)
+        if array.ndim < 2 or array.size == 0:
+            raise ValueError(
+                f"{name}: expected a non-empty (n, d) or images, got shape {array.shape}"
+            )
+        rows.append(array.reshape(len(array), -1))
+    a, b = rows
     if a.shape[1] != b.shape[1]:
         raise ValueError(
             f"{names[0]} and {names[1]}: expected the same number of coordinates, "
             f"got {a.shape[1]} and {b.shape[1]}"
         )
     return a, b
-
-
-def _rows(value: Any, name: str) -> Points:
-    array = as_float64(value, name)
-    if array.ndim < 2 or array.size == 0:
-        raise ValueError(f"{name}: expected a non-empty (n, d) or images, got shape {array.shape}")
-    return array.reshape(len(array), -1)

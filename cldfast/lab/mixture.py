@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cldfast.planner.parameterization import FULL_MAPS, check_parameterization, score_map
+
 # Rows are worked through in blocks of at most this many (row, component, coordinate) entries, so
 # that a large batch against many components stays near 32 MiB per temporary.
 _BLOCK_ENTRIES = 1 << 22
@@ -83,11 +85,9 @@ class GaussianMixture:
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw (n, d) float32; same seed, same data."""
-        generator = torch.Generator().manual_seed(seed)
-        label = torch.multinomial(
-            self.weights, check_sample_count(n), replacement=True, generator=generator
-        )
-        noise = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
+        generator = sample_generator(n, seed)
+        label = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.dim, generator=generator, dtype=torch.float64, device="cpu")
         noise *= self._variances[label].sqrt()
         if self._basis is not None:
             for k, basis in enumerate(self._basis):
@@ -133,22 +133,16 @@ class GaussianMixture:
         """Exact E[x_0 | u_t = u], shape (B, d) or (B, C, H, W); arguments as for `score`."""
         return self._by_time(u, t, sde, "x0")
 
-    def network(
-        self, sde: Any, parameterization: str = "score"
-    ) -> Callable[[Tensor, Tensor], Tensor]:
+    def network(self, sde: Any, parameterization: str = "score") -> Callable[..., Tensor]:
         """A perfect network net(u, t) for this data, in the calling convention of the samplers.
 
-        sde: as for `score`. parameterization: "score" (velocity score, d rows), "full_score" (2d)
-        or "x0" (d); ValueError for another.
+        sde: as for `score`. parameterization: what it returns, as `cldfast.make_plan` names it;
+        ValueError for an unknown name.
 
         Where all rows share t (`t.stride(0) == 0` or B = 1) a call is one evaluation, otherwise one
         for each different time. It reads t on the host.
         """
-        known = ("score", "full_score", "x0")
-        if parameterization not in known:
-            raise ValueError(
-                f"unknown parameterization {parameterization!r}; expected one of {known}"
-            )
+        check_parameterization(parameterization)
 
         def net(u: Tensor, t: Tensor) -> Tensor:
             if not isinstance(t, Tensor) or t.shape != (u.shape[0],):
@@ -165,7 +159,7 @@ class GaussianMixture:
             raise ValueError(
                 f"u: expected x half then v half along dimension 1, got {tuple(shape)}"
             )
-        if what != "full_score":
+        if what not in FULL_MAPS:
             shape[1] //= 2
         if not isinstance(t, Tensor) or t.ndim == 0:
             rows = self._at_time(flat, float(t), sde, what)
@@ -184,7 +178,7 @@ class GaussianMixture:
         return rows.to(u.dtype).reshape(shape)
 
     def _at_time(self, u: Tensor, t: float, sde: Any, what: str) -> Tensor:
-        """Rows of `what` for float64 rows u (B, 2d) that share one time."""
+        """Rows of a parameterisation for float64 rows u (B, 2d) that share one time."""
         a, q, kappa, s2 = sufficient_statistic(sde.marginal(t, objective="hsm"), t)
         self._check_density(s2, f"score at t={t:g}")
         x, v = u.chunk(2, dim=1)
@@ -194,9 +188,19 @@ class GaussianMixture:
         pull = self._rowwise(y, lambda rows: self._blurred_pull(rows, s2))
         w = (q[0] * x + q[1] * v) / kappa
         velocity = -a[1] * pull - q[1] * w
-        return (
-            velocity if what == "score" else torch.cat([-a[0] * pull - q[0] * w, velocity], dim=1)
-        )
+        if what == "score":
+            return velocity
+        score = [-a[0] * pull - q[0] * w, velocity]
+        if what == "full_score":
+            return torch.cat(score, dim=1)
+        # `score_map` gives the score from output and state; here the output is asked for.
+        to_score = score_map(sde, np.array([t]), what)
+        gain, shift = torch.from_numpy(to_score.from_output[0]), to_score.from_state[0].tolist()
+        rows = [s - on_x * x - on_v * v for s, (on_x, on_v) in zip(score, shift, strict=True)]
+        if to_score.planes == 1:
+            return rows[1] / float(gain[1, 0])
+        back = torch.linalg.inv(gain).tolist()
+        return torch.cat([on_x * rows[0] + on_v * rows[1] for on_x, on_v in back], dim=1)
 
     def _components(self, y: Tensor, s2: float) -> tuple[Tensor, Tensor]:
         """Log weighted densities (b, K) less 2 pi, and precision times y - mean, in eigenbases."""
@@ -250,7 +254,7 @@ def sufficient_statistic(
     """The numbers a, q, kappa and s2 of `GaussianMixture` for a marginal with `mean` and `cov`."""
     m_x, m_v = (float(entry) for entry in marginal.mean)
     (xx, xv), (_, vv) = np.asarray(marginal.cov, dtype=np.float64).tolist()
-    # An SDE that knows its determinant knows it better than the difference of products does.
+    # The determinant that a marginal brings is more accurate than the difference of products.
     det = float(getattr(marginal, "det", xx * vv - xv * xv))
     kappa = m_v * m_v * xx - 2.0 * m_x * m_v * xv + m_x * m_x * vv
     if not (math.isfinite(kappa) and kappa > 0):
@@ -259,15 +263,15 @@ def sufficient_statistic(
     return a, (-m_v, m_x), kappa, max(det, 0.0) / kappa
 
 
-def check_sample_count(n: int) -> int:
-    """The number of samples asked for; ValueError below 1."""
+def sample_generator(n: int, seed: int) -> torch.Generator:
+    """A generator for drawing n samples; ValueError for n below 1."""
     if n < 1:
         raise ValueError(f"n: expected at least 1 sample, got {n}")
-    return n
+    return torch.Generator().manual_seed(seed)
 
 
 def _float64(value: Any, name: str) -> Tensor:
-    tensor = torch.as_tensor(value).detach().to("cpu", torch.float64, copy=True)
+    tensor = torch.as_tensor(value, device="cpu").detach().to(torch.float64, copy=True)
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name}: expected finite numbers")
     return tensor

@@ -15,7 +15,6 @@ import torch
 
 from cldfast.lab.metrics import sliced_w2
 from cldfast.lab.mixture import GaussianMixture
-from cldfast.planner.parameterization import score_map
 from cldfast.planner.plan import Plan
 from cldfast.sampling.run import initial_state, run
 
@@ -65,7 +64,7 @@ def mixture_error(
         raise ValueError(
             f"expected at least 2 samples and 2 different seeds, got {samples} and {list(seeds)}"
         )
-    net = mixture_network(plan, mixture)
+    net = mixture.network(plan.sde, plan.parameterization)
     errors, floors = [], []
     for seed in seeds:
         u = initial_state(plan.sde, (samples, mixture.dim), seed=seed, dtype=dtype)
@@ -74,30 +73,6 @@ def mixture_error(
         errors.append(float(metric(x, exact.to(dtype))))
         floors.append(float(metric(other.to(dtype), exact.to(dtype))))
     return MixtureError(interval(errors, confidence), interval(floors, confidence))
-
-
-def mixture_network(
-    plan: Plan, mixture: GaussianMixture
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """`net(u, t)` for a mixture's exact score, in the parameterisation that the plan reads."""
-
-    def net(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        time = float(t[0])
-        score = mixture.score(u.double(), time, plan.sde)
-        to_score = score_map(plan.sde, np.array([time]), plan.parameterization)
-        gain, shift = torch.from_numpy(to_score.from_output[0]), to_score.from_state[0].tolist()
-        x, v = u.double().chunk(2, dim=1)
-        rows = [
-            part - shift[i][0] * x - shift[i][1] * v for i, part in enumerate(score.chunk(2, dim=1))
-        ]
-        if to_score.planes == 1:
-            output = [rows[1] / float(gain[1, 0])]
-        else:
-            back = torch.linalg.inv(gain).tolist()
-            output = [back[i][0] * rows[0] + back[i][1] * rows[1] for i in range(2)]
-        return torch.cat(output, dim=1).to(u.dtype)
-
-    return net
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
@@ -117,8 +92,8 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
 def _exact_sample(plan: Plan, mixture: GaussianMixture, n: int, seed: int) -> torch.Tensor:
     """x (n, d) of the forward process at the plan's last time, float64."""
     x = mixture.sample(n, seed=seed).double()
-    kernel = plan.sde.marginal(plan.stages[-1].t_next)
-    # Not the generator that the mixture has drawn from with this seed.
+    marginal = plan.sde.marginal(plan.stages[-1].t_next)
+    # Another seed than that of the mixture's own draws.
     generator = torch.Generator().manual_seed(seed + 2**32)
-    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    return float(kernel.mean[0]) * x + math.sqrt(float(kernel.cov[0, 0])) * noise
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu")
+    return float(marginal.mean[0]) * x + math.sqrt(float(marginal.cov[0, 0])) * noise

@@ -25,8 +25,8 @@ _DPI = 150
 # Beyond this many points a scatter plot only gets slower and darker.
 _SCATTER_LIMIT = 20_000
 
-# Colours that stay apart in common kinds of colour blindness (Okabe and Ito 2008), each with its
-# own marker so that the lines are told apart in print as well.
+# Colours that stay apart in common kinds of colour blindness (Okabe and Ito 2008). Each has a
+# marker of its own, so that lines can be told apart in print too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv<>"
 
@@ -84,9 +84,7 @@ def scatter(samples: Any, reference: Any, path: PathLike) -> None:
         axes.scatter(*shown.T, s=size, c=COLOURS[index], linewidths=0, alpha=0.6, rasterized=True)
         axes.set_xlim(low[0] - margin[0], high[0] + margin[0])
         axes.set_ylim(low[1] - margin[1], high[1] + margin[1])
-        axes.set_title(f"{name} ({len(shown):,})")
-        axes.set_xlabel("$x_1$")
-        axes.set_ylabel("$x_2$")
+        axes.set(title=f"{name} ({len(shown):,})", xlabel="$x_1$", ylabel="$x_2$")
     save(figure, path)
 
 
@@ -94,18 +92,13 @@ def quality_curve(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     floor: float | None,
     path: PathLike,
-    *,
-    floor_label: str = "train to test",
-    ylabel: str = "sliced $W_2$ to the test set",
     title: str = "",
-    ceiling: float | None = None,
 ) -> None:
     """Draw a distance against network evaluations, one line a sampler, both axes logarithmic.
 
     series: name to (evaluations, values), both positive and of one length; a run that diverged
         (non-finite value) leaves a gap in the line and is counted in its label.
-    floor: distance that no sampler is expected to pass, drawn dashed, and its name; None: no line.
-    ceiling: top of the value axis; None: as far as the values go.
+    floor: distance of the training set to the test set, drawn dashed; None: no line.
     """
     if not series:
         raise ValueError("series: expected at least one")
@@ -126,28 +119,25 @@ def quality_curve(
         kept = np.isfinite(w)
         lost = int((~kept).sum())
         label = f"{name} ({lost} diverged)" if lost else name
-        style = {
-            "color": COLOURS[index % len(COLOURS)],
-            "marker": MARKERS[index % len(MARKERS)],
-        }
-        axes.plot(n, np.where(kept, w, np.nan), label=label, markersize=5, linewidth=1.6, **style)
+        look = index % len(COLOURS)
+        axes.plot(
+            n, np.where(kept, w, np.nan), label=label, markersize=5, linewidth=1.6,
+            color=COLOURS[look], marker=MARKERS[look],
+        )  # fmt: skip
         ticks.update(n.tolist())
         drawn += int(kept.sum())
     axes.set_xscale("log")
     if floor is not None:
         axes.axhline(floor, color="0.35", linestyle="--", linewidth=1.2)
-        axes.plot([], [], color="0.35", linestyle="--", label=f"{floor_label}: {floor:.3g}")
-    if ceiling is not None:
-        axes.set_ylim(top=ceiling)
+        axes.plot([], [], color="0.35", linestyle="--", label=f"train to test: {floor:.3g}")
     axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
-    # Where every run diverged there is nothing to spread a logarithmic axis over.
+    # A logarithmic axis needs a value, and there is none where every run diverged.
     if drawn:
         axes.set_yscale("log")
         _decimal_ticks(axes)
     axes.minorticks_off()
-    axes.set_xlabel("network evaluations")
-    axes.set_ylabel(ylabel)
-    axes.set_title(title)
+    distance = "sliced $W_2$ to the test set"
+    axes.set(xlabel="network evaluations", ylabel=distance, title=title)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False)
     save(figure, path)
@@ -176,8 +166,7 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float], path: PathLike) 
     if (loss > 0).all():
         axes.set_yscale("log")
         _decimal_ticks(axes)
-    axes.set_xlabel("training step")
-    axes.set_ylabel("loss")
+    axes.set(xlabel="training step", ylabel="loss")
     axes.grid(alpha=0.25, linewidth=0.6)
     save(figure, path)
 

@@ -18,6 +18,7 @@ import torch
 
 from cldfast.caller import caller_level
 from cldfast.kernels import Backend, NoiseAddress
+from cldfast.kernels.limits import LAUNCH_OUTPUTS
 from cldfast.planner.plan import Plan
 from cldfast.planner.stage import Stage
 from cldfast.sampling.steps import stage_times
@@ -26,8 +27,6 @@ Evaluate = Callable[[Stage, torch.Tensor, torch.Tensor], Sequence[torch.Tensor]]
 Body = Callable[[], None]
 # Turns a step into something that repeats it; CaptureError where that cannot be.
 Recorder = Callable[[Body], Body]
-# The kernels' launches hold so many output planes; a stage with more is no single pass.
-_MOST_OUTPUTS = 4
 
 
 class GraphWarning(UserWarning):
@@ -178,7 +177,7 @@ def obstacle(plan: Plan, u: torch.Tensor, backend: Backend, refused: dict[str, b
     if given:
         return f"{' and '.join(given)} need the host between steps"
     sizes = {stage.history_planes for stage in plan.stages} - {0}
-    if len(sizes) > 1 or 2 + max(sizes, default=0) > _MOST_OUTPUTS:
+    if len(sizes) > 1 or 2 + max(sizes, default=0) > LAUNCH_OUTPUTS:
         return f"the solver keeps history rows of {sorted(sizes)} planes"
     return ""
 

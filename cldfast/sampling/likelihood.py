@@ -200,7 +200,7 @@ def _planes(block: np.ndarray, u: torch.Tensor) -> torch.Tensor:
     """`block @ u` over the planes of u, (B, q C, ...) to (B, r C, ...)."""
     planes = u.chunk(block.shape[1], dim=1)
     rows = [sum(float(a) * p for a, p in zip(row, planes, strict=True)) for row in block]
-    return torch.cat([torch.as_tensor(row) for row in rows], dim=1)
+    return torch.cat([torch.as_tensor(row, device=u.device) for row in rows], dim=1)
 
 
 def _log_prior(sde: LinearPhaseSDE, u: torch.Tensor) -> torch.Tensor:

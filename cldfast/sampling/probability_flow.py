@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from cldfast import kernels
+from cldfast.extras import extra_module
 from cldfast.network import Network, device_of
 from cldfast.planner.parameterization import check_parameterization, score_map
 from cldfast.process.sde import LinearPhaseSDE
@@ -88,12 +89,7 @@ def solve(
     for name, value in (("rtol", rtol), ("atol", atol)):
         if not (math.isfinite(value) and value > 0.0):
             raise ValueError(f"{name} must be finite and > 0, got {value}")
-    try:
-        from torchdiffeq import odeint
-    except ImportError as error:
-        raise ImportError(
-            "adaptive ODE solving needs torchdiffeq: pip install 'cldfast[ode]'"
-        ) from error
+    odeint = extra_module("torchdiffeq", "adaptive ODE solving needs torchdiffeq", "ode").odeint
     first = start[0] if isinstance(start, tuple) else start
     s = torch.tensor([math.log(t) for t in ends], dtype=torch.float64, device=first.device)
     low, high = min(ends), max(ends)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from cldfast import kernels
+from cldfast.extras import progress_bar
 from cldfast.kernels import Backend, NoiseAddress, Stream
 from cldfast.network import Network, device_of, draw_seed
 from cldfast.planner.grids import Grid
@@ -83,7 +84,7 @@ def run(
         inpaint.check(u)
     stages: Any = plan.stages
     if progress:
-        stages = _progress(stages, len(plan.stages), plan.solver)
+        stages = progress_bar(stages, desc=plan.solver)
     found = kernels.resolve_backend(backend, u.device)
     loop = _Loop(plan, net, u, address, found, differentiable)
     if graph:
@@ -179,16 +180,6 @@ class _Loop:
         self.u = u
 
 
-def _progress(stages: Any, total: int, name: str) -> Any:
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError(
-            "progress=True needs tqdm: pip install tqdm, or pip install 'cldfast[demo]'"
-        ) from error
-    return tqdm(stages, total=total, desc=name, leave=False)
-
-
 def initial_state(
     sde: LinearPhaseSDE,
     shape: Sequence[int],
@@ -216,9 +207,7 @@ def sample(
     solver: str = "sscs",
     steps: int | None = None,
     grid: Grid = "quadratic",
-    t_min: float = 1e-3,
-    parameterization: str = "score",
-    denoise: bool = False,
+    *,
     seed: int | None = 0,
     first_index: int = 0,
     batch_size: int | None = None,
@@ -233,30 +222,28 @@ def sample(
     progress: bool = False,
     return_velocity: bool = False,
     graph: bool = False,
-    **options: Any,
+    **plan_options: Any,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Draw samples: `x` of the given shape, or `(x, v)` with `return_velocity`.
 
     net, sde: the network `net(u, t)` (see `run`) and the forward process it was trained on.
     shape: of the samples, (n, d) or (n, C, H, W).
-    solver, steps, grid, t_min, parameterization, denoise, options: see `make_plan`; steps None is
-        50.
+    solver, steps, grid, plan_options: of `make_plan`, the latter with `parameterization` (what the
+        network returns), `t_min`, `denoise`, `guidance_scale` and the solver's own options; steps
+        None is 50.
     seed, first_index: sample i of a run is sample `first_index + i` of that seed, whatever the
         batch size, thread count or device; seed None draws one from PyTorch's default generator.
     batch_size: rows per network call; None is all at once.
     device: of the samples; None is that of the network's parameters, or PyTorch's default.
-    dtype: of the state, float32 or float64. backend: see `cldfast.kernels.stage`.
+    dtype: of the state, float32 or float64. backend: see `cldfast.stage`.
     noise: normals per stage for all n rows, see `run`. init: states at T, (n, 2d) or (n, 2C, H, W).
-    guidance, inpaint: see `run`; `guidance_scale` is an option of `make_plan`.
+    guidance, inpaint: see `run`.
     callback, progress, graph: see `run`; the callback is called per batch.
 
     Raises ValueError or TypeError naming what was expected.
     """
     shape = _check_shape(shape)
-    plan = make_plan(
-        sde, solver, steps, grid, t_min, parameterization, denoise,
-        guidance_term=guidance is not None, **options,
-    )  # fmt: skip
+    plan = make_plan(sde, solver, steps, grid, guidance_term=guidance is not None, **plan_options)
     seed = draw_seed() if seed is None else kernels.check_seed(seed)
     if dtype not in kernels.STATE_DTYPES:
         raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")

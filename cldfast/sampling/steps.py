@@ -17,15 +17,14 @@ from cldfast.planner.stage import Stage
 
 def stage_tables(matrices: Sequence[np.ndarray]) -> list[torch.Tensor]:
     """Each stage's matrix as a table (1, 2 + q, n) on the host; those of one shape share memory."""
-    tables: list[torch.Tensor] = [torch.empty(0)] * len(matrices)
+    tables: dict[int, torch.Tensor] = {}
     of_shape: dict[tuple[int, ...], list[int]] = {}
     for index, matrix in enumerate(matrices):
         of_shape.setdefault(matrix.shape, []).append(index)
     for indices in of_shape.values():
         stacked = torch.from_numpy(np.stack([matrices[index] for index in indices]))
-        for index, table in zip(indices, stacked.split(1), strict=True):
-            tables[index] = table
-    return tables
+        tables.update(zip(indices, stacked.split(1), strict=True))
+    return [tables[index] for index in range(len(matrices))]
 
 
 def stage_times(plan: Plan, u: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from cldfast import kernels
 from cldfast.kernels import REDUCTIONS, Backend, Noise, NoiseAddress, Stream, check_gradients
 from cldfast.network import Network, draw_seed
 from cldfast.planner.parameterization import FULL_MAPS, check_parameterization
-from cldfast.process.sde import LinearPhaseSDE, Marginal
+from cldfast.process.sde import OBJECTIVES, LinearPhaseSDE, Marginal
 from cldfast.training.row_weights import WEIGHTINGS, RowKernels, row_loss, row_perturbation
 from cldfast.training.times import sample_times
 
@@ -135,74 +136,27 @@ def hsm_loss(
     first_index: int = 0,
     noise: torch.Tensor | None = None,
     reduction: str = "mean",
+    objective: str = "hsm",
     backend: str = "auto",
 ) -> torch.Tensor:
     """Hybrid score matching loss, summed over the coordinates of a row and averaged over rows.
 
     net: `net(u, t)` returns what `parameterization` says, see `cldfast.make_plan`.
     x0: data (B, d) or (B, C, H, W), float32 or float64.
-    weighting: of `|s - s*|^2`, s* the kernel's score. "reweighted": in units of its noise,
-        `|s_v - s_v*|^2 / ell^2` or `|L^T (s - s*)|^2`. "reweighted_g2": that times `beta D_vv / 2`.
-        "likelihood": `beta |D^1/2 (s - s*)|^2 / 2` (the path-measure bound). "det": `det(Sigma)
-        |s - s*|^2`. A function of t (B,) that returns w (B,): w times "reweighted".
+    weighting: of `|s - s*|^2`, s* the score of the perturbation kernel. "reweighted": in units of
+        its noise, `|s_v - s_v*|^2 / ell^2` or `|L^T (s - s*)|^2`. "reweighted_g2": that times
+        `beta D_vv / 2`. "likelihood": `beta |D^1/2 (s - s*)|^2 / 2` (the path-measure bound).
+        "det": `det(Sigma) |s - s*|^2`. A function of t (B,) that returns w (B,): w times
+        "reweighted".
     seed: of times and noise; None draws one from PyTorch's default generator.
     t: (B,) times; None draws them on [t_min, T] as `times` says, see `cldfast.sample_times`.
     first_index: global index of row 0. noise: (B, 2d) or (B, 2C, H, W) normals to use instead.
-    reduction: "mean" or "sum" over rows, or "none", (B,). backend: see `cldfast.kernels.stage`.
+    reduction: "mean" or "sum" over rows, or "none", (B,). backend: see `cldfast.stage`.
+    objective: "hsm" integrates the initial velocity out; "dsm" is `dsm_loss`.
 
     Raises ValueError or TypeError naming what was expected.
     Source: Dockhorn, Vahdat, Kreis (2022), eqs. 6 to 9; "det": Strasman, Surendran et al. (2025).
     """
-    return _score_matching(
-        net, sde, x0, weighting, parameterization, seed, t, t_min, times, first_index, noise,
-        reduction, backend, with_velocity=False,
-    )  # fmt: skip
-
-
-def dsm_loss(
-    net: Network,
-    sde: LinearPhaseSDE,
-    x0: torch.Tensor,
-    weighting: Weighting = "reweighted",
-    parameterization: str = "score",
-    seed: int | None = None,
-    t: torch.Tensor | None = None,
-    *,
-    t_min: float = 1e-3,
-    times: str = "uniform",
-    first_index: int = 0,
-    noise: torch.Tensor | None = None,
-    reduction: str = "mean",
-    backend: str = "auto",
-) -> torch.Tensor:
-    """Denoising score matching loss in phase space, with the initial velocity as data.
-
-    Same minimiser as `hsm_loss`, larger variance; kept as a baseline. Arguments as in `hsm_loss`;
-    the kernel in weightings is that given (x0, v0), with `v0 ~ N(0, v0_var)` addressed noise too.
-    Source: Dockhorn, Vahdat, Kreis (2022), appendix B.3.
-    """
-    return _score_matching(
-        net, sde, x0, weighting, parameterization, seed, t, t_min, times, first_index, noise,
-        reduction, backend, with_velocity=True,
-    )  # fmt: skip
-
-
-def _score_matching(
-    net: Network,
-    sde: LinearPhaseSDE,
-    x0: torch.Tensor,
-    weighting: Weighting,
-    parameterization: str,
-    seed: int | None,
-    t: torch.Tensor | None,
-    t_min: float,
-    times: str,
-    first_index: int,
-    noise: torch.Tensor | None,
-    reduction: str,
-    backend: str,
-    with_velocity: bool,
-) -> torch.Tensor:
     _check_data(x0)
     check_parameterization(parameterization)
     if reduction not in REDUCTIONS:
@@ -212,6 +166,8 @@ def _score_matching(
             f"unknown weighting {weighting!r}; "
             f"expected a function or one of {', '.join(WEIGHTINGS)}"
         )
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
     if not 0.0 < t_min < sde.T:
         raise ValueError(f"t_min must lie in (0, T) with T = {sde.T}, got {t_min}")
     found = kernels.resolve_backend(backend, x0.device)
@@ -230,15 +186,27 @@ def _score_matching(
             f"t must be ({x0.shape[0]},) on {x0.device}, got {tuple(t.shape)} on {t.device}"
         )
     rows = row_coefficients(
-        sde, t, weighting, parameterization,
-        factors=factors if times == "importance" else None,
-        objective="dsm" if with_velocity else "hsm", bounds=bounds,
+        sde, t, weighting, parameterization, factors=factors if times == "importance" else None,
+        objective=objective, bounds=bounds,
     )  # fmt: skip
-    v0 = _velocity(sde, x0, seed, first_index, found) if with_velocity else None
+    v0 = _velocity(sde, x0, seed, first_index, found) if objective == "dsm" else None
     return prepared_loss(
         net, x0, rows, parameterization, seed=seed, first_index=first_index, v0=v0, noise=noise,
         reduction=reduction, backend=found,
     )  # fmt: skip
+
+
+def dsm_loss(
+    net: Network, sde: LinearPhaseSDE, x0: torch.Tensor, *arguments: Any, **options: Any
+) -> torch.Tensor:
+    """Denoising score matching loss in phase space, with the initial velocity as data.
+
+    Same minimiser as `hsm_loss`, larger variance; kept as a baseline. Arguments as in `hsm_loss`;
+    weightings go by the perturbation kernel given (x0, v0), and `v0 ~ N(0, v0_var)` is addressed
+    noise too.
+    Source: Dockhorn, Vahdat, Kreis (2022), appendix B.3.
+    """
+    return hsm_loss(net, sde, x0, *arguments, objective="dsm", **options)
 
 
 def prepared_loss(

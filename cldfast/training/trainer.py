@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cldfast import kernels
+from cldfast.extras import progress_bar
 from cldfast.files import PathLike, read_tensors, remove_stale, write_tensors
 from cldfast.kernels import NoiseAddress, Stream
 from cldfast.process.sde import LinearPhaseSDE
@@ -156,7 +157,9 @@ class Trainer:
         progress: a tqdm bar. Raises NonFiniteLoss, and ImportError where tqdm is missing.
         """
         end = self.config.steps if steps is None else min(steps, self.config.steps)
-        bar = _bar(self.step, end) if progress else None
+        bar = None
+        if progress:
+            bar = progress_bar(total=end, initial=self.step, desc="training", unit="step")
         self.net.train()
         try:
             while self.step < end:
@@ -367,14 +370,6 @@ class Trainer:
         return NonFiniteLoss(
             self.step + 1, loss, norm, (float(times.min()), float(times.max())), saved
         )
-
-
-def _bar(start: int, end: int) -> Any:
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError("progress needs tqdm: pip install 'cldfast[demo]'") from error
-    return tqdm(total=end, initial=start, desc="training", unit="step", leave=False)
 
 
 def _check_rows(name: str, rows: object) -> None:

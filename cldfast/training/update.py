@@ -74,7 +74,7 @@ class WeightUpdate:
             if not abs(loss) + size < float("inf"):
                 return values
             over = 1.0 if self.clip is None else max(1.0, (size + _CLIP_MARGIN) / self.clip)
-            scale: Tensor = torch.tensor(rows * over)
+            scale: Tensor = torch.tensor(rows * over, device="cpu")
             skip = None
         else:
             self._bad = torch.maximum(self._bad, 1.0 - values.isfinite().all().float())

@@ -1,5 +1,6 @@
 """The demo, made small: what it writes, and that it repeats itself."""
 
+import functools
 import json
 
 import pytest
@@ -75,7 +76,8 @@ def test_without_the_core(monkeypatch):
     monkeypatch.setattr(demo, "missing_backend", lambda name: "not built")
     net = UNetScore(width=8, multipliers=(1,))
     config = RunConfig(CLD().config(), net.config(), (1, 8, 8), "noise")
-    drawn, speed = demo._compare_backends(net, demo._recipe(CLD(), config, 3, 0))
+    draw = functools.partial(demo.sample_run, sde=CLD(), config=config, n=3, seed=0)
+    drawn, speed = demo._compare_backends(net, draw)
     assert drawn.shape == (3, 1, 8, 8)
     assert speed["fused"] is None and speed["core_missing"] == "not built"
     assert speed["reference"]["network_seconds"] > 0

@@ -25,19 +25,21 @@ from cldfast.bench.cases import (
     OPERATIONS,
     POINTS,
     RANDN,
+    RUN_CASES,
     SSCS,
     TOY,
     WIDE,
     Case,
     Inputs,
+    RunCase,
+    _constant,
     stage_weights,
 )
 from cldfast.bench.contestants import COMPILED, contestants
+from cldfast.bench.measure import measure_case, measure_run, measure_steady
 from cldfast.bench.memory import AllocationRecord, allocated_peak, resident_peak
 from cldfast.bench.report import Results, checks, summary
 from cldfast.bench.results import COLUMNS, Environment, Row, environment, read_csv, write_csv
-from cldfast.bench.runs import RUN_CASES, RunCase, _constant, measure_run, measure_steady
-from cldfast.bench.stages import measure_case
 from cldfast.bench.tables import markdown, with_table
 from cldfast.bench.timing import Effort, interleaved, takes_part
 from cldfast.planner.make_plan import make_plan
@@ -196,10 +198,10 @@ def test_a_run_takes_no_memory_after_its_first_step() -> None:
 @pytest.fixture(scope="module")
 def tiny_rows() -> list[Row]:
     """Every section at sizes that take a moment."""
-    case = Case(TOY, (4, 2), (4, 2), "a test")
-    rows = measure_case(case, (1, 2), TINY, quick=True, compiled=False)
+    case = Case(TOY, (4, 2), (4, 2))
+    rows = measure_case(case, (1, 2), quick=True, effort=TINY)
     run = RunCase("sample-1024x64", (3, 2), 2, (3, 2), 2, _constant, "a test")
-    return [*rows, *measure_run(run, 2, quick=True), measure_steady((50, 2), 3, quick=True)]
+    return [*rows, *measure_run(run, quick=True), measure_steady((50, 2), 3, quick=True)]
 
 
 def test_rows_are_complete(tiny_rows: list[Row]) -> None:

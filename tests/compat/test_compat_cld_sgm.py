@@ -20,7 +20,7 @@ from scipy.linalg import expm
 
 import cldfast
 from cldfast.compat import cld_sgm
-from cldfast.compat.cld_sgm import formulas
+from cldfast.compat.laws import naive
 
 F64 = torch.float64
 
@@ -376,6 +376,20 @@ def test_ode_on_gaussian_data(mode: str) -> None:
     assert nfe > 20
 
 
+@pytest.mark.parametrize("mode", ["exact", "published"])
+def test_an_adaptive_solver_asks_nothing_past_the_last_time(mode: str) -> None:
+    pytest.importorskip("torchdiffeq")
+    c, asked = config(sampling_method="ode"), []
+
+    def net(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        asked.append(float(t[0]))
+        return model_vp(u, t)
+
+    x, _, nfe = cld_sgm.get_sampling_fn(c, process(c, "vpsde"), (4, 3), 1e-3, mode=mode)(net)
+    # Times of single precision.
+    assert torch.isfinite(x).all() and len(asked) == nfe and min(asked) > 0.999e-3
+
+
 @pytest.mark.parametrize("law", ["gaussian", "rademacher"])
 @pytest.mark.parametrize("mode", ["exact", "published"])
 def test_likelihood_on_gaussian_data(mode: str, law: str) -> None:
@@ -511,14 +525,11 @@ def test_discrete_steps(kind: str, mode: str) -> None:
 def test_published_forms_are_the_exponential() -> None:
     c = config()
     b = torch.tensor([0.1, 1.0, 4.0], dtype=F64)
-    _, _, f = constants(c)
-    reverse = formulas.transition(b, 1.0 / f, reverse=True)
-    xx, xv, vv = formulas.covariance(b, f, 1.0 / f, 0.0, 0.0, 0.0)
+    reverse = naive(process(c).process, b, reverse=True)
     for i, value in enumerate(b.tolist()):
         phi, cov = reversed_step(c, value)
-        np.testing.assert_allclose(reverse[i].numpy(), phi, rtol=1e-12, atol=1e-14)
-        entries = [float(xx[i]), -float(xv[i]), float(vv[i])]
-        np.testing.assert_allclose(entries, [cov[0, 0], cov[0, 1], cov[1, 1]], rtol=1e-10)
+        np.testing.assert_allclose(reverse.phi[i].numpy(), phi, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(reverse.cov[i].numpy(), cov, rtol=1e-10)
 
 
 # --- installing -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from psld_cases import CASES, classifier, network, rows_of
 from scipy.linalg import expm
 
 from cldfast import make_plan, run
@@ -15,14 +16,6 @@ from cldfast.compat import psld
 from cldfast.compat.psld.process import factor, noise_to_score, process_of
 
 F64 = torch.float64
-# (gamma, nu, factor of the covariance): both noised, the velocity alone, the position alone.
-CASES = [
-    (0.3, 3.0, "lower"),
-    (0.3, 3.0, "upper"),
-    (0.0, 4.0, "lower"),
-    (0.0, 4.0, "upper"),
-    (4.0, 0.0, "upper"),
-]
 BETA_0, BETA_1, KAPPA, JITTER = 2.0, 9.0, 0.04, 1e-5
 END = 1e-2
 
@@ -45,25 +38,6 @@ def config(training="hsm", mean=True):
         evaluation=ns(n_discrete_steps=20, sampler=ns(rtol=1e-6, atol=1e-6, solver="RK45")),
         clf=ns(evaluation=ns(label_to_sample=1, clf_temp=1.7)),
     )
-
-
-def rows_of(gamma, nu, decomposition):
-    if gamma == 0 and decomposition == "lower":
-        return [1]
-    return [0] if nu == 0 and decomposition == "upper" else [0, 1]
-
-
-def network(case, dtype=F64):
-    chosen = rows_of(*case)
-
-    def score_fn(u, t):
-        assert u.dtype == t.dtype == torch.float32 and t.shape == (len(u),)
-        x, v = u.to(dtype).chunk(2, 1)
-        t = t.to(dtype).reshape(-1, *[1] * (u.dim() - 1))
-        both = torch.sin(x + t), torch.tanh(0.7 * v - x * t) + 0.1 * v
-        return torch.cat([both[r] for r in chosen], 1)
-
-    return score_fn
 
 
 def rate(t):
@@ -188,11 +162,6 @@ def test_published_samplers_follow_the_formulas(case, name, dtype, denoise):
         u = denoised(case, score_fn, u)
     # A network of single precision has its scores summed in it there, one by one here.
     close(got, u, 1e-11 if dtype == F64 else 1e-5)
-
-
-def classifier(u, t):
-    assert u.dtype == t.dtype == torch.float32 and t.shape == (len(u),)
-    return torch.stack([u.sum(1) * t, (u**2).sum(1) - t, torch.sin(u).sum(1)], 1)
 
 
 def class_gradient(u, t):

@@ -10,15 +10,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import expm, solve_continuous_lyapunov
+from strasman_cases import CASES, SAMPLERS, TOLERANCE, default_dtype, network  # noqa: F401
 
 from cldfast import make_plan, run
 from cldfast.compat import strasman
 
 F64 = torch.float64
-# Noise on the position, and whether the network returns the velocity score alone.
-CASES = [(0.0, True), (0.25, False)]
-SAMPLERS = ["Euler_Maruyama_discr_sampler", "leapfrog_sampler"]
-TOLERANCE = {torch.float32: 1e-5, F64: 1e-11}
 
 
 def config(epsilon, **changes):
@@ -31,24 +28,6 @@ def config(epsilon, **changes):
 
 def made(epsilon, mode="exact", **changes):
     return strasman.CriticallyDampedLangevin(config(epsilon, **changes), mode)
-
-
-@pytest.fixture(params=[torch.float32, F64])
-def dtype(request):
-    """The default one too: the codebase takes times and coefficients in it."""
-    torch.set_default_dtype(request.param)
-    yield request.param
-    torch.set_default_dtype(torch.float32)
-
-
-def network(is_cld):
-    def score(u, t):
-        x, v = u.chunk(2, 1)
-        t = t.reshape(-1, *[1] * (u.dim() - 1)) if t.dim() else t
-        s_v = torch.tanh(0.7 * v - x * t) - 1.3 * v
-        return s_v if is_cld else torch.cat([torch.sin(x + t) - x, s_v], 1)
-
-    return score
 
 
 def rate(t):
@@ -83,13 +62,16 @@ def full(score, is_cld):
     return (0.0 * score, score) if is_cld else score.chunk(2, 1)
 
 
-def published_em(u, score, draws, steps, end, epsilon, is_cld):
-    """Forward times 1 to `end`, a step of one spacing from each of them, the last one too."""
-    A, D = drift_and_noise(epsilon)
-    draws = iter(draws)
+def published_times(steps, end):
+    """Forward times 1 to `end`, and the length of a step."""
     times = [1 - (1 - end) * i / (steps - 1) for i in range(steps)]
-    h = times[0] - times[1]
-    x, v = planes(u)
+    return times, times[0] - times[1]
+
+
+def published_em(u, score, draws, steps, end, epsilon, is_cld):
+    """A step of one spacing from each of the times, the last one too."""
+    A, D = drift_and_noise(epsilon)
+    draws, (times, h), (x, v) = iter(draws), published_times(steps, end), planes(u)
     for t in times:
         o = score(torch.cat([x, v], 1).to(u.dtype), torch.full((len(u),), t, dtype=u.dtype))
         s_x, s_v = full(o, is_cld)
@@ -105,10 +87,7 @@ def published_em(u, score, draws, steps, end, epsilon, is_cld):
 def published_leapfrog(u, score, draws, steps, end, epsilon, is_cld):
     """Kick and drift at t, noise of the whole step, drift and kick with what holds at t + h/2."""
     A, D = drift_and_noise(epsilon)
-    draws = iter(draws)
-    times = [1 - (1 - end) * i / (steps - 1) for i in range(steps)]
-    h = times[0] - times[1]
-    x, v = planes(u)
+    draws, (times, h), (x, v) = iter(draws), published_times(steps, end), planes(u)
 
     def ask(t):
         state = torch.cat([x, v], 1).to(u.dtype)

@@ -357,8 +357,8 @@ def test_bad_calls_are_refused():
         mix.score(u, torch.full((3,), 0.5), sde)
     with pytest.raises(ValueError, match=r"tensor of shape \(4,\), got float"):
         mix.network(sde)(u, 0.5)
-    with pytest.raises(ValueError, match="unknown parameterization 'noise'"):
-        mix.network(sde, "noise")
+    with pytest.raises(ValueError, match="unknown parameterization 'magic'"):
+        mix.network(sde, "magic")
     with pytest.raises(ValueError, match="zero variance"):
         mix.score(u, 0.0, sde)
     with pytest.raises(ValueError, match="zero variance"):

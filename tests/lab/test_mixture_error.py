@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cldfast.lab.mixture import GaussianMixture
-from cldfast.lab.mixture_error import interval, mixture_error, mixture_network
+from cldfast.lab.mixture_error import interval, mixture_error
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.parameterization import PARAMETERIZATIONS, score_map
 from cldfast.process.schedules import LinearBeta
@@ -33,10 +33,10 @@ def test_interval() -> None:
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_mixture_network(parameterization: str) -> None:
     """Its output, through the map of the parameterisation, is the mixture's score."""
-    plan = make_plan(SDE, "em", 3, parameterization=parameterization)
     t = 0.3
     u = torch.from_numpy(np.random.default_rng(0).standard_normal((5, 4)))
-    output = mixture_network(plan, MIXTURE)(u, torch.full((1,), t, dtype=torch.float64).expand(5))
+    net = MIXTURE.network(SDE, parameterization)
+    output = net(u, torch.full((1,), t, dtype=torch.float64).expand(5))
     to_score = score_map(SDE, np.array([t]), parameterization)
     planes = [part.numpy() for part in output.chunk(to_score.planes, dim=1)]
     x, v = (part.numpy() for part in u.chunk(2, dim=1))
@@ -75,9 +75,9 @@ def test_target_is_the_law_at_the_last_time() -> None:
     grid = [1.0, 0.6, 0.2]
     mixture_error(make_plan(SDE, "em", grid=grid), MIXTURE, 20_000, (0, 1), record)
     mixture_error(make_plan(SDE, "em", grid=grid, denoise=True), MIXTURE, 20_000, (0, 1), record)
-    kernel = SDE.marginal(0.2)
+    marginal = SDE.marginal(0.2)
     variance = float(MIXTURE.cov()[0, 0])
-    noised = float(kernel.mean[0]) ** 2 * variance + float(kernel.cov[0, 0])
+    noised = float(marginal.mean[0]) ** 2 * variance + float(marginal.cov[0, 0])
     # A sample variance of 20,000 points is good to about 1 %.
     assert float(seen[0][:, 0].var()) == pytest.approx(noised, rel=0.05)
     assert float(seen[-1][:, 0].var()) == pytest.approx(variance, rel=0.05)

@@ -19,7 +19,7 @@ CURVES = {"em": ([10, 20, 50], [0.5, float("inf"), 0.1]), "sscs": ([10, 20, 50],
 DRAWINGS = {
     "image_grid": lambda path: plots.image_grid(IMAGES, path, rows=3, columns=5),
     "scatter": lambda path: plots.scatter(POINTS, 2 * POINTS, path),
-    "quality_curve": lambda path: plots.quality_curve(CURVES, 0.05, path, ceiling=1.0, title="x"),
+    "quality_curve": lambda path: plots.quality_curve(CURVES, 0.05, path, title="x"),
     "loss_curve": lambda path: plots.loss_curve(
         range(300), np.linspace(1, 0.1, 300).tolist(), path
     ),

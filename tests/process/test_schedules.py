@@ -61,7 +61,7 @@ def exact_beta(schedule: Schedule) -> Callable[[Any], Any]:
     return lambda t: f(schedule.scale) * 2 * speed * mp.tan(start + speed * t)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: repr(s).split(" at 0x")[0])
 def test_beta_and_integral(schedule: Schedule) -> None:
     """To some roundings at every scale of t: `tau` is what all coefficients are functions of.
 
@@ -78,7 +78,7 @@ def test_beta_and_integral(schedule: Schedule) -> None:
     assert schedule.integral(0.0) == 0.0
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: repr(s).split(" at 0x")[0])
 def test_inverse(schedule: Schedule) -> None:
     """`t(tau(t)) = t`; an error eps in tau is one of `eps tau / (t beta(t))` in t, relative."""
     t = np.array(TIMES)
@@ -131,7 +131,11 @@ def test_callable_is_integrated() -> None:
     assert np.allclose(kink.integral(1.0), 0.3 + 3.5, rtol=1e-9)
 
 
-@pytest.mark.parametrize("schedule", [*SCHEDULES, CallableBeta(lambda t: 1.0 + t * t)], ids=repr)
+@pytest.mark.parametrize(
+    "schedule",
+    [*SCHEDULES, CallableBeta(lambda t: 1.0 + t * t)],
+    ids=lambda s: repr(s).split(" at 0x")[0],
+)
 def test_torch(schedule: Schedule) -> None:
     """Tensors of any float dtype in, float64 tensors out, the numbers of numpy."""
     t = np.array(TIMES)[2:]
@@ -143,12 +147,14 @@ def test_torch(schedule: Schedule) -> None:
         assert method(torch.from_numpy(t).float()).dtype == torch.float64
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: repr(s).split(" at 0x")[0])
 def test_config_round_trip(schedule: Schedule) -> None:
     assert schedule_from_config(schedule_config(schedule)) == schedule
 
 
-@pytest.mark.parametrize("schedule", [*SCHEDULES, CallableBeta(math.exp)], ids=repr)
+@pytest.mark.parametrize(
+    "schedule", [*SCHEDULES, CallableBeta(math.exp)], ids=lambda s: repr(s).split(" at 0x")[0]
+)
 def test_a_schedule_cannot_be_changed(schedule: Schedule) -> None:
     for name in (*vars(schedule), "something_new"):
         with pytest.raises(AttributeError, match="cannot assign to field"):

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 import upstream_psld as upstream
+from psld_cases import CASES as OTHER_CASES
+from psld_cases import classifier, network, rows_of
 
 from cldfast.compat import psld
 from cldfast.compat.psld.process import factor
@@ -15,15 +17,7 @@ REASON = checkouts.missing(upstream.NAME)
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 F64 = torch.float64
-# (gamma, nu, factor of the covariance): both noised, the velocity alone, the position alone.
-CASES = [
-    (0.01, 4.01, "lower"),
-    (0.01, 4.01, "upper"),
-    (0.3, 3.0, "upper"),
-    (0.0, 4.0, "lower"),
-    (0.0, 4.0, "upper"),
-    (4.0, 0.0, "upper"),
-]
+CASES = [(0.01, 4.01, "lower"), (0.01, 4.01, "upper"), *OTHER_CASES[1:]]
 IDS = ["-".join(map(str, case)) for case in CASES]
 
 
@@ -53,38 +47,6 @@ def made(theirs):
     return pair
 
 
-def network(rows, dtype=F64):
-    """Predicts the noise of `rows` planes, in double precision whatever it is given."""
-
-    def score_fn(u, t):
-        assert u.dtype == t.dtype == torch.float32
-        x, v = u.to(dtype).chunk(2, 1)
-        t = t.to(dtype).reshape(-1, *[1] * (u.dim() - 1))
-        eps_x, eps_v = torch.sin(x + t), torch.tanh(0.7 * v - x * t) + 0.1 * v
-        return torch.cat([eps_x, eps_v], 1) if rows == 2 else eps_v
-
-    return score_fn
-
-
-def rows(gamma, nu, decomposition):
-    one = (gamma == 0 and decomposition == "lower") or (nu == 0 and decomposition == "upper")
-    return 1 if one else 2
-
-
-@pytest.fixture
-def recorded(monkeypatch):
-    draws = []
-    for name in ("randn", "randn_like"):
-        real = getattr(torch, name)
-
-        def recording(*args, real=real, **kwargs):
-            draws.append(real(*args, **kwargs))
-            return draws[-1].clone()
-
-        monkeypatch.setattr(torch, name, recording)
-    return draws
-
-
 def times(steps=20, eps=1e-3):
     return torch.linspace(0, 1.0 - eps, steps + 1, dtype=F64)
 
@@ -101,7 +63,7 @@ def close(got, expected, precise=True):
 @pytest.mark.parametrize("denoise", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_published_samplers(made, recorded, case, name, denoise, dtype):
-    up, ours, _ = made("samplers", name, config(*case), network(rows(*case), dtype))
+    up, ours, _ = made("samplers", name, config(*case), network(case, dtype))
     batch = torch.randn(4, 6, dtype=dtype)
     recorded.clear()
     expected = up.sample(batch, times(), 20, denoise)
@@ -110,7 +72,7 @@ def test_published_samplers(made, recorded, case, name, denoise, dtype):
 
 
 def test_published_draws_are_those_of_the_codebase(made):
-    up, ours, _ = made("samplers", "sscs_sde", config(0.01, 4.01, "upper"), network(2))
+    up, ours, _ = made("samplers", "sscs_sde", config(0.01, 4.01, "upper"), network(CASES[1]))
     batch, results = torch.randn(4, 2, 3, 3), []
     for sampler in (up, ours):
         torch.manual_seed(5)
@@ -124,7 +86,7 @@ def test_correctors_are_called_alike(made, recorded, name):
         return u * (1 - 0.1 * dt) + 0.01 * t, u
 
     settings = config(0.01, 4.01, "lower")
-    up, ours, _ = made("samplers", name, settings, network(2))
+    up, ours, _ = made("samplers", name, settings, network(CASES[1]))
     up.corrector_fn = ours.corrector_fn = corrector
     batch = torch.randn(4, 6, dtype=F64)
     recorded.clear()
@@ -132,15 +94,10 @@ def test_correctors_are_called_alike(made, recorded, name):
     close(ours.sample(batch, times(), 20, noise=list(recorded)), expected)
 
 
-def classifier(u, t):
-    assert u.dtype == t.dtype == torch.float32
-    return torch.stack([u.sum(1) * t, (u**2).sum(1) - t, torch.sin(u).sum(1)], 1)
-
-
 @pytest.mark.parametrize("case", CASES[:4], ids=IDS[:4])
 def test_published_class_conditional(made, recorded, case):
     settings = config(*case)
-    up, ours, _ = made("samplers", "cc_em_sde", settings, network(rows(*case)), classifier)
+    up, ours, _ = made("samplers", "cc_em_sde", settings, network(case), classifier)
     batch = torch.randn(4, 6)
     recorded.clear()
     expected = up.sample(batch, times(), 20)
@@ -153,7 +110,7 @@ def test_published_class_conditional(made, recorded, case):
 @pytest.mark.parametrize("denoise", [True, False])
 def test_published_inpainting(made, recorded, case, training, denoise):
     settings = config(*case, mode=training)
-    up, ours, _ = made("samplers", "ip_em_sde", settings, network(rows(*case)))
+    up, ours, _ = made("samplers", "ip_em_sde", settings, network(case))
     data = torch.randn(3, 2, 4, 4, dtype=F64)
     mask = (torch.rand(3, 1, 4, 4) < 0.5).float()
     recorded.clear()
@@ -164,7 +121,7 @@ def test_published_inpainting(made, recorded, case, training, denoise):
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 @pytest.mark.parametrize("denoise", [True, False])
 def test_published_flow(made, case, denoise):
-    up, ours, _ = made("samplers", "bb_ode", config(*case), network(rows(*case)))
+    up, ours, _ = made("samplers", "bb_ode", config(*case), network(case))
     batch = torch.randn(4, 6, dtype=F64)
     expected = up.sample(batch, times(), 20, denoise)
     got = ours.sample(batch, times(), 20, denoise)
@@ -185,7 +142,7 @@ def test_published_loss(made, case, training, mean, shape):
     losses = []
     for loss in (up, ours):
         torch.manual_seed(3)
-        losses.append(loss(x_0, t, network(rows(*case))))
+        losses.append(loss(x_0, t, network(case)))
     # The perturbed data are rounded to single precision, alike but for ties.
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-7, atol=0.0)
 
@@ -200,7 +157,7 @@ def test_exact_loss_has_their_mean(made, case, training):
         values = []
         for _ in range(60):
             x_0, t = torch.randn(2000, 1), torch.rand(2000, dtype=F64) * 0.99 + 0.01
-            values.append(loss(x_0, t, network(rows(*case))))
+            values.append(loss(x_0, t, network(case)))
         parts.append(torch.stack(values))
     means = [p.mean() for p in parts]
     error = sum(p.var() / len(p) for p in parts).sqrt()
@@ -229,12 +186,11 @@ def test_law_of_the_samples(made, name, case):
     """Variances at 4e4 samples of both modes beside theirs, constant rate."""
     n, steps = 40_000, 60
     settings = config(*case, beta_min=8.0, beta_max=8.0)
-    one = rows(*case) == 1
     up, ours, sde = made("samplers", name, settings, None)
     exact = psld.REGISTERED["samplers"][name](settings, sde, None, mode="exact")
     variance = {}
     for key, sampler in (("up", up), ("published", ours), ("exact", exact)):
-        sampler.score_fn = gaussian_noise(sde, (1,) if one else (0, 1))
+        sampler.score_fn = gaussian_noise(sde, rows_of(*case))
         u = sampler.sample(sde.prior_sampling((n, 1)), times(steps), steps, True)
         x = u[:, 0]
         assert abs(float(x.mean())) < 5 * float(x.std()) / n**0.5

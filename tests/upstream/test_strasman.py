@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import upstream_strasman as upstream
+from strasman_cases import CASES, SAMPLERS, TOLERANCE, default_dtype, network  # noqa: F401
 
 from cldfast import make_plan
 from cldfast.compat import strasman
@@ -17,8 +18,6 @@ REASON = checkouts.missing(upstream.NAME)
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 F64 = torch.float64
-# epsilon (noise on the position) and whether the network returns the velocity score alone.
-CASES = [(0.0, True), (0.25, False)]
 
 
 def config(epsilon, **changes):
@@ -43,44 +42,8 @@ def both(theirs):
     return made
 
 
-@pytest.fixture(params=[torch.float32, torch.float64])
-def dtype(request):
-    """Of everything, as the codebase takes its coefficients in the default dtype."""
-    torch.set_default_dtype(request.param)
-    yield request.param
-    torch.set_default_dtype(torch.float32)
-
-
-def network(is_cld):
-    def score(u, t):
-        x, v = u.chunk(2, 1)
-        t = t.reshape(-1, *[1] * (u.dim() - 1)) if t.dim() else t
-        s_v = torch.tanh(0.7 * v - x * t) - 1.3 * v
-        return s_v if is_cld else torch.cat([torch.sin(x + t) - x, s_v], 1)
-
-    return score
-
-
-@pytest.fixture
-def recorded(monkeypatch):
-    """All that the codebase draws, in order."""
-    draws = []
-    for name in ("randn", "randn_like"):
-        real = getattr(torch, name)
-
-        def recording(*args, real=real, **kwargs):
-            draws.append(real(*args, **kwargs))
-            return draws[-1].clone()
-
-        monkeypatch.setattr(torch, name, recording)
-    return draws
-
-
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
-
-
 @pytest.mark.parametrize(("epsilon", "is_cld"), CASES)
-@pytest.mark.parametrize("name", ["Euler_Maruyama_discr_sampler", "leapfrog_sampler"])
+@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("shape", [(5, 6), (3, 4, 2, 3)])
 def test_published_samplers(both, recorded, dtype, epsilon, is_cld, name, shape):
     up, ours = both(epsilon)
@@ -92,7 +55,7 @@ def test_published_samplers(both, recorded, dtype, epsilon, is_cld, name, shape)
     torch.testing.assert_close(got, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("name", ["Euler_Maruyama_discr_sampler", "leapfrog_sampler"])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_published_samplers_draw_what_the_codebase_draws(both, name):
     up, ours = both(0.25)
     init = torch.randn(4, 6)

@@ -11,10 +11,15 @@ Written from the public interface of the code to Dockhorn, Vahdat, Kreis (2022).
 """
 
 from cldfast.compat.cld_sgm.checkpoint import load_checkpoint, restore_checkpoint
-from cldfast.compat.cld_sgm.flow import get_likelihood_fn, get_ode_sampler
 from cldfast.compat.cld_sgm.install import install, installed, uninstall
+from cldfast.compat.cld_sgm.likelihood import get_likelihood_fn
 from cldfast.compat.cld_sgm.losses import get_loss_fn
-from cldfast.compat.cld_sgm.sampling import get_em_sampler, get_sampling_fn, get_sscs_sampler
+from cldfast.compat.cld_sgm.sampling import (
+    get_em_sampler,
+    get_ode_sampler,
+    get_sampling_fn,
+    get_sscs_sampler,
+)
 from cldfast.compat.cld_sgm.sde import CLD, VPSDE
 
 __all__ = [

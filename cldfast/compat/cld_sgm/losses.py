@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
-from cldfast import kernels
-from cldfast.compat.cld_sgm.calls import network, state_shape
-from cldfast.compat.cld_sgm.interface import Kernel, PublishedInterface
-from cldfast.compat.cld_sgm.sde import as_served
+from cldfast.compat.cld_sgm.sde import PublishedInterface, as_served, objective_of
+from cldfast.compat.losses import row_losses
+from cldfast.compat.published import check_name
 from cldfast.kernels import NoiseAddress, Stream
 from cldfast.network import draw_seed
-from cldfast.training.row_weights import split_weights
 
 Tensor = torch.Tensor
 WEIGHTINGS = ("reweightedv1", "likelihood", "reweightedv2")
@@ -37,14 +34,10 @@ def get_loss_fn(
     Raises ValueError for an unknown weighting or objective, or a v0 that it has no use for.
     """
     served = as_served(sde, mode)
-    if config.weighting not in WEIGHTINGS:
-        raise ValueError(
-            f"weighting must be one of {', '.join(WEIGHTINGS)}, got {config.weighting!r}"
-        )
-    objective = getattr(config, "cld_objective", "hsm")
-    if served.is_augmented and objective not in ("hsm", "dsm"):
-        raise ValueError(f"cld_objective must be hsm or dsm, got {objective!r}")
-    with_velocity = served.is_augmented and objective == "dsm"
+    weighting = check_name("weighting", config.weighting, WEIGHTINGS)
+    with_velocity = served.is_augmented and objective_of(config) == "dsm"
+    # Published states are made in float64 and rounded.
+    wide, narrow = (torch.float64, torch.float32) if served.mode == "published" else (None, None)
 
     def loss_fn(
         model: Any,
@@ -63,61 +56,39 @@ def get_loss_fn(
         if t is None:
             uniform = torch.rand(x.shape[0], device=x.device, dtype=torch.float64)
             t = uniform * (1.0 - config.loss_eps) + config.loss_eps
-        shape = state_shape(served, x.shape)
+        shape, dtype = served.state_shape(x.shape), wide or x.dtype
         if noise is None and served.mode == "published":
             noise = torch.randn(shape, dtype=x.dtype, device=x.device)
-        seed = draw_seed() if noise is None else 0
-        z = None if noise is None else served.pack(noise)
-        kernel = served.kernel(t)
-        weights = _residual_weights(served, t, kernel, config.weighting)
-        u, offset, second = _perturb(served, x, v0, kernel, weights, seed, z)
-        output = network(served, model, shape)(u, t)
-        assert isinstance(output, Tensor)
-        return kernels.residual(output, offset, second, overwrite=True)
+        if noise is None:
+            z: Any = NoiseAddress(draw_seed(), stream=Stream.PERTURBATION)
+        else:
+            z = served.pack(noise).to(dtype)
+        net = served.network(model, shape)
+        state, planes = None, [part.to(dtype) for part in (x, v0) if part is not None]
+        if not served.is_augmented:
+            state, planes = served.pack(planes[0]), []
+        weights = _weights(served, t, weighting, len(planes) or 2)
+        return row_losses(lambda u: net(u, t), state, planes, weights, z, narrow)
 
     return loss_fn
 
 
-def _perturb(
-    sde: PublishedInterface,
-    x: Tensor,
-    v0: Tensor | None,
-    kernel: Kernel,
-    residual: Tensor,
-    seed: int,
-    z: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """States at the rows' times, the residual's offsets, and its weights on output and offset.
+def _weights(
+    sde: PublishedInterface, t: Tensor, weighting: str, moved: int
+) -> tuple[Tensor, Tensor]:
+    """Of the state, (B, 2, n), and of the residual `M (gain o + shift u + ell z)`, (B, q, r + 4).
 
-    The published are made in float64 and rounded to float32.
+    moved: planes of the start.
     """
-    published, mean = sde.mode == "published", kernel.mean
-    if published:
-        x = x.to(torch.float64)
-        v0 = None if v0 is None else v0.to(torch.float64)
-    if z is not None:
-        z = z.to(x.dtype)
-    if not sde.is_augmented:
-        start: tuple[Tensor | None, tuple[Tensor, ...]] = (sde.pack(x), ())
-    elif v0 is None:
-        start, mean = (None, (x,)), mean[:, :, :1]
-    else:
-        start = (None, (x, v0))
-    first, second = split_weights(torch.cat([mean, kernel.factor], 2), residual)
-    noise = NoiseAddress(seed, stream=Stream.PERTURBATION) if z is None else z
-    state, offset, _ = kernels.stage(*start, (), first, noise=noise)
-    assert offset is not None
-    if published:
-        state, offset = state.to(torch.float32), offset.to(torch.float32)
-    return state, offset, second
-
-
-def _residual_weights(sde: PublishedInterface, t: Tensor, kernel: Kernel, weighting: str) -> Tensor:
-    """Per row the blocks of `M (gain o + shift u + ell z)`, (B, q, r + 4)."""
-    scale = torch.ones_like(t) if weighting == "likelihood" else 1.0 / kernel.ell
+    law = sde.law(t)
+    own = sde.noised(law)
+    ell = torch.sqrt(own.xx / own.det)
+    scale = torch.ones_like(t) if weighting == "likelihood" else 1.0 / ell
     if weighting != "reweightedv2":
-        scale = scale * (0.5 * float(sde.process.D[1]) * sde.process.beta(t)).sqrt()
-    rows = torch.from_numpy(np.array(sde.rows.T)).to(t.device)
-    unit = torch.eye(rows.shape[0], dtype=torch.float64, device=t.device)
-    columns = [(kernel.gain, unit), (kernel.shift, rows), (kernel.ell, rows)]
-    return torch.cat([(scale * c)[:, None, None] * block for c, block in columns], dim=2)
+        scale = scale * (0.5 * sde.process.diffusion[1] * sde.process.beta(t)).sqrt()
+    rows = torch.tensor(sde.rows.T.tolist(), dtype=torch.float64, device=t.device)
+    unit = torch.eye(len(rows), dtype=torch.float64, device=t.device)
+    gain, shift = sde.gain_and_shift(t, law)
+    columns = [(gain, unit), (shift, rows), (ell, rows)]
+    residual = torch.cat([(scale * c)[:, None, None] * block for c, block in columns], dim=2)
+    return torch.cat([law.phi[:, :, :moved], own.factor], 2), residual

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from cldfast import kernels
-from cldfast.compat.cld_sgm.calls import (
-    Samples,
-    exact_prior,
-    network,
-    published_prior,
-    split,
-    state_shape,
-)
-from cldfast.compat.cld_sgm.flow import get_ode_sampler
-from cldfast.compat.cld_sgm.interface import PublishedInterface
-from cldfast.compat.cld_sgm.plans import denoising_plan, sampler_plan
-from cldfast.compat.cld_sgm.sde import as_served
+from cldfast.compat.cld_sgm.sde import PublishedInterface, Samples, as_served
+from cldfast.compat.draws import Draws, StageNoise
+from cldfast.compat.flow import Flow, odeint
+from cldfast.compat.published import check_name
+from cldfast.compat.steps import denoising, fold, published_splitting, rows_of_score
 from cldfast.network import Network, draw_seed
+from cldfast.planner.grids import make_grid
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
+from cldfast.planner.stage import Stage
 from cldfast.sampling.run import run
 
 Tensor = torch.Tensor
 Sampler = Callable[..., Samples]
+STRIDINGS = ("linear", "quadratic")
 
 
 def get_sampling_fn(
@@ -39,66 +36,50 @@ def get_sampling_fn(
     or of this package. sampling_shape: of the samples, (B, d) or (B, C, H, W). eps: last time, > 0.
     mode: "exact" or "published"; None keeps that of a process of this package, else "exact".
 
-    Returns `sampler(model, u=None)`, see `get_sscs_sampler` and `get_ode_sampler`.
-    Raises ValueError for an unknown method, striding or mode.
-    """
-    makers = {"em": get_em_sampler, "sscs": get_sscs_sampler, "ode": get_ode_sampler}
-    if config.sampling_method not in makers:
-        raise ValueError(
-            f"sampling_method must be one of {', '.join(makers)}, got {config.sampling_method!r}"
-        )
-    return makers[config.sampling_method](config, sde, sampling_shape, eps, mode=mode)
-
-
-def get_em_sampler(
-    config: Any, sde: Any, sampling_shape: Sequence[int], eps: float, *, mode: str | None = None
-) -> Sampler:
-    """Euler-Maruyama; arguments as in `get_sampling_fn`, the sampler's as in `get_sscs_sampler`."""
-    return _FixedGrid(config, as_served(sde, mode), sampling_shape, eps, "em")
-
-
-def get_sscs_sampler(
-    config: Any, sde: Any, sampling_shape: Sequence[int], eps: float, *, mode: str | None = None
-) -> Sampler:
-    """The symmetric splitting sampler, for CLD only; arguments as in `get_sampling_fn`.
-
     Returns `sampler(model, u=None, *, noise=None, seed=None) -> x, v, nfe` with
     u: states to start from, (B, 2d) or (B, 2C, H, W); None draws the stationary law.
     noise: normals to use, (B, 2C, ...) each: in published mode those of the codebase in its order,
         two a step of SSCS and one of Euler-Maruyama; in exact mode one per stage of the plan.
     seed: key of the addressed noise of exact runs; None draws one from PyTorch's generator.
         Published runs draw from that generator, in the codebase's order.
+    Raises ValueError for an unknown method, striding or mode.
     """
-    return _FixedGrid(config, as_served(sde, mode), sampling_shape, eps, "sscs")
+    makers = {"em": get_em_sampler, "sscs": get_sscs_sampler, "ode": get_ode_sampler}
+    method = check_name("sampling_method", config.sampling_method, tuple(makers))
+    return makers[method](config, sde, sampling_shape, eps, mode=mode)
 
 
-class _FixedGrid:
-    """Euler-Maruyama and SSCS. The plans are made at the first call, as their errors are."""
+def get_em_sampler(
+    config: Any, sde: Any, sampling_shape: Sequence[int], eps: float, *, mode: str | None = None
+) -> Sampler:
+    """Euler-Maruyama; arguments and result as in `get_sampling_fn`."""
+    return _Sampler(config, as_served(sde, mode), tuple(sampling_shape), float(eps), "em")
 
-    def __init__(
-        self,
-        config: Any,
-        sde: PublishedInterface,
-        shape: Sequence[int],
-        eps: float,
-        solver: str,
-    ) -> None:
-        self.config, self.sde, self.solver = config, sde, solver
-        self.shape, self.eps = tuple(shape), float(eps)
-        self.state_shape = state_shape(sde, self.shape)
 
-    @cached_property
-    def plans(self) -> tuple[Plan, Plan | None]:
-        """The steps, and the denoising step or None."""
-        output_map = self.sde.output_map if self.sde.mode == "exact" else self._score_itself
-        plan = sampler_plan(self.config, self.sde, self.solver, self.eps, output_map)
-        denoises = bool(self.config.denoising)
-        return plan, denoising_plan(self.sde, self.eps, output_map) if denoises else None
+def get_sscs_sampler(
+    config: Any, sde: Any, sampling_shape: Sequence[int], eps: float, *, mode: str | None = None
+) -> Sampler:
+    """The symmetric splitting sampler, for CLD only; arguments and result as above."""
+    return _Sampler(config, as_served(sde, mode), tuple(sampling_shape), float(eps), "sscs")
 
-    def _score_itself(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Published scores are rounded to float32, so they are made outside the stage."""
-        one = np.ones((len(times), 1, 1))
-        return one * self.sde.rows, one * np.zeros((2, 2))
+
+def get_ode_sampler(
+    config: Any, sde: Any, sampling_shape: Sequence[int], eps: float, *, mode: str | None = None
+) -> Sampler:
+    """Probability flow with `config.sampling_solver` of torchdiffeq and the config's tolerances.
+
+    Arguments and result as in `get_sampling_fn`, but there is no noise; nfe counts network calls.
+    """
+    return _Sampler(config, as_served(sde, mode), tuple(sampling_shape), float(eps), "ode")
+
+
+@dataclass(frozen=True)
+class _Sampler:
+    config: Any
+    sde: PublishedInterface
+    shape: tuple[int, ...]
+    eps: float
+    solver: str
 
     @torch.no_grad()
     def __call__(
@@ -109,107 +90,128 @@ class _FixedGrid:
         noise: Sequence[Tensor] | None = None,
         seed: int | None = None,
     ) -> Samples:
-        sde = self.sde
-        plan, last = self.plans
+        sde, exact, key = self.sde, self.sde.mode == "exact", 0
         if isinstance(model, torch.nn.Module):
             model.eval()
-        if sde.mode == "exact":
-            seed = draw_seed() if seed is None else kernels.check_seed(seed)
-            start = exact_prior(sde, self.shape, self.config.device, seed) if u is None else u
-            state = sde.pack(start)
-            net = network(sde, model, self.state_shape)
-            state = run(plan, net, state, seed=seed, noise=noise)
-            if last is not None:
-                state = run(last, net, state)
+        if exact:
+            key = draw_seed() if seed is None else kernels.check_seed(seed)
+        u = sde.prior(self.shape, key) if u is None else u
+        net = sde.network(model, sde.state_shape(self.shape))
+        calls = self.config.n_discrete_steps
+        if self.solver == "ode":
+            state, calls = self._flow(net, u)
+        elif exact:
+            plan = self._plan(fold(self.stages(), sde.output_map))
+            state = run(plan, net, sde.pack(u), seed=key, noise=noise)
         else:
-            state = published_prior(sde, self.shape) if u is None else u
-            state = self._published(plan, last, model, state, noise)
-        return split(sde, sde.unpack(state, self.state_shape), self.config.n_discrete_steps)
+            state = self._published(net, u, Draws(noise))
+        if self.config.denoising:
+            last = denoising(sde.process, self.eps, self.eps)
+            if exact:
+                state = run(self._plan(fold(last, sde.output_map)), net, state)
+            else:
+                narrow = 0 if self.solver == "em" else 1
+                state = self._scored(last, net, u, narrow, state.to(torch.float64))
+                if noise is None:
+                    # Not used; the generator is left where the codebase leaves it.
+                    Draws().normal(u.shape, sde.normals_dtype(torch.float64), u.device)
+        return sde.samples(state, self.shape, calls)
 
-    def _published(
+    def stages(self) -> Sequence[Stage]:
+        """The steps on the config's grid, for the full score; denoising takes one of the steps.
+
+        In the published mode a normal is spent wherever the codebase spends one, so SSCS has two
+        stages a step; in the exact mode neighbouring half-steps are one.
+        """
+        config, sde = self.config, self.sde
+        check_name("striding", config.striding, STRIDINGS)
+        steps = config.n_discrete_steps - bool(config.denoising)
+        grid = make_grid(config.striding, T=1.0, t_min=self.eps, steps=steps)
+        if self.solver == "sscs" and not sde.is_augmented:
+            raise ValueError(f"the sscs sampler is for CLD only, got an sde of type {sde.type}")
+        if self.solver == "em" or sde.mode == "exact":
+            plan = make_plan(sde.process, self.solver, grid=grid, parameterization="full_score")
+            return plan.stages
+        end = 1.0 - self.eps
+        t = torch.linspace(0.0, end, steps + 1, dtype=torch.float64, device="cpu")
+        if config.striding == "quadratic":
+            t = end * torch.flip(1.0 - (t / end) ** 2, dims=[0])
+        num_stab = getattr(config, "sscs_num_stab", None) or 0.0
+        return published_splitting(sde.process, t, num_stab, "sscs_num_stab")[0]
+
+    def _plan(self, stages: Sequence[Stage]) -> Plan:
+        """Stages as a plan for the networks of the codebase."""
+        start = next(stage.t for stage in stages if stage.t is not None)
+        grid = np.array([start, *(stage.t_next for stage in stages)])
+        return Plan(tuple(stages), self.sde.process, self.solver, 1, "velocity output", grid)
+
+    def _published(self, net: Network, u: Tensor, draws: Draws) -> Tensor:
+        """Published steps from states u. The first of Euler-Maruyama promotes the state to float64;
+        with SSCS it is like u until the end."""
+        sde, sscs, stages = self.sde, self.solver == "sscs", self.stages()
+        state = sde.pack(u if sscs else u.to(torch.float64))
+
+        def make(index: int) -> Tensor:
+            dtype = u.dtype if sscs or index == 0 else torch.float64
+            z = draws.normal(u.shape, dtype if sscs else sde.normals_dtype(dtype), u.device)
+            return sde.pack(z).to(state.dtype)
+
+        narrow = len(stages) if sscs else 1
+        return self._scored(stages, net, u, narrow, state, StageNoise(stages, make))
+
+    def _scored(
         self,
-        plan: Plan,
-        last: Plan | None,
-        model: Any,
+        stages: Sequence[Stage],
+        raw: Network,
         u: Tensor,
-        noise: Sequence[Tensor] | None,
+        narrow: int,
+        state: Tensor,
+        noise: StageNoise | None = None,
     ) -> Tensor:
-        """The codebase's own precisions: what its float64 times have touched becomes float64."""
+        """Published stages, the score made outside of them, of the codebase's float32 factors.
+
+        raw: the network. In the first `narrow` evaluations the codebase's state has the dtype of u,
+        later it is float64.
+        """
         sde = self.sde
-        state = sde.pack(u if self.solver == "sscs" else u.to(torch.float64))
-        normals = _Normals(sde, self.solver, u, len(plan.stages), state.dtype, noise)
-        # Until a step has promoted it, and with SSCS until the end, the state is like u.
-        sscs = self.solver == "sscs"
-        net = _published_score(sde, model, plan, u, plan.evaluations if sscs else 1, self.shape)
-        state = run(plan, net, state, noise=normals)  # type: ignore[arg-type]
-        if last is not None:
-            net = _published_score(sde, model, last, u, 1 if sscs else 0, self.shape)
-            state = run(last, net, state.to(torch.float64))
-            if noise is None:
-                # Drawn and not used, so that the generator is where the codebase leaves it.
-                sde.euler_normals(sde.unpack(state, self.state_shape))
-        return state
+        evaluated = [stage.t for stage in stages if stage.t is not None]
+        times = torch.tensor(evaluated, dtype=torch.float64, device="cpu")
+        dtypes = [u.dtype if k < narrow else torch.float64 for k in range(len(times))]
+        factors = variances = sde.gain_and_shift(times)[0].float().to(u.device)
+        if sde.mixed_score:
+            early, late = (sde.mixed_variance(times, dtype) for dtype in (u.dtype, torch.float64))
+            variances = torch.cat([early[:narrow], late[narrow:]]).float().to(u.device)
+        terms = zip(factors, variances, dtypes, strict=True)
+
+        def net(u: Tensor, t: Tensor) -> Tensor:
+            gain, variance, dtype = next(terms)
+            score = gain * raw(u, t)  # type: ignore[operator]
+            if sde.mixed_score:
+                own = u.chunk(2, dim=1)[1] if sde.is_augmented else u
+                score = score - own.to(dtype) / variance
+            return score
+
+        return run(self._plan(fold(stages, rows_of_score(sde.rows))), net, state, noise=noise)
+
+    def _flow(self, net: Network, u: Tensor) -> tuple[Tensor, int]:
+        """States of the probability flow at eps, and the network's calls with that of denoising."""
+        sde = self.sde
+        flow = Flow(net, sde.process, sde.output_map)
+
+        def rate(t: Tensor, state: Tensor) -> Tensor:
+            # The codebase's float64 times promote what they touch.
+            state = state if sde.mode == "exact" else state.to(torch.float64)
+            return -flow(1.0 - t.to(torch.float64), state)
+
+        state = solve(self.config, "sampling", rate, sde.pack(u), (0.0, 1.0 - self.eps))
+        return state, flow.evaluations + bool(self.config.denoising)
 
 
-class _Normals:
-    """A published run's normals, stage by stage: those given, or drawn when they are asked for."""
-
-    def __init__(
-        self,
-        sde: PublishedInterface,
-        solver: str,
-        u: Tensor,
-        count: int,
-        dtype: torch.dtype,
-        given: Sequence[Tensor] | None,
-    ) -> None:
-        self.sde, self.solver, self.count, self.dtype = sde, solver, count, dtype
-        self.given, self.like = given, u
-
-    def __len__(self) -> int:
-        return self.count if self.given is None else len(self.given)
-
-    def __getitem__(self, index: int) -> Tensor:
-        if self.given is not None:
-            z = self.given[index]
-        elif self.solver == "sscs":
-            z = torch.randn_like(self.like)
-        else:
-            # The state is promoted by the first step, and the next draw may follow it.
-            z = self.sde.euler_normals(self.like)
-            self.like = self.like.to(torch.float64)
-        return self.sde.pack(z).to(self.dtype)
-
-
-def _published_score(
-    sde: PublishedInterface, model: Any, plan: Plan, u: Tensor, narrow: int, shape: Sequence[int]
-) -> Network:
-    """The score in the codebase's precisions: its float32 factors, at the float64 times of a run.
-
-    To be called in the order of the plan's evaluations; in the first `narrow` of them the
-    codebase's state has the dtype of u.
-    """
-    evaluated = [stage.t for stage in plan.stages if stage.t is not None]
-    times = torch.tensor(evaluated, dtype=torch.float64)
-    gains, _ = sde.gain_and_shift(times)
-    factors = gains.float().to(u.device)
-    mixed = bool(getattr(sde.config, "mixed_score", False))
-    dtypes = [u.dtype if k < narrow else torch.float64 for k in range(len(evaluated))]
-    variances = factors
-    if mixed:
-        start = [sde.mixed_variance(times, dtype) for dtype in (u.dtype, torch.float64)]
-        variances = torch.cat([start[0][:narrow], start[1][narrow:]]).float().to(u.device)
-    rows = zip(factors, variances, dtypes, strict=True)
-    raw = network(sde, model, state_shape(sde, shape))
-
-    def net(u: Tensor, t: Tensor) -> Tensor:
-        gain, variance, dtype = next(rows)
-        score = raw(u, t)
-        assert isinstance(score, Tensor)
-        score = gain * score
-        if mixed:
-            own = u.chunk(2, dim=1)[1] if sde.is_augmented else u
-            score = score - own.to(dtype) / variance
-        return score
-
-    return net
+def solve(
+    config: Any, kind: str, rate: Callable[..., Any], start: Any, ends: tuple[float, float]
+) -> Any:
+    """`odeint` with the options of config whose names begin with `kind`."""
+    rtol, atol, method, options = (
+        getattr(config, f"{kind}_{name}") for name in ("rtol", "atol", "solver", "solver_options")
+    )
+    return odeint(rate, start, ends, rtol=rtol, atol=atol, method=method, options=options)

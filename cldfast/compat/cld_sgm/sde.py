@@ -7,21 +7,290 @@ packed as a pair of independent planes, so that the same kernel serves it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from cldfast.compat.cld_sgm import formulas
-from cldfast.compat.cld_sgm.interface import Kernel, PublishedInterface
-from cldfast.compat.schedule import FunctionBeta
+from cldfast.compat.draws import Draws, widened
+from cldfast.compat.laws import LAWS, checked, jittered
+from cldfast.compat.published import check_mode
+from cldfast.compat.schedule import FunctionBeta, Rate
+from cldfast.planner.parameterization import LinearMap
 from cldfast.process.linear_flow import Covariance, Transition
 from cldfast.process.sde import CLD as CriticallyDamped
 from cldfast.process.sde import LinearPhaseSDE
+from cldfast.sampling.run import initial_state
 
 Tensor = torch.Tensor
+ScoreFunction = Callable[[Tensor, Tensor], Tensor]
+StepFunction = Callable[[Tensor, Any, Any], tuple[Tensor, Tensor]]
+Samples = tuple[Tensor, Tensor | None, int]
+
+
+class PublishedInterface(nn.Module, ABC):
+    """What both processes share. Times run forward; only `get_reverse_sde` takes `1 - t`.
+
+    config: the codebase's options. beta_fn, beta_int_fn: beta and its integral from 0, functions of
+    a float64 tensor. mode: "exact" or "published"; None is the class's own.
+
+    Raises ValueError for an unknown mode or parameters outside their range.
+    """
+
+    mode = "exact"
+    type: str  # type: ignore[assignment]
+    is_augmented: bool
+    # The rows of the full score that a network of this codebase gives, as columns (2, r).
+    rows: np.ndarray
+    # Inverse stationary variance of each plane of the state.
+    precisions: tuple[float, ...]
+    # Variances of x and v at the start of the Gaussian whose score a mixed score adds.
+    mixed_start: tuple[float, float]
+    numerical_eps = 0.0
+
+    def __init__(
+        self, config: Any, beta_fn: Rate, beta_int_fn: Rate, mode: str | None = None
+    ) -> None:
+        super().__init__()
+        self.config, self.beta_fn, self.beta_int_fn = config, beta_fn, beta_int_fn
+        self.mode = check_mode(self.mode if mode is None else mode)
+        self.mixed_score = bool(getattr(config, "mixed_score", False))
+        self.process = self._process(FunctionBeta(beta_fn, antiderivative=beta_int_fn))
+
+    @abstractmethod
+    def _process(self, beta: FunctionBeta) -> LinearPhaseSDE: ...
+
+    # --- what the samplers and losses here ask ---------------------------------------------------
+
+    def law(
+        self, t: Tensor, var0x: Tensor | float | None = None, var0v: Tensor | float | None = None
+    ) -> Transition:
+        """Of the state over [0, t], t of any shape, from a start of these variances.
+
+        None: 0, but hybrid score matching integrates the start's velocity out.
+        """
+        if not self.is_augmented:
+            var0v = var0x  # the pair's planes are alike
+        elif var0v is None and objective_of(self.config) == "hsm":
+            var0v = self.process.v0_var
+        start = [0.0 if variance is None else variance for variance in (var0x, var0v)]
+        return LAWS[self.mode](self.process, self.process.tau(t), *start)
+
+    def scaling(self, law: Transition) -> Covariance:
+        """The covariance that the network's output is scaled by."""
+        return jittered(law.covariance, self.numerical_eps)
+
+    def noised(self, law: Transition) -> Covariance:
+        """The covariance that data are noised with."""
+        if self.mode == "exact":
+            return law.covariance
+        return checked(self.scaling(law), "numerical_eps")
+
+    def mixed_variance(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """Variance of the Gaussian that a mixed score adds to, (n,), from a start rounded to dtype.
+
+        The published code takes the start's variance in the state's precision.
+        """
+        start = torch.tensor(self.mixed_start, dtype=dtype, device="cpu").tolist()
+        return self.scaling(self.law(t, *start)).vv
+
+    def gain_and_shift(self, t: Tensor, law: Transition | None = None) -> tuple[Tensor, Tensor]:
+        """`score = gain output + shift state` at times t (n,), on the rows of `rows`; each (n,).
+
+        law: that over [0, t], where it is at hand.
+        """
+        own = self.scaling(self.law(t) if law is None else law)
+        gain = -torch.sqrt(own.xx / own.det)
+        if not self.mixed_score:
+            return gain, torch.zeros_like(gain)
+        return gain, -1.0 / self.mixed_variance(t, torch.float64)
+
+    def output_map(self, times: np.ndarray) -> LinearMap:
+        """`gain_and_shift` for `cldfast.compat.steps.fold`."""
+        values = self.gain_and_shift(torch.tensor(times, dtype=torch.float64, device="cpu"))
+        gain, shift = (value.numpy()[:, None, None] for value in values)
+        return LinearMap(gain * self.rows, shift * (self.rows @ self.rows.T))
+
+    def network(self, model: Any, shape: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
+        """The model as a `net(u, t)` of cldfast; it is called in float32, as the codebase does.
+
+        shape: of the states that the model sees.
+        """
+
+        def net(u: Tensor, t: Tensor) -> Tensor:
+            states = self.unpack(u, shape).to(torch.float32)
+            return self.pack(model(states, t.to(torch.float32)))
+
+        return net
+
+    def state_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Of the states whose positions have `shape`."""
+        return widened(shape) if self.is_augmented else tuple(shape)
+
+    def prior(self, shape: Sequence[int], seed: int) -> Tensor:
+        """States of the stationary law whose positions have `shape`.
+
+        Exact: by addressed noise. Published: from PyTorch's generator, in the codebase's order.
+        """
+        if self.mode == "published":
+            return torch.cat([half for half in self.prior_sampling(shape) if half is not None], 1)
+        states = self.state_shape(shape)
+        _, planes, *rest = self.pack(torch.empty((1, *states[1:]), device="meta")).shape
+        u = initial_state(
+            self.process, (shape[0], planes // 2, *rest), seed=seed, device=self.config.device
+        )
+        return self.unpack(u, states)
+
+    def samples(self, u: Tensor, shape: Sequence[int], evaluations: int) -> Samples:
+        """`x, v, nfe` of packed states u; shape: of the positions."""
+        x, *v = self._planes(self.unpack(u, self.state_shape(shape)))
+        return x, v[0] if v else None, evaluations
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Positions, or states where augmented, or outputs, as planes of a stage."""
+        return x
+
+    def unpack(self, u: Tensor, shape: Sequence[int]) -> Tensor:
+        """Inverse of `pack`; shape: that of the result, the rows being u's."""
+        return u
+
+    def normals_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Of the normals that an Euler step draws for a state of this dtype.
+
+        The published step of `CLD` draws in the default dtype, whatever the state has become.
+        """
+        default = self.mode == "published" and self.is_augmented
+        return torch.get_default_dtype() if default else dtype
+
+    def _expand(self, values: Tensor) -> Tensor:
+        """(B,) with the trailing dimensions of the data."""
+        return values[(...,) + (None,) * (3 if self.config.is_image else 1)]
+
+    def _planes(self, u: Tensor) -> Sequence[Tensor]:
+        return u.chunk(len(self.precisions), dim=1)
+
+    def _moved(self, matrix: Tensor, u: Tensor) -> Tensor:
+        """Matrices (..., 2, 2), whose leading dimensions broadcast, on the planes of u."""
+        planes = self._planes(u)
+        rows = [
+            sum(matrix[..., i, j] * plane for j, plane in enumerate(planes))
+            for i in range(len(planes))
+        ]
+        return torch.cat(rows, dim=1)  # type: ignore[arg-type]
+
+    # --- the codebase's interface ----------------------------------------------------------------
+
+    def sde(self, u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Drift and diffusion at states u (B, 2C, ...) or (B, C, ...) and forward times t (B,).
+
+        The published float64 times promote what they touch, the exact do not.
+        """
+        beta = self._expand(self.beta_fn(t))
+        beta = beta.to(u.dtype) if self.mode == "exact" else beta
+        A = torch.tensor(self.process.A.tolist(), dtype=beta.dtype, device=u.device)
+        # The noise of a single plane is that of v, which is also that of x.
+        amplitudes = self.process.diffusion[-len(self.precisions) :]
+        diffusion = [
+            torch.sqrt(square * beta) * torch.ones_like(plane)
+            for square, plane in zip(amplitudes, self._planes(u), strict=True)
+        ]
+        return self._moved(beta[..., None, None] * A, u), torch.cat(diffusion, dim=1)
+
+    def get_reverse_sde(
+        self, score_fn: ScoreFunction | None = None, probability_flow: bool = False
+    ) -> Callable[..., tuple[Tensor, Tensor]]:
+        """`reverse_sde(u, t, score=None)`: drift and diffusion at reversed times t (B,)."""
+
+        def reverse_sde(u: Tensor, t: Tensor, score: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            drift, diffusion = self.sde(u, 1.0 - t)
+            if score is None:
+                if score_fn is None:
+                    raise ValueError("a reverse SDE needs score_fn, or a score in each call")
+                score = score_fn(u, 1.0 - t)
+            amplitude = diffusion[:, diffusion.shape[1] - score.shape[1] :]
+            pull = amplitude**2 * score * (0.5 if probability_flow else 1.0)
+            if self.is_augmented:
+                pull = torch.cat([torch.zeros_like(pull), pull], dim=1)
+            return pull - drift, torch.zeros_like(diffusion) if probability_flow else diffusion
+
+        return reverse_sde
+
+    def get_discrete_step_fn(
+        self, mode: str, score_fn: ScoreFunction | None = None, probability_flow: bool = False
+    ) -> StepFunction:
+        """`step(u, t, dt)` of Euler-Maruyama: the new state, and it without its noise.
+
+        mode: "forward", or "reverse" with t reversed.
+        """
+        if mode not in ("forward", "reverse"):
+            raise ValueError(f"mode must be forward or reverse, got {mode!r}")
+        rate = self.sde if mode == "forward" else self.get_reverse_sde(score_fn, probability_flow)
+
+        def step(u: Tensor, t: Any, dt: Any) -> tuple[Tensor, Tensor]:
+            times = torch.ones(u.shape[0], device=u.device, dtype=torch.float64) * t
+            drift, diffusion = rate(u, times)
+            mean = u + drift * dt
+            z = Draws().normal(u.shape, self.normals_dtype(u.dtype), u.device)
+            return mean + diffusion * dt**0.5 * z, mean
+
+        return step
+
+    def prior_sampling(self, shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """x of the given shape from the stationary law, and v where augmented.
+
+        Drawn from PyTorch's generator.
+        """
+        device = self.config.device
+        halves = [torch.randn(*shape, device=device) / math.sqrt(p) for p in self.precisions]
+        return halves[0], halves[1] if self.is_augmented else None
+
+    def prior_logp(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Log density of the stationary law at u, (B,), v apart where augmented."""
+        logs = []
+        for half, precision in zip(self._planes(u), self.precisions, strict=True):
+            flat = half.flatten(1)
+            size = flat.shape[1] * math.log(2.0 * math.pi / precision)
+            logs.append(-0.5 * (size + precision * flat.square().sum(1)))
+        return logs[0], logs[1] if self.is_augmented else None
+
+    def mean(self, u: Tensor, t: Tensor) -> Tensor:
+        """Mean of the perturbation kernel for starts u at times t (B,)."""
+        return self._moved(self.law(self._expand(t)).phi, u)
+
+    def var(self, t: Tensor, *variances: Tensor | None) -> list[Tensor]:
+        """Covariance entries of the perturbation kernel: [xx, xv, vv], or [xx] of one plane.
+
+        variances: see `law`.
+        """
+        own = self.scaling(self.law(self._expand(t), *variances))
+        return [own.xx, own.xv, own.vv] if self.is_augmented else [own.xx]
+
+    def mean_and_var(self, u: Tensor, t: Tensor, *variances: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """`mean` and `var`."""
+        return self.mean(u, t), self.var(t, *variances)
+
+    def noise_multiplier(self, t: Tensor, *variances: Tensor | None) -> Tensor:
+        """`-ell`, which turns a network's output into the score; of one plane -1 over deviation."""
+        own = self.scaling(self.law(self._expand(t), *variances))
+        return -torch.sqrt(own.xx / own.det)
+
+    def loss_multiplier(self, t: Tensor) -> Tensor:
+        """The likelihood weight: beta times half the squared noise amplitude."""
+        return self.beta_fn(t) * (0.5 * self.process.diffusion[1])
+
+    def perturb_data(
+        self, batch: Tensor, t: Tensor, *variances: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Noised starts: (perturbed, mean, noise, the standard normals)."""
+        z = torch.randn_like(batch)
+        factor = self.noised(self.law(self._expand(t), *variances)).factor
+        mean, noise = self.mean(batch, t), self._moved(factor, z)
+        if self.mode == "exact":
+            mean, noise = mean.to(batch.dtype), noise.to(batch.dtype)
+        return mean + noise, mean, noise, z
 
 
 class CLD(PublishedInterface):
@@ -31,7 +300,7 @@ class CLD(PublishedInterface):
     a trained network was scaled by it. The exact mode adds it to no noise.
     """
 
-    type = "cld"  # type: ignore[assignment]
+    type = "cld"
     is_augmented = True
     rows = np.array([[0.0], [1.0]])
 
@@ -41,181 +310,22 @@ class CLD(PublishedInterface):
         self.f = 2.0 / math.sqrt(config.m_inv)
         self.g = 1.0 / self.f
         self.numerical_eps = config.numerical_eps or 0.0
+        self.precisions = (1.0, config.m_inv)
+        self.mixed_start = (0.0, config.gamma / config.m_inv)
         return CriticallyDamped.from_mass(config.m_inv, config.gamma, beta)
-
-    @property
-    def _objective(self) -> str:
-        objective = getattr(self.config, "cld_objective", "hsm")
-        if objective not in ("hsm", "dsm"):
-            raise ValueError(f"cld_objective must be hsm or dsm, got {objective!r}")
-        return str(objective)
-
-    def _covariance(
-        self,
-        t: Tensor,
-        var0x: Tensor | float,
-        var0v: Tensor | float,
-        jitter: float,
-        step: Transition | None = None,
-    ) -> Covariance:
-        """Of the kernel, each entry like t; the variances broadcast against it.
-
-        step: the exact transition over t, where it is at hand.
-        """
-        if self.mode == "published":
-            xx, xv, vv = formulas.covariance(
-                self.beta_int_fn(t), self.f, self.g, var0x, var0v, jitter
-            )
-            return Covariance(xx, xv, vv, xx * vv - xv**2)
-        if step is None:
-            step = self.process.transition(self.process.tau(t))
-        x_x, x_v, v_x, v_v = step.entries
-        exact = step.covariance
-        for weight, x, v in ((var0x, x_x, v_x), (var0v, x_v, v_v)):
-            if isinstance(weight, Tensor) or weight > 0.0:
-                exact = exact.plus_outer(weight, x, v)  # type: ignore[arg-type]
-        return _jittered(exact, jitter)
-
-    def _var0v(self) -> float:
-        """Variance of the start's velocity that the kernel integrates out."""
-        return self.gamma / self.m_inv if self._objective == "hsm" else 0.0
-
-    def gain_and_shift(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """See the base class: `s_v = -ell o [- v / mixed_variance]`."""
-        return self._output(s, self._covariance(s, 0.0, self._var0v(), self.numerical_eps))
-
-    def _output(self, s: Tensor, own: Covariance) -> tuple[Tensor, Tensor]:
-        gain = -torch.sqrt(own.xx / own.det)
-        if not getattr(self.config, "mixed_score", False):
-            return gain, torch.zeros_like(gain)
-        return gain, -1.0 / self.mixed_variance(s, torch.float64)
-
-    def mixed_variance(self, s: Tensor, dtype: torch.dtype) -> Tensor:
-        """See the base class; hybrid whatever the objective."""
-        start = torch.tensor(self.gamma / self.m_inv, dtype=dtype, device=s.device)
-        return self._covariance(s, 0.0, start, self.numerical_eps).vv
-
-    def kernel(self, s: Tensor) -> Kernel:
-        """See the base class; the velocity start of hybrid score matching is 0."""
-        if self.mode == "published":
-            own = self._covariance(s, 0.0, self._var0v(), self.numerical_eps)
-            l_xx, l_vx, l_vv = formulas.lower_factor(own.xx, own.xv, own.vv)
-            factor = torch.stack([l_xx, torch.zeros_like(l_xx), l_vx, l_vv], -1)
-            mean = formulas.transition(self.beta_int_fn(s), self.g)
-            gain, shift = self._output(s, own)
-            return Kernel(mean, factor.unflatten(-1, (2, 2)), -gain, gain, shift)
-        step = self.process.transition(self.process.tau(s))
-        exact = self._covariance(s, 0.0, self._var0v(), 0.0, step)
-        gain, shift = self._output(s, _jittered(exact, self.numerical_eps))
-        return Kernel(step.phi, exact.factor, torch.sqrt(exact.xx / exact.det), gain, shift)
-
-    def sde(self, u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """See the base class."""
-        x, v = u.chunk(2, dim=1)
-        beta = self._beta(u, t)
-        drift = torch.cat([self.m_inv * beta * v, -beta * x - self.f * self.m_inv * beta * v], 1)
-        amplitude = torch.sqrt(2.0 * self.f * beta) * torch.ones_like(v)
-        return drift, torch.cat([torch.zeros_like(amplitude), amplitude], 1)
-
-    def prior_sampling(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """See the base class; drawn from PyTorch's generator."""
-        device = self.config.device
-        x, v = torch.randn(*shape, device=device), torch.randn(*shape, device=device)
-        return x, v / math.sqrt(self.m_inv)
-
-    def prior_logp(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """See the base class."""
-        x, v = (half.flatten(1) for half in u.chunk(2, dim=1))
-        count = x.shape[1]
-        return (
-            -0.5 * (count * math.log(2.0 * math.pi) + x.square().sum(1)),
-            -0.5 * (count * math.log(2.0 * math.pi / self.m_inv) + self.m_inv * v.square().sum(1)),
-        )
-
-    def euler_normals(self, u: Tensor) -> Tensor:
-        """The published step draws in the default dtype, whatever the state has become."""
-        if self.mode == "published":
-            return torch.randn(u.shape, device=u.device)
-        return torch.randn_like(u)
-
-    def mean(self, u: Tensor, t: Tensor) -> Tensor:
-        """See the base class."""
-        if self.mode == "published":
-            phi = formulas.transition(self.beta_int_fn(t), self.g)
-        else:
-            phi = self.process.transition(self.process.tau(t)).phi
-        x, v = u.chunk(2, dim=1)
-        rows = [[self._expand(phi[:, i, j]) for j in range(2)] for i in range(2)]
-        return torch.cat([row[0] * x + row[1] * v for row in rows], dim=1)
-
-    def _start(
-        self, t: Tensor, var0x: Tensor | None = None, var0v: Tensor | None = None
-    ) -> tuple[Tensor | float, Tensor | float]:
-        return (
-            0.0 if var0x is None else var0x,
-            self._var0v() if var0v is None else var0v,
-        )
-
-    def var(self, t: Tensor, *variances: Tensor | None) -> list[Tensor]:
-        """[xx, xv, vv] for starts of variances (x, v); None: 0, and what the objective says."""
-        own = self._covariance(self._expand(t), *self._start(t, *variances), self.numerical_eps)
-        return [own.xx, own.xv, own.vv]
-
-    def noise_multiplier(self, t: Tensor, *variances: Tensor | None) -> Tensor:
-        """`-ell`, which turns a network's output into the velocity score."""
-        own = self._covariance(self._expand(t), *self._start(t, *variances), self.numerical_eps)
-        return -torch.sqrt(own.xx / own.det)
-
-    def loss_multiplier(self, t: Tensor) -> Tensor:
-        """The likelihood weight, `beta f`."""
-        return self.beta_fn(t) * self.f
-
-    def _noise(self, t: Tensor, z: Tensor, *variances: Tensor | None) -> Tensor:
-        start = self._start(t, *variances)
-        z_x, z_v = z.chunk(2, dim=1)
-        if self.mode == "published":
-            own = self._covariance(self._expand(t), *start, self.numerical_eps)
-            l_xx, l_vx, l_vv = formulas.lower_factor(own.xx, own.xv, own.vv)
-        else:
-            factor = self._covariance(self._expand(t), *start, 0.0).factor
-            l_xx, l_vx, l_vv = factor[..., 0, 0], factor[..., 1, 0], factor[..., 1, 1]
-        return torch.cat([l_xx * z_x, l_vx * z_x + l_vv * z_v], dim=1)
 
 
 class VPSDE(PublishedInterface):
     """The variance preserving process `dX = -beta X/2 dt + sqrt(beta) dB`."""
 
-    type = "vpsde"  # type: ignore[assignment]
+    type = "vpsde"
     is_augmented = False
     rows = np.eye(2)
+    precisions = (1.0,)
+    mixed_start = (1.0, 1.0)
 
     def _process(self, beta: FunctionBeta) -> LinearPhaseSDE:
-        """Two independent coordinates, packed as a pair."""
         return LinearPhaseSDE([[-0.5, 0.0], [0.0, -0.5]], [1.0, 1.0], 0.0, beta)
-
-    def _variance(self, t: Tensor, var0x: Tensor | float = 0.0) -> Tensor:
-        tau = self.beta_int_fn(t)
-        if self.mode == "published":
-            return 1.0 - (1.0 - var0x) * torch.exp(-tau)
-        return var0x * torch.exp(-tau) - torch.expm1(-tau)
-
-    def gain_and_shift(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """See the base class: `-o / deviation [- x / mixed_variance]`."""
-        gain = -1.0 / torch.sqrt(self._variance(s))
-        mixed = getattr(self.config, "mixed_score", False)
-        return gain, torch.full_like(gain, -1.0 if mixed else 0.0)
-
-    def mixed_variance(self, s: Tensor, dtype: torch.dtype) -> Tensor:
-        """See the base class; that of the stationary law."""
-        return torch.ones_like(s)
-
-    def kernel(self, s: Tensor) -> Kernel:
-        """See the base class."""
-        gain, shift = self.gain_and_shift(s)
-        unit = torch.eye(2, dtype=s.dtype, device=s.device)
-        decay = torch.exp(-0.5 * self.beta_int_fn(s))
-        factor = (-1.0 / gain)[:, None, None] * unit
-        return Kernel(decay[:, None, None] * unit, factor, -gain, gain, shift)
 
     def pack(self, x: Tensor) -> Tensor:
         """Flat rows, with a zero where their number is odd."""
@@ -223,50 +333,15 @@ class VPSDE(PublishedInterface):
         return nn.functional.pad(flat, (0, 1)) if flat.shape[1] % 2 else flat
 
     def unpack(self, u: Tensor, shape: Sequence[int]) -> Tensor:
-        """See the base class."""
         return u[:, : math.prod(shape[1:])].reshape(u.shape[0], *shape[1:])
 
-    def sde(self, u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """See the base class."""
-        beta = self._beta(u, t)
-        return -0.5 * beta * u, torch.sqrt(beta) * torch.ones_like(u)
 
-    def prior_sampling(self, shape: Sequence[int]) -> tuple[Tensor, None]:
-        """See the base class; drawn from PyTorch's generator."""
-        return torch.randn(*shape, device=self.config.device), None
-
-    def prior_logp(self, u: Tensor) -> tuple[Tensor, None]:
-        """See the base class."""
-        x = u.flatten(1)
-        return -0.5 * (x.shape[1] * math.log(2.0 * math.pi) + x.square().sum(1)), None
-
-    def mean(self, u: Tensor, t: Tensor) -> Tensor:
-        """See the base class."""
-        return u * torch.exp(-0.5 * self._expand(self.beta_int_fn(t)))
-
-    def var(self, t: Tensor, *variances: Tensor | None) -> list[Tensor]:
-        """[variance] for starts of variance `variances[0]`; none or None: 0."""
-        start = variances[0] if variances else None
-        return [self._variance(self._expand(t), 0.0 if start is None else start)]
-
-    def noise_multiplier(self, t: Tensor, *variances: Tensor | None) -> Tensor:
-        """Minus one over the deviation, which turns a network's output into the score."""
-        return -1.0 / torch.sqrt(self.var(t, *variances)[0])
-
-    def loss_multiplier(self, t: Tensor) -> Tensor:
-        """The likelihood weight, `beta / 2`."""
-        return 0.5 * self.beta_fn(t)
-
-    def _noise(self, t: Tensor, z: Tensor, *variances: Tensor | None) -> Tensor:
-        return torch.sqrt(self.var(t, *variances)[0]) * z
-
-
-def _jittered(own: Covariance, jitter: float) -> Covariance:
-    """With `jitter` added to xx and vv."""
-    if jitter == 0.0:
-        return own
-    det = own.det + jitter * (own.xx + own.vv + jitter)
-    return Covariance(own.xx + jitter, own.xv, own.vv + jitter, det)
+def objective_of(config: Any) -> str:
+    """`config.cld_objective`, "hsm" where there is none."""
+    objective = getattr(config, "cld_objective", "hsm")
+    if objective not in ("hsm", "dsm"):
+        raise ValueError(f"cld_objective must be hsm or dsm, got {objective!r}")
+    return str(objective)
 
 
 def as_served(sde: Any, mode: str | None = None) -> PublishedInterface:
@@ -278,7 +353,8 @@ def as_served(sde: Any, mode: str | None = None) -> PublishedInterface:
     """
     if isinstance(sde, PublishedInterface) and mode in (None, sde.mode):
         return sde
-    kind = {"cld": CLD, "vpsde": VPSDE}.get(getattr(sde, "type", None))  # type: ignore[arg-type]
+    kinds: dict[Any, type[PublishedInterface]] = {"cld": CLD, "vpsde": VPSDE}
+    kind = kinds.get(getattr(sde, "type", None))
     if kind is None:
         raise ValueError(
             "sde must be one of CLD-SGM's, of type cld or vpsde, "

@@ -11,7 +11,11 @@ import numpy as np
 
 from cldfast.compat.gddim.process import CLD
 from cldfast.compat.gddim.stochastic import LambdaCLD
+from cldfast.compat.steps import OutputMap, euler, fold, splitting
+from cldfast.compat.steps import denoising as denoising_step
+from cldfast.planner.parameterization import LinearMap
 from cldfast.planner.plan import Plan
+from cldfast.planner.solvers.exponential import interpolation
 from cldfast.planner.stage import Stage
 
 # The network's noise belongs to the process with numerical_eps, which no general
@@ -50,7 +54,7 @@ def deis_plan(
 ) -> Plan:
     """The multistep sampler of degree `order`, interpolating R noise (gDDIM) or L noise (DEIS).
 
-    One evaluation per step. denoising: one more step, see `denoising_stage`.
+    One evaluation per step. denoising: one more step, Euler's from there to 0 without its noise.
     """
     coefficients = cld.get_deis_coef(order, rev_timesteps, form)
     return multistep_plan(cld, rev_timesteps, coefficients, form, denoising)
@@ -82,7 +86,7 @@ def multistep_plan(
             f"coefficients must be ({len(t)}, k, 2, 2), one row per step, got {coefficients.shape}"
         )
     used = np.any(coefficients != 0.0, axis=(2, 3))
-    output, state = _noise_map(cld, t, form)
+    noise, still = noise_map(cld, t, form), np.zeros((2, 2))
     stages: list[Stage] = []
     for k, (psi, *weights) in enumerate(coefficients):
         last = max((j for j in range(len(weights)) if used[k, 1 + j]), default=0)
@@ -91,17 +95,8 @@ def multistep_plan(
                 f"step {k} has coefficients for {last + 1} noises, but there are {k + 1}"
             )
         keep = bool(np.any(used[k + 1 :, 2:]))
-        stages.append(
-            Stage(
-                t=float(t[k]),
-                t_next=float(times[k + 1]),
-                P=psi + weights[0] @ state[k],
-                E=(weights[0] @ output[k],),
-                H=tuple(weights[1 : last + 1]),
-                A=(output[k],) if keep else None,
-                B=state[k] if keep else None,
-            )
-        )
+        span = (t[k], times[k + 1])
+        stages.append(interpolation(noise, k, span, psi, weights[: last + 1], still, keep))
     # The first step is of order 0, whose local error is of second order.
     order = min(int(used[:, 1:].sum(axis=1).max()), 2)
     return _plan(cld, times, stages, order, denoising)
@@ -131,19 +126,12 @@ def em_plan(
     In the mode "published" the score has the factor (1 + lambda)/2, the same at 0 and 1.
     """
     times = cld.times(rev_timesteps)
-    t, way = times[:-1], np.diff(times)[:, None, None]
-    power = 1 if cld.mode == "published" else 2
-    output, state = _score_map(cld, t)
-    G = cld.G(t)
-    pull = -0.5 * (1.0 + lambda_coef**power) * (G @ G)
-    P = np.eye(2) + way * (cld.F(t) + pull @ state)
-    E = way * (pull @ output)
-    L = lambda_coef * np.sqrt(-way) * G
-    stages = [
-        Stage(t=float(t[k]), t_next=float(times[k + 1]), P=P[k], E=(E[k],), L=L[k])
-        for k in range(len(t))
-    ]
-    return _plan(cld, times, stages, 1, denoising)
+    t, power = times[:-1], 1 if cld.mode == "published" else 2
+    stages = euler(
+        cld.sde, t, times[1:], -np.diff(times) * cld.beta(t),
+        pull=0.5 * (1.0 + lambda_coef**power), spread=lambda_coef,
+    )  # fmt: skip
+    return _plan(cld, times, fold(stages, score_map(cld)), 1, denoising)
 
 
 def sscs_plan(cld: CLD, rev_timesteps: Any, denoising: bool = False) -> Plan:
@@ -157,55 +145,35 @@ def sscs_plan(cld: CLD, rev_timesteps: Any, denoising: bool = False) -> Plan:
     t, s = times[:-1], times[1:]
     middle = 0.5 * (t + s)
     tau_t, tau_middle, tau_s = (cld.sde.tau(at) for at in (t, middle, s))
-    published = cld.mode == "published"
-    asked = t if published else middle
-    weight = cld.beta(1.0 - t) * (t - s) if published else tau_t - tau_s
-    output, state = _score_map(cld, asked)
-    pull = weight[:, None, None] * np.diag([0.0, 2.0 * cld.Gamma])
-    kick = np.eye(2) + pull @ (state + np.diag([0.0, cld.m_inv]))
-    first = cld.sde.reversed_transition(tau_t - tau_middle)
-    second = cld.sde.reversed_transition(tau_middle - tau_s)
-    P, E = second.phi @ kick, second.phi @ (pull @ output)
-    first_factor, second_factor = first.factor, second.factor
-    stages: list[Stage] = []
-    for k in range(len(t)):
-        at, end = float(asked[k]), float(s[k])
-        stages += [
-            Stage(t=None, t_next=float(middle[k]), P=first.phi[k], L=first_factor[k]),
-            Stage(t=at, t_next=end, P=P[k], E=(E[k],), L=second_factor[k]),
-        ]
-    return _plan(cld, times, stages, 1, denoising)
-
-
-def denoising_stage(cld: CLD, t: float = CLD.sampling_eps) -> Stage:
-    """Euler's step of the reverse SDE from t to 0 without its noise, one evaluation."""
-    at = np.array([t])
-    output, state = _score_map(cld, at)
-    G = cld.G(at)
-    spread = t * (G @ G)
-    return Stage(
-        t=t,
-        t_next=0.0,
-        P=(np.eye(2) - t * cld.F(at) + spread @ state)[0],
-        E=((spread @ output)[0],),
+    halves = (
+        cld.sde.reversed_transition(tau_t - tau_middle),
+        cld.sde.reversed_transition(tau_middle - tau_s),
     )
+    asked, way = middle, tau_t - tau_s
+    if cld.mode == "published":
+        asked, way = t, cld.beta(1.0 - t) * (t - s)
+    stages = splitting(cld.sde, (t, middle, s), halves, asked, way)
+    return _plan(cld, times, fold(stages, score_map(cld)), 1, denoising)
 
 
-def _noise_map(cld: CLD, t: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray]:
-    """The noise of a form from what the network returns and the state, (n, 2, 2) each."""
+def noise_map(cld: CLD, t: np.ndarray, form: str) -> LinearMap:
+    """The noise of a form from what the network returns and the state."""
     output = np.broadcast_to(np.eye(2), (len(t), 2, 2))
     if form != "R":
         back = np.swapaxes(cld.inverse_factor(t), -1, -2)
         output = np.swapaxes(cld.factor(t, form), -1, -2) @ back
     if not cld.mixed_score:
-        return output, np.zeros_like(output)
-    return output, output @ cld.inverse_factor(t) @ np.diag([0.0, 1.0])
+        return LinearMap(output, np.zeros_like(output))
+    return LinearMap(output, output @ cld.inverse_factor(t) @ np.diag([0.0, 1.0]))
 
 
-def _score_map(cld: CLD, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    output, state = _noise_map(cld, t, "R")
-    back = -np.swapaxes(cld.inverse_factor(t), -1, -2)
-    return back @ output, back @ state
+def score_map(cld: CLD) -> OutputMap:
+    """What the outputs of the codebase's networks mean: `score = -R^-T noise`."""
+
+    def output_map(t: np.ndarray) -> LinearMap:
+        return noise_map(cld, t, "R").then(-np.swapaxes(cld.inverse_factor(t), -1, -2))
+
+    return output_map
 
 
 def _plan(
@@ -215,5 +183,6 @@ def _plan(
     if denoising:
         if not math.isclose(last, cld.sampling_eps):
             raise ValueError(f"denoising starts at t = {cld.sampling_eps}, the grid ends at {last}")
-        stages = [*stages, denoising_stage(cld)]
+        step = denoising_step(cld.sde, cld.sampling_eps, cld.sampling_eps)
+        stages = [*stages, *fold(step, score_map(cld))]
     return Plan(tuple(stages), cld.sde, "gddim", order, PARAMETERIZATION, times)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,11 @@ from cldfast.compat.gddim.published import (
     factor_table,
     interpolate,
 )
+from cldfast.compat.laws import exact, propagator
 from cldfast.compat.published import check_mode
 from cldfast.planner.reverse import Bridge
 from cldfast.planner.solvers.exponential import Exponential, lagrange
+from cldfast.process.linear_flow import stack_matrix
 from cldfast.process.schedules import LinearBeta
 from cldfast.process.sde import CLD as Process
 from cldfast.process.sde import Marginal
@@ -25,6 +29,9 @@ FORMS = ("R", "L")
 PUBLISHED_NUMERICAL_EPS = 1e-6
 # Intervals, equal in log t, that the integrals over a step are split into.
 _PIECES = 8
+
+# Ends s and starts t of steps (n,) and node times (n, k) -> a matrix per node, (n, k, 2, 2).
+Weights = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 class CLD:
@@ -76,7 +83,10 @@ class CLD:
         self.Gamma = 2.0 / math.sqrt(m_inv)
         self.numerical_eps, self.mixed_score = float(numerical_eps), bool(mixed_score)
         self.mode = mode
-        self._bridge = _bridge(self.sde, self.numerical_eps)
+        self.beta, self.beta_int = self.sde.beta, self.sde.tau
+        self._bridge = Bridge(self.sde)
+        if self.numerical_eps > 0.0:
+            self._bridge = _JitteredBridge(self.sde, self.numerical_eps)
         self._table: tuple[np.ndarray, np.ndarray] | None = None
         if published:
             start = math.sqrt(self.sde.v0_var + self.numerical_eps)
@@ -100,31 +110,18 @@ class CLD:
             raise ValueError(f"rev_timesteps must descend, got {rev_timesteps!r}")
         return times
 
-    def beta(self, t: Any) -> Any:
-        """`beta(t)`."""
-        return self.beta_0 + self.beta_1 * np.asarray(t, np.float64)
-
-    def beta_int(self, t: Any) -> Any:
-        """The integral of beta from 0 to t."""
-        t = np.asarray(t, np.float64)
-        return self.beta_0 * t + 0.5 * self.beta_1 * t**2
-
     def F(self, t: Any) -> np.ndarray:
         """Drift matrix at times t, (..., 2, 2)."""
         return np.asarray(self.beta(t))[..., None, None] * self.sde.A
 
     def G(self, t: Any) -> np.ndarray:
         """Noise amplitude at times t, (..., 2, 2): `G G^T = diag(0, 2 Gamma beta)`."""
-        amplitude = np.sqrt(2.0 * self.Gamma * np.asarray(self.beta(t)))
-        return amplitude[..., None, None] * np.diag([0.0, 1.0])
+        return np.sqrt(np.asarray(self.beta(t))[..., None, None] * np.diag(self.sde.D))
 
     def psi(self, s: Any, t: Any) -> np.ndarray:
         """`exp` of the drift's integral from s to t, either may be the later, (..., 2, 2)."""
-        a = math.sqrt(self.m_inv)
-        way = self.beta_int(t) - self.beta_int(s)
-        rows = [[1.0 + a * way, a * a * way], [-way, 1.0 - a * way]]
-        matrix = np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
-        result: np.ndarray = np.exp(-a * way)[..., None, None] * matrix
+        way = np.asarray(self.beta_int(t) - self.beta_int(s))
+        result: np.ndarray = stack_matrix(*propagator(self.sde, way))
         return result
 
     def R(self, t: Any) -> np.ndarray:
@@ -134,21 +131,18 @@ class CLD:
             return interpolate(t, *self._table)
         return self._bridge.factor(self.sde.tau(t))
 
-    def L(self, t: Any) -> np.ndarray:
-        """The lower triangular square root, (..., 2, 2)."""
-        t = _times(t)
-        if self._table is not None:
-            result: np.ndarray = np.linalg.cholesky(self.cov(t))
-            return result
-        return self._bridge.marginal(self.sde.tau(t)).factor
-
     def cov(self, t: Any) -> np.ndarray:
         """Covariance of the state given the data, (..., 2, 2)."""
         if self._table is None:
             return self._bridge.marginal(self.sde.tau(_times(t))).cov
         R = self.R(t)
-        result: np.ndarray = R @ np.swapaxes(R, -1, -2)
-        return result
+        return R @ _transposed(R)
+
+    def L(self, t: Any) -> np.ndarray:
+        """The lower triangular square root, (..., 2, 2)."""
+        if self._table is not None:
+            return np.linalg.cholesky(self.cov(t))
+        return self._bridge.marginal(self.sde.tau(_times(t))).factor
 
     def factor(self, t: Any, form: str = "R") -> np.ndarray:
         """R or L by name."""
@@ -156,10 +150,12 @@ class CLD:
 
     def inverse_factor(self, t: Any, form: str = "R") -> np.ndarray:
         """The inverse of `factor`, (..., 2, 2), at times where it is not singular."""
-        (a, b), (c, d) = np.moveaxis(self.factor(t, form), (-2, -1), (0, 1))
-        det = a * d - b * c
-        rows = [[d / det, -b / det], [-c / det, a / det]]
-        return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+        return np.linalg.inv(self.factor(t, form))
+
+    def pull(self, t: Any, form: str = "R") -> np.ndarray:
+        """`G G^T K_t^-T / 2`, what a noise moves the state by, (..., 2, 2); K is R or L."""
+        G = self.G(t)
+        return 0.5 * G @ G @ _transposed(self.inverse_factor(t, form))
 
     def step_weights(self, s: Any, t: Any, nodes: np.ndarray, form: str = "R") -> np.ndarray:
         """The integrals `int_t^s psi(r, s) G G^T K_r^-T l_j(r) / 2 dr`, (n, k, 2, 2).
@@ -167,15 +163,9 @@ class CLD:
         K is R or L, as `form` says; l_j the Lagrange polynomials of the node times (n, k); t the
         start and s the end of each step, (n,).
         """
-        s, t = np.asarray(s, np.float64), np.asarray(t, np.float64)
-        nodes = np.asarray(nodes, np.float64)
+        s, t, nodes = (np.asarray(times, np.float64) for times in (s, t, nodes))
         if self._table is not None:
-            return np.stack(
-                [
-                    self._left_sum(end, start, at, _form(form), SUM_POINTS)
-                    for end, start, at in zip(s, t, nodes, strict=True)
-                ]
-            )
+            return self._left_sums(s, t, nodes, form, SUM_POINTS)
         rule = Exponential(self.sde, np.array([1.0, self.sampling_eps]), "full_score", _form(form))
         rule.bridge = self._bridge
         edges = np.exp(np.linspace(np.log(t), np.log(s), _PIECES + 1))
@@ -186,15 +176,17 @@ class CLD:
             total = move @ total + rule.weights(low, high, nodes)
         return total
 
-    def _left_sum(
-        self, s: float, t: float, nodes: np.ndarray, form: str, points: int
+    def _left_sums(
+        self, s: np.ndarray, t: np.ndarray, nodes: np.ndarray, form: str, points: int
     ) -> np.ndarray:
-        r = np.linspace(t, s, points, endpoint=False)
-        G = self.G(r)
-        inner = self.psi(r, s) @ (0.5 * G @ G @ np.swapaxes(self.inverse_factor(r, form), -1, -2))
-        basis = np.ones((1, points)) if len(nodes) == 1 else lagrange(nodes[None], r[None])[0][0]
-        result: np.ndarray = np.einsum("kp,pab->kab", basis, inner) * ((s - t) / points)
-        return result
+        """`step_weights` as published: the values at the left ends of `points` intervals."""
+        sums = []
+        for end, start, at in zip(s, t, nodes, strict=True):
+            r = np.linspace(start, end, points, endpoint=False)
+            inner = self.psi(r, end) @ self.pull(r, form)
+            basis = lagrange(at[None], r[None])[0][0]
+            sums.append(np.einsum("kp,pab->kab", basis, inner) * ((end - start) / points))
+        return np.stack(sums)
 
     def get_deis_coef(self, order: int, rev_timesteps: Any, form: str = "R") -> np.ndarray:
         """Adams-Bashforth coefficients of degree `order` >= 0 on N steps, (N, order + 3, 2, 2).
@@ -203,7 +195,7 @@ class CLD:
         the noises that there are. The last matrix is zero, as in the codebase's array, so that
         entry by entry it serves its own step function. form: "R" or "L" noise.
         """
-        return self._coefficients(order, rev_timesteps, form, ahead=0)
+        return self.coefficients(order, rev_timesteps, partial(self.step_weights, form=form))
 
     def get_corrector_coef(self, order: int, rev_timesteps: Any, form: str = "R") -> np.ndarray:
         """Adams-Moulton coefficients of degree `order` >= 1, in the layout of `get_deis_coef`.
@@ -212,9 +204,16 @@ class CLD:
         """
         if order < 1:
             raise ValueError(f"a corrector has order >= 1, got {order}")
-        return self._coefficients(order, rev_timesteps, form, ahead=1)
+        weights = partial(self.step_weights, form=form)
+        return self.coefficients(order, rev_timesteps, weights, ahead=1)
 
-    def _coefficients(self, order: int, rev_timesteps: Any, form: str, ahead: int) -> np.ndarray:
+    def coefficients(
+        self, order: int, rev_timesteps: Any, weights: Weights, ahead: int = 0
+    ) -> np.ndarray:
+        """psi and the `weights` of each step in the layout of `get_deis_coef`.
+
+        ahead: 1 where the newest node is the step's end. ValueError for an order that is none.
+        """
         if isinstance(order, bool) or not isinstance(order, int | np.integer) or order < 0:
             raise ValueError(f"order must be an integer >= 0, got {order!r}")
         times = self.times(rev_timesteps)
@@ -227,8 +226,7 @@ class CLD:
             steps = steps[np.minimum(steps + ahead, order) + 1 == count]
             if len(steps):
                 nodes = np.stack([times[steps + ahead - j] for j in range(count)], axis=1)
-                weights = self.step_weights(s[steps], t[steps], nodes, form)
-                result[steps, 1 : 1 + count] = weights
+                result[steps, 1 : 1 + count] = weights(s[steps], t[steps], nodes)
         return result
 
     def get_order0_coef(self, rev_timesteps: Any, is_em: bool = False) -> np.ndarray:
@@ -240,19 +238,12 @@ class CLD:
         t, s = times[:-1], times[1:]
         if is_em:
             way = (s - t)[:, None, None]
-            G = self.G(t)
-            noise = 0.5 * G @ G @ np.swapaxes(self.inverse_factor(t), -1, -2) * way
-            return np.stack([np.eye(2) + self.F(t) * way, noise], axis=1)
-        if self._table is None:
-            weights = self.step_weights(s, t, t[:, None])[:, 0]
+            return np.stack([np.eye(2) + self.F(t) * way, self.pull(t) * way], axis=1)
+        if self.mode == "published":
+            weights = self._left_sums(s, t, t[:, None], "R", ORDER0_SUM_POINTS)
         else:
-            weights = np.concatenate(
-                [
-                    self._left_sum(end, start, np.array([start]), "R", ORDER0_SUM_POINTS)
-                    for end, start in zip(s, t, strict=True)
-                ]
-            )
-        return np.stack([self.psi(t, s), weights], axis=1)
+            weights = self.step_weights(s, t, t[:, None])
+        return np.stack([self.psi(t, s), weights[:, 0]], axis=1)
 
 
 class _JitteredBridge(Bridge):
@@ -264,14 +255,12 @@ class _JitteredBridge(Bridge):
         super().__init__(sde, 0.0, 1e-12 * numerical_eps)
 
     def marginal(self, tau: np.ndarray) -> Marginal:
-        plain = super().marginal(tau)
-        (m_x, m_v), (p_x, p_v) = np.moveaxis(self.sde.transition(tau).phi, (-1, -2), (0, 1))
-        cov = plain.covariance.plus_outer(self._numerical_eps, m_x, m_v)
-        return Marginal(plain.mean, cov.plus_outer(self._numerical_eps, p_x, p_v))
+        law = exact(self.sde, tau, self._numerical_eps, self.sde.v0_var + self._numerical_eps)
+        return Marginal(law.phi[..., 0], law.covariance)
 
 
-def _bridge(sde: Process, numerical_eps: float) -> Bridge:
-    return _JitteredBridge(sde, numerical_eps) if numerical_eps > 0.0 else Bridge(sde)
+def _transposed(matrix: np.ndarray) -> np.ndarray:
+    return np.swapaxes(matrix, -1, -2)
 
 
 def _form(form: str) -> str:

@@ -1,7 +1,4 @@
-"""R_t and the step integrals of gDDIM as its code computes them: tables and left sums.
-
-Everything is float64, what the code does with its `x64` option.
-"""
+"""R_t of gDDIM as its code computes it: a table, in float64 as with its `x64` option."""
 
 from __future__ import annotations
 

@@ -64,20 +64,12 @@ class LambdaCLD:
 
     def weights(self, order: int, rev_timesteps: Any) -> np.ndarray:
         """psi and the noises' coefficients alone, (N, order + 3, 2, 2)."""
-        if isinstance(order, bool) or not isinstance(order, int | np.integer) or order < 0:
-            raise ValueError(f"order must be an integer >= 0, got {order!r}")
-        times = self.cld.times(rev_timesteps)
-        start, end = times[:-1], times[1:]
-        result = np.zeros((len(start), order + 3, 2, 2))
-        result[:, 0] = self.cld.psi(start, end)
-        for count in range(1, order + 2):
-            steps = np.arange(len(start))
-            steps = steps[np.minimum(steps, order) + 1 == count]
-            if len(steps):
-                nodes = np.stack([times[steps - j] for j in range(count)], axis=1)
-                _, integrals = self._solve(end[steps], start[steps], nodes)
-                move = self.cld.R(end[steps])[:, None] @ integrals
-                result[steps, 1 : 1 + count] = move @ self.cld.R(start[steps])[:, None]
+        return self.cld.coefficients(order, rev_timesteps, self._step_weights)
+
+    def _step_weights(self, s: np.ndarray, t: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+        """The counterpart of `CLD.step_weights`."""
+        _, integrals = self._solve(s, t, nodes)
+        result: np.ndarray = self.cld.R(s)[:, None] @ integrals @ self.cld.R(t)[:, None]
         return result
 
     def _solve(
@@ -93,10 +85,9 @@ class LambdaCLD:
             C = flat.reshape(n, 1 + k, 2, 2)[:, :1]
             r = np.clip(end * np.exp(share * span), end, start)
             inverse = self.cld.inverse_factor(r)
-            G = self.cld.G(r)
-            half = 0.5 * inverse @ G @ G @ np.swapaxes(inverse, -1, -2)
+            half = inverse @ self.cld.pull(r)
             rate = (C @ half[:, None]) * (r * span)[:, None, None, None]
-            basis = lagrange(nodes, r[:, None])[0] if k > 1 else np.ones((n, 1, 1))
+            basis, _ = lagrange(nodes, r[:, None])
             inner = rate @ (inverse @ self.cld.psi(start, r))[:, None]
             parts = -squared * rate, -(1.0 + squared) * inner * basis[..., None]
             return np.concatenate(parts, axis=1).ravel()

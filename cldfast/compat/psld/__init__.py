@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from cldfast.compat.install import Installer, Namespace
 from cldfast.compat.psld.inpainting import ES3EulerMaruyamaInpainter
 from cldfast.compat.psld.loss import PSLDScoreLoss
 from cldfast.compat.psld.ode import BBODESampler
@@ -21,9 +22,9 @@ from cldfast.compat.psld.process import process_of
 from cldfast.compat.psld.samplers import (
     ClassCondEulerMaruyamaSampler,
     EulerMaruyamaSampler,
+    Request,
     SSCSSampler,
 )
-from cldfast.compat.published import check_mode
 
 __all__ = [
     "REGISTERED",
@@ -32,6 +33,7 @@ __all__ = [
     "ES3EulerMaruyamaInpainter",
     "EulerMaruyamaSampler",
     "PSLDScoreLoss",
+    "Request",
     "SSCSSampler",
     "install",
     "load_checkpoint",
@@ -51,33 +53,18 @@ REGISTERED: dict[str, dict[str, type]] = {
     "losses": {"psld_score_loss": PSLDScoreLoss},
 }
 
-_replaced: list[tuple[dict[str, Any], str, Any]] = []
 
-
-def install(mode: str = "exact") -> None:
-    """Put our classes under their names in the codebase's registry (`util.register_module`).
-
-    mode: "exact" or "published", see docs/codebases.md. Objects made earlier stay what they are.
-    Raises ImportError where its modules `util`, `samplers` and `losses` cannot be imported,
-    RuntimeError when already installed.
-    """
-    check_mode(mode)
-    if _replaced:
-        raise RuntimeError("already installed; call uninstall() first")
-    # The codebase's own classes register on import and refuse a name that is taken.
+def _find() -> tuple[list[tuple[Any, Any]], list[Namespace]]:
+    """The classes of the registry by name; the codebase's modules must be importable."""
+    # Its own classes register on import and refuse a name that is taken.
     registry, *_ = (importlib.import_module(m) for m in ("util", "samplers", "losses"))
-    for category, classes in REGISTERED.items():
-        names = registry._MODULES[category]
-        for name, cls in classes.items():
-            _replaced.append((names, name, names[name]))
-            names[name] = type(cls.__name__, (cls,), {"mode": mode, "__doc__": cls.__doc__})
+    found = [(registry._MODULES[category], names) for category, names in REGISTERED.items()]
+    pairs = [(there[name], ours) for there, names in found for name, ours in names.items()]
+    return pairs, [there for there, _ in found]
 
 
-def uninstall() -> None:
-    """Undo `install`; nothing happens where there is none."""
-    while _replaced:
-        names, name, cls = _replaced.pop()
-        names[name] = cls
+_installer = Installer(_find)
+install, uninstall = _installer.install, _installer.uninstall
 
 
 def load_checkpoint(

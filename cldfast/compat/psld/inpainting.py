@@ -2,67 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 
 from cldfast import kernels
-from cldfast.compat.draws import Draws, StageNoise
-from cldfast.compat.psld import published
-from cldfast.compat.psld.plans import published_plan
-from cldfast.compat.psld.process import forward_grid, process_of, training_mode
-from cldfast.compat.psld.samplers import Sampler
+from cldfast.compat.draws import Draws, StageNoise, widened
+from cldfast.compat.psld.process import factor, law_of, process_of, training_mode
+from cldfast.compat.psld.samplers import Request, Sampler
 from cldfast.kernels import NoiseAddress
 from cldfast.network import draw_seed
+from cldfast.planner.plan import Plan
 from cldfast.sampling.inpainting import Inpainting
 from cldfast.sampling.run import initial_state, run
 
 
 class ES3EulerMaruyamaInpainter(Sampler):
-    """Registered as `ip_em_sde`: known data follow their forward law beside the sampled rest."""
+    """Registered as `ip_em_sde`: known data follow their forward law beside the sampled rest.
 
-    def sample(
-        self,
-        batch: Any,
-        ts: torch.Tensor,
-        n_discrete_steps: int,
-        denoise: bool = True,
-        eps: float = 1e-3,
-        *,
-        noise: Sequence[torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """States after the steps, from `batch = (data, mask)`, the mask 1 where data are known.
+    `sample` takes `batch = (data, mask)`, the mask 1 where data are known, data (B, d) or (B, C, H,
+    W), the mask broadcastable to it and in the exact mode of zeros and ones; it raises ValueError
+    for another. With `denoise` the exact mode ends on the known data themselves.
+    """
 
-        data: (B, d) or (B, C, H, W). mask: broadcastable to it; exact: of zeros and ones. Other
-        arguments as in `Sampler.sample`; with `denoise` exact ends on the known data themselves.
-        """
-        data, mask = batch
-        self.nfe = n_discrete_steps
-        device = ts.device
-        ts = self._times(ts, n_discrete_steps)
-        data, mask = data.to(device), torch.as_tensor(mask).to(device)
+    def _run(self, asked: Request) -> torch.Tensor:
+        device = asked.ts.device
+        data, mask = (torch.as_tensor(part, device=device) for part in asked.batch)
+        plan = self.plan(asked)
         if self.mode == "published":
-            return self._published(data, mask, ts, denoise, eps, noise)
+            return self._published(plan, data, mask, asked)
         if bool(((mask != 0) & (mask != 1)).any()):
             raise ValueError("mask must hold zeros and ones; fractions mix states of unequal law")
         known = Inpainting(data, mask != 0)
-        seed = draw_seed()
-        u = initial_state(
-            process_of(self.sde), data.shape, seed=seed, device=device, dtype=data.dtype
-        )
-        plan, normals = self._plan(u, ts, denoise, eps, noise)
-        steps = len(plan.stages)
-        # The data themselves are put in only where a step leads to time 0.
+        process, seed, steps = plan.sde, draw_seed(), len(plan.stages)
+        u = initial_state(process, data.shape, seed=seed, device=device, dtype=data.dtype)
         backend = kernels.resolve_backend("auto", u.device)
-        process = plan.sde
+        correct = self._corrected(asked.ts)
 
         def replaced(u: torch.Tensor, t: float, index: int) -> torch.Tensor:
-            return known.apply(
-                process, u, t, t == 0.0, NoiseAddress(seed, stage_index=index), backend
-            )
-
-        correct = self._corrected(ts, n_discrete_steps)
+            # The data themselves are put in only where a step leads to time 0.
+            address = NoiseAddress(seed, stage_index=index)
+            return known.apply(process, u, t, t == 0.0, address, backend)
 
         def callback(index: int, t: float, u: torch.Tensor) -> torch.Tensor:
             u = replaced(u, t, index)
@@ -71,63 +49,48 @@ class ES3EulerMaruyamaInpainter(Sampler):
 
         # The stage index past the last one addresses the draw at T.
         u = replaced(u, float(plan.grid[0]), steps)
-        return run(plan, self._network, u, seed=seed, noise=normals, callback=callback)
+        return run(plan, self._network, u, seed=seed, noise=asked.noise, callback=callback)
 
     def _published(
-        self,
-        data: torch.Tensor,
-        mask: torch.Tensor,
-        ts: torch.Tensor,
-        denoise: bool,
-        eps: float,
-        noise: Sequence[torch.Tensor] | None,
+        self, plan: Plan, data: torch.Tensor, mask: torch.Tensor, asked: Request
     ) -> torch.Tensor:
         """The known part is that of a step's start, one step noisier than the state beside it."""
-        sde, draws = self.sde, Draws(noise)
-        wide = (data.shape[0], 2 * data.shape[1], *data.shape[2:])
-        stages = published.em_stages(sde, ts)
-        steps = len(stages)
-        if denoise:
-            stages = (*stages, published.denoising_stage(sde, eps))
-        plan = published_plan(sde, stages, forward_grid(sde, ts, steps), self.solver)
+        draws, wide, device = Draws(asked.noise), widened(data.shape), data.device
         both = torch.cat([mask.expand(data.shape)] * 2, dim=1).to(torch.float64)
 
         def mixed(u: torch.Tensor, t: float, mean_only: bool) -> torch.Tensor:
             return u * (1 - both) + self._perturbed(data, t, draws, mean_only) * both
 
-        dtype = torch.get_default_dtype()
-        prior = [draws.normal(data.shape, dtype, "cpu").to(data.device) for _ in range(2)]
-        u = torch.cat([prior[0], prior[1] * self._momentum_spread()], dim=1).to(torch.float64)
-        u = mixed(u, float(sde.T), False)
-
-        def make(index: int) -> torch.Tensor | None:
-            z = draws.normal(wide, torch.float64, data.device).to(torch.float64)
-            return z if index < steps else None
+        def normals(index: int) -> torch.Tensor:
+            return draws.normal(wide, torch.float64, device)
 
         def callback(index: int, t: float, u: torch.Tensor) -> torch.Tensor:
-            start = stages[index].t
+            start, last = plan.stages[index].t, index == len(asked.ts) - 1
             assert start is not None
-            return mixed(u, start, index == steps)
+            if last:
+                normals(index)  # drawn and not used, as in the codebase
+            return mixed(u, start, last)
 
-        return run(plan, self._network, u, noise=StageNoise(len(stages), make), callback=callback)
+        dtype = torch.get_default_dtype()
+        x, m = (draws.normal(data.shape, dtype, "cpu").to(device) for _ in range(2))
+        spread = float(process_of(self.sde).mass_inv) ** -0.5
+        u = mixed(torch.cat([x, m * spread], dim=1).to(torch.float64), plan.sde.T, False)
+        noise = StageNoise(plan.stages, normals)
+        return run(plan, self._network, u, noise=noise, callback=callback)
 
     def _perturbed(
         self, data: torch.Tensor, t: float, draws: Draws, mean_only: bool
     ) -> torch.Tensor:
         """A draw of the kernel at t given the data (or its mean), float64."""
-        sde = self.sde
-        hybrid = training_mode(self.config) == "hsm"
-        momentum = draws.normal(data.shape, data.dtype, data.device) * float(sde.mm_0) ** 0.5
-        wide = (data.shape[0], 2 * data.shape[1], *data.shape[2:])
-        z = draws.normal(wide, data.dtype, data.device).to(torch.float64)
-        times = torch.tensor([t], dtype=torch.float64)
-        phi, factor = published.kernel(sde, float(sde.mm_0) if hybrid else 0.0, times)
-        known = (data,) if hybrid else (data, momentum)
-        mean = phi[:, :, : len(known)]
-        right = torch.zeros_like(factor) if mean_only else factor
-        planes = [p.to(torch.float64) for p in known]
-        state, _, _ = kernels.stage(None, planes, (), torch.cat([mean, right], 2), noise=z)
-        return state
-
-    def _momentum_spread(self) -> float:
-        return float(process_of(self.sde).mass_inv) ** -0.5
+        sde, objective = self.sde, training_mode(self.config)
+        momentum = draws.normal(data.shape, data.dtype, data.device)
+        z = draws.normal(widened(data.shape), data.dtype, data.device).to(torch.float64)
+        law = law_of(
+            sde, torch.tensor([t], dtype=torch.float64, device="cpu"), objective, self.mode
+        )
+        spread = process_of(sde).v0_var ** 0.5
+        known = (data,) if objective == "hsm" else (data, momentum * spread)
+        root = factor(law.covariance, sde.decomp_mode) * (0.0 if mean_only else 1.0)
+        weights = torch.cat([law.phi[:, :, : len(known)], root], 2)
+        planes = [plane.to(torch.float64) for plane in known]
+        return kernels.stage(None, planes, (), weights, noise=z).state

@@ -8,15 +8,9 @@ from typing import Any
 import torch
 
 from cldfast import kernels
-from cldfast.compat.draws import Draws
-from cldfast.compat.psld import published
-from cldfast.compat.psld.process import (
-    decomposition_of,
-    factor,
-    process_of,
-    rows_of,
-    training_mode,
-)
+from cldfast.compat.draws import Draws, widened
+from cldfast.compat.losses import row_losses
+from cldfast.compat.psld.process import factor, law_of, process_of, rows_of, training_mode
 from cldfast.compat.psld.samplers import Score
 from cldfast.compat.published import check_mode
 from cldfast.kernels import NoiseAddress, Stream
@@ -60,65 +54,43 @@ class PSLDScoreLoss(torch.nn.Module):
 
         eps: normals to use, twice as wide as x_0. momentum: those of "dsm" momenta, like x_0.
         """
+        process, shape = process_of(self.sde), x_0.shape
+        law = law_of(self.sde, t.to(torch.float64), self.training_mode, self.mode)
         # Published draws come from PyTorch's generator alone, in the order of the codebase.
-        seed = draw_seed() if self.mode == "exact" else 0
-        phi, root, mean_var = self._kernel(t)
+        address = NoiseAddress(draw_seed() if self.mode == "exact" else 0)
         if self.mode == "published":
             # The codebase draws momenta in either mode; "hsm" throws them away.
-            momentum = Draws(None if momentum is None else [momentum]).normal(
-                x_0.shape, x_0.dtype, x_0.device
-            )
+            given = Draws(None if momentum is None else [momentum])
+            momentum = given.normal(shape, x_0.dtype, x_0.device)
             if eps is None:
-                wide = (x_0.shape[0], 2 * x_0.shape[1], *x_0.shape[2:])
-                eps = Draws().normal(wide, x_0.dtype, x_0.device)
-        planes: tuple[torch.Tensor, ...] = (x_0,)
+                eps = Draws().normal(widened(shape), x_0.dtype, x_0.device)
+        planes, moved = [x_0], law.phi[:, :, :1]
         if self.training_mode == "dsm":
-            planes = (x_0, self._momentum(x_0, momentum, seed))
+            if momentum is None:
+                drawn = address.in_stream(Stream.VELOCITY)
+                normals = kernels.normals(shape, drawn, dtype=x_0.dtype, device=x_0.device)
+                momentum = normals[:, : shape[1]]
             # The momentum plane holds unit normals.
-            scale = torch.tensor([1.0, mean_var**0.5], dtype=torch.float64, device=phi.device)
-            phi = phi * scale
-        weights = torch.cat([phi[:, :, : len(planes)], root], 2)
+            planes, spread = [x_0, momentum], process.v0_var**0.5
+            moved = torch.stack([law.phi[:, :, 0], spread * law.phi[:, :, 1]], 2)
         rows = rows_of(self.sde)
-        # The noises that are predicted are rows of the perturbing pass, beside the state.
-        picked = torch.zeros(
-            len(weights), len(rows), weights.shape[2], dtype=torch.float64, device=weights.device
-        )
-        for k, row in enumerate(rows):
-            picked[:, k, row - 2] = 1.0
-        noise = NoiseAddress(seed, stream=Stream.PERTURBATION) if eps is None else eps
-        u, target, _ = kernels.stage(None, planes, (), torch.cat([weights, picked], 1), noise=noise)
-        assert target is not None
-        output = score_fn(u.to(torch.float32), t.to(torch.float32))
-        planes_out = kernels.check_planes("the network's output", output, u, x_0.shape[1])
-        if planes_out != len(rows):
-            raise ValueError(
-                f"the network must predict {len(rows)} noise(s) per coordinate, "
-                f"{len(rows) * x_0.shape[1]} along dimension 1, got {output.shape[1]}"
-            )
-        unit = torch.eye(len(rows), dtype=torch.float64, device=weights.device)
-        difference = torch.cat([unit, -unit], 1).expand(len(weights), -1, -1).contiguous()
-        losses = kernels.residual(output, target, difference, overwrite=True)
-        total = losses.sum()
-        return total / math.prod([*x_0.shape, len(rows)]) if self.mean else total
 
-    def _kernel(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Propagator and factor at times t, (B, 2, 2) float64, and the variance of momenta."""
-        t = t.to(torch.float64)
-        process = process_of(self.sde)
-        hybrid = self.training_mode == "hsm"
-        if self.mode == "published":
-            m_var = float(self.sde.mm_0)
-            phi, root = published.kernel(self.sde, m_var if hybrid else 0.0, t)
-            return phi, root, m_var
-        cov = process.marginal(t, self.training_mode).covariance
-        phi = process.transition(process.tau(t)).phi
-        return phi, factor(cov, decomposition_of(self.sde)), process.v0_var
+        def ask(u: torch.Tensor) -> torch.Tensor:
+            output = score_fn(u.to(torch.float32), t.to(torch.float32))
+            got = kernels.check_planes("the network's output", output, u, shape[1])
+            if got != len(rows):
+                raise ValueError(
+                    f"the network must predict {len(rows)} noise(s) per coordinate, "
+                    f"{len(rows) * shape[1]} along dimension 1, got {output.shape[1]}"
+                )
+            return output
 
-    @staticmethod
-    def _momentum(x_0: torch.Tensor, momentum: torch.Tensor | None, seed: int) -> torch.Tensor:
-        """Unit normals like x_0."""
-        if momentum is not None:
-            return momentum
-        address = NoiseAddress(seed, stream=Stream.VELOCITY)
-        drawn = kernels.normals(x_0.shape, address, dtype=x_0.dtype, device=x_0.device)
-        return drawn[:, : x_0.shape[1]]
+        perturbation = torch.cat([moved, factor(law.covariance, self.sde.decomp_mode)], 2)
+        # The residual is the predicted noises less those drawn.
+        unit = torch.eye(2, dtype=torch.float64, device=x_0.device)
+        chosen = unit[list(rows)]
+        residual = torch.cat([unit[: len(rows), : len(rows)], 0.0 * chosen, -chosen], 1)
+        weights = (perturbation, residual.expand(len(x_0), -1, -1))
+        noise = address.in_stream(Stream.PERTURBATION) if eps is None else eps
+        total = row_losses(ask, None, planes, weights, noise).sum()
+        return total / math.prod([*shape, len(rows)]) if self.mean else total

@@ -14,7 +14,11 @@ import numpy as np
 import torch
 from array_api_compat import array_namespace
 
-from cldfast.process.linear_flow import Covariance, stack_matrix
+from cldfast.compat.laws import LAWS, checked, jittered
+from cldfast.compat.published import check_name, numbers_of
+from cldfast.compat.steps import OutputMap
+from cldfast.planner.parameterization import LinearMap
+from cldfast.process.linear_flow import Covariance, Transition, stack_matrix
 from cldfast.process.schedules import LinearBeta
 from cldfast.process.sde import PSLD
 
@@ -33,23 +37,10 @@ def process_of(sde: Any) -> PSLD:
 
     Raises TypeError where one is missing, ValueError for values without a stationary law.
     """
-    try:
-        values = (sde.gamma, sde.nu, sde.kappa, sde.beta_0, sde.beta_1, sde.T)
-        decomposition_of(sde)
-    except AttributeError as error:
-        raise TypeError(
-            "sde must be a PSLD object with gamma, nu, kappa, beta_0, beta_1, T and decomp_mode, "
-            f"got {type(sde).__name__}: {error}"
-        ) from None
-    return _process(*(float(value) for value in values))
-
-
-def decomposition_of(sde: Any) -> str:
-    """Which factor of the covariance its noise goes through, "lower" or "upper"."""
-    name: str = sde.decomp_mode
-    if name not in DECOMPOSITIONS:
-        raise ValueError(f"decomp_mode must be one of {', '.join(DECOMPOSITIONS)}, got {name!r}")
-    return name
+    names = ("gamma", "nu", "kappa", "beta_0", "beta_1", "T")
+    values = numbers_of(sde, "PSLD object", names)
+    check_name("decomp_mode", getattr(sde, "decomp_mode", None), DECOMPOSITIONS)
+    return _process(*values)
 
 
 def rows_of(sde: Any) -> tuple[int, ...]:
@@ -66,37 +57,55 @@ def training_mode(config: Any) -> str:
     training = getattr(config, "training", None)
     if training is None:
         training = config.diffusion.training
-    mode: str = training.mode
-    if mode not in TRAINING_MODES:
-        raise ValueError(f"training.mode must be one of {', '.join(TRAINING_MODES)}, got {mode!r}")
-    return mode
+    return check_name("training.mode", training.mode, TRAINING_MODES)
+
+
+def law_of(sde: Any, t: torch.Tensor, objective: str, mode: str) -> Transition:
+    """The perturbation kernel at float64 times t, published with jitter; its mean moves (x0, m0).
+
+    objective: "hsm" integrates the momenta out, "dsm" starts from given ones.
+    """
+    process = process_of(sde)
+    start = process.v0_var if objective == "hsm" else 0.0
+    law = LAWS[mode](process, process.tau(t), 0.0, start)
+    if mode == "exact":
+        return law
+    own = checked(jittered(law.covariance, float(sde.eps)), "numerical_eps")
+    return Transition(law.entries, own)
+
+
+def output_map_of(sde: Any, objective: str, mode: str) -> OutputMap:
+    """What the outputs of the codebase's networks mean.
+
+    As published, scores are of single precision, and those of a network that was trained by "dsm"
+    are scaled by the hybrid kernel, too.
+    """
+
+    def output_map(times: np.ndarray) -> LinearMap:
+        t = torch.tensor(times, dtype=torch.float64, device="cpu")
+        law = law_of(sde, t, objective if mode == "exact" else "hsm", mode)
+        columns = noise_to_score(law.covariance, sde.decomp_mode, rows_of(sde))
+        if mode == "published":
+            columns = columns.to(torch.float32).to(torch.float64)
+        return LinearMap(columns.numpy(), np.zeros((len(times), 2, 2)))
+
+    return output_map
 
 
 def factor(cov: Covariance, decomposition: str) -> Array:
     """The triangular factor C, `C C^T = cov`, (..., 2, 2)."""
-    if decomposition == "lower":
-        return cov.factor
-    flipped = Covariance(cov.vv, cov.xv, cov.xx, cov.det).factor
-    zero = cov.xx * 0.0
-    return stack_matrix(flipped[..., 1, 1], flipped[..., 1, 0], zero, flipped[..., 0, 0])
+    return _by_order(cov, decomposition, "factor")
 
 
 def noise_to_score(cov: Covariance, decomposition: str, rows: tuple[int, ...]) -> Array:
     """`-C^-T` on the noises of `rows`, (..., 2, len(rows)); the score of a row left out is 0."""
-    xp = array_namespace(cov.det)
-    zero = cov.det * 0.0
+    inverse = _by_order(cov, decomposition, "inverse_factor")
+    return -array_namespace(inverse).matrix_transpose(inverse)[..., list(rows)]
+
+
+def _by_order(cov: Covariance, decomposition: str, part: str) -> Array:
+    """A lower factor of the covariance, or the upper one: that of x and m in the other order."""
     if decomposition == "lower":
-        cross = -cov.xv / xp.sqrt(cov.xx * cov.det)
-        inverse = stack_matrix(1.0 / xp.sqrt(cov.xx), cross, zero, xp.sqrt(cov.xx / cov.det))
-    else:
-        cross = -cov.xv / xp.sqrt(cov.vv * cov.det)
-        inverse = stack_matrix(xp.sqrt(cov.vv / cov.det), zero, cross, 1.0 / xp.sqrt(cov.vv))
-    return -inverse if len(rows) == 2 else -inverse[..., rows[0] : rows[0] + 1]
-
-
-def forward_grid(sde: Any, ts: torch.Tensor, steps: int) -> np.ndarray:
-    """The sampler's times `ts` (they run up from 0) as forward times, descending, float64."""
-    if not isinstance(ts, torch.Tensor) or ts.dim() != 1 or len(ts) < steps + 1:
-        raise ValueError(f"ts must be a flat tensor of n_discrete_steps + 1 = {steps + 1} times")
-    host: np.ndarray = ts[: steps + 1].to(device="cpu", dtype=torch.float64).numpy()
-    return float(sde.T) - host
+        return getattr(cov, part)
+    matrix = getattr(Covariance(cov.vv, cov.xv, cov.xx, cov.det), part)
+    return stack_matrix(matrix[..., 1, 1], matrix[..., 1, 0], matrix[..., 0, 1], matrix[..., 0, 0])

@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from cldfast.compat.draws import Draws, StageNoise
-from cldfast.compat.psld import published
-from cldfast.compat.psld.plans import exact_plan, published_plan
-from cldfast.compat.psld.process import forward_grid, process_of, training_mode
+from cldfast.compat.psld.process import factor, output_map_of, process_of, training_mode
 from cldfast.compat.published import check_mode
+from cldfast.compat.steps import denoising, fold, published_splitting
 from cldfast.kernels import stage as stage_op
 from cldfast.network import draw_seed
+from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
+from cldfast.planner.stage import Stage
 from cldfast.sampling.run import Callback, run
 
 Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Corrector = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
+class Request(NamedTuple):
+    """What `sample` was asked for; ts holds the times of the steps alone, float64."""
+
+    batch: Any
+    ts: torch.Tensor
+    denoise: bool
+    eps: float
+    noise: Sequence[torch.Tensor | None] | None
+
+
 class Sampler:
     """What the samplers share.
 
     config: the codebase's configuration. sde: its PSLD object (or anything with gamma, nu, kappa,
-    beta_0, beta_1, T, mm_0, eps and decomp_mode). score_fn: `score_fn(u, t)`, float32, predicts
-    the noise. corrector_fn: `corrector_fn(u, t, dt) -> (u, mean)` after each step, in the
-    sampler's time. mode: "exact" or "published", see docs/codebases.md; None is the class's own.
+    beta_0, beta_1, T, eps and decomp_mode). score_fn: `score_fn(u, t)`, float32, the noise.
+    corrector_fn: `corrector_fn(u, t, dt) -> (u, mean)` after each step, in the sampler's time.
+    mode: "exact" or "published", see docs/codebases.md; None is the class's own.
 
     Source: Pandey and Mandt (2023), "A complete recipe for diffusion generative models", with the
         code of the same authors.
@@ -36,6 +47,7 @@ class Sampler:
 
     mode = "exact"
     solver = "em"
+    # Stages after which a step is complete.
     stages_per_step = 1
 
     def __init__(
@@ -76,84 +88,81 @@ class Sampler:
         batch: states (B, 2d) or (B, 2C, H, W) at ts[0]. denoise: a last step without noise from
         eps to 0. noise: exact: normals per stage, see `cldfast.run`; published: the codebase's
         draws in its order. Published states are float64, exact ones keep the dtype of batch.
+
+        Raises ValueError for too few times.
         """
-        self.nfe = n_discrete_steps
-        ts = self._times(ts, n_discrete_steps)
-        plan, normals = self._plan(batch, ts, denoise, eps, noise)
-        exact = self.mode == "exact"
-        u = batch if exact else batch.to(torch.float64)
-        # Published draws come from PyTorch's generator alone, in the order of the codebase.
-        return run(
-            plan, self._network, u, seed=draw_seed() if exact else 0, noise=normals,
-            callback=self._corrected(ts, n_discrete_steps),
-        )  # fmt: skip
+        count = n_discrete_steps + 1
+        if not isinstance(ts, torch.Tensor) or ts.dim() != 1 or len(ts) < count:
+            raise ValueError(f"ts must be a flat tensor of n_discrete_steps + 1 = {count} times")
+        ts = ts[:count].detach().to(torch.float64)
+        return self._run(Request(batch, ts, denoise, eps, noise))
 
-    def _times(self, ts: torch.Tensor, steps: int) -> torch.Tensor:
-        """The times of the steps on the host, float64."""
-        forward_grid(self.sde, ts, steps)
-        return ts[: steps + 1].detach().to(device="cpu", dtype=torch.float64)
-
-    def _plan(
-        self,
-        batch: torch.Tensor,
-        ts: torch.Tensor,
-        denoise: bool,
-        eps: float,
-        noise: Sequence[torch.Tensor] | None,
-    ) -> tuple[Plan, Any]:
-        """The stages of a run and their normals."""
-        grid = forward_grid(self.sde, ts, len(ts) - 1)
+    def _run(self, asked: Request) -> torch.Tensor:
+        plan = self.plan(asked)
+        u, noise, seed = asked.batch, asked.noise, 0
         if self.mode == "exact":
-            return self._exact(grid, denoise), noise
-        stages = published.em_stages(self.sde, ts, self._guidance())
-        steps = len(stages)
-        if denoise:
-            stages = (*stages, published.denoising_stage(self.sde, eps, self._guidance()))
-        plan = published_plan(self.sde, stages, grid, self.solver)
-        return plan, self._published_noise(batch, Draws(noise), len(stages), steps)
+            seed = draw_seed()
+        else:
+            # Published draws come from PyTorch's generator alone, in the order of the codebase.
+            noise = StageNoise(plan.stages, self._normals(u, Draws(noise)))
+            u = u.to(torch.float64)
+        callback = self._corrected(asked.ts)
+        return run(plan, self._network, u, seed=seed, noise=noise, callback=callback)
 
-    def _exact(self, grid: np.ndarray, denoise: bool) -> Plan:
-        options = {} if self.corrector_fn is None else self._unmerged()
-        objective = training_mode(self.config)
-        return exact_plan(
-            self.sde, self.solver, grid, objective, denoise, guidance=self._guidance(), **options
+    def plan(self, asked: Request) -> Plan:
+        """The steps, for networks that return the predicted noise and what `_guidance` weighs."""
+        self.nfe = len(asked.ts) - 1
+        process, ts = process_of(self.sde), asked.ts.cpu()
+        grid = process.T - ts.numpy()
+        stages = self._stages(ts, grid)
+        if asked.denoise:
+            end = length = float(grid[-1])
+            if self.mode == "published":
+                end, length = process.T - _rounded(process.T - asked.eps), _rounded(asked.eps)
+            stages = [*stages, *denoising(process, end, length)]
+            grid = np.array([*grid, 0.0])
+        output_map = output_map_of(self.sde, training_mode(self.config), self.mode)
+        stages = fold(stages, output_map, self._guidance())
+        return Plan(
+            tuple(stages), process, self.solver, 1, f"eps, {self.sde.decomp_mode} factor", grid
         )
+
+    def _stages(self, ts: torch.Tensor, grid: np.ndarray) -> Sequence[Stage]:
+        """The steps for the full score; the codebase, too, has the right times in Euler's."""
+        # A corrector wants every step to end in a state of its own.
+        options = {"merge": False} if self.solver == "sscs" and self.corrector_fn else {}
+        process = process_of(self.sde)
+        return make_plan(
+            process, self.solver, grid=grid, parameterization="full_score", **options
+        ).stages
 
     def _guidance(self) -> float | None:
         """Strength of the second output of the network, None where there is none."""
         return None
 
-    def _unmerged(self) -> dict[str, Any]:
-        """Options under which every step ends in a state of its own."""
-        return {}
+    def _normals(self, batch: torch.Tensor, draws: Draws) -> Callable[[int], torch.Tensor]:
+        """Published normals of a stage: the first ones in the dtype of the batch, then float64."""
 
-    def _published_noise(
-        self, batch: torch.Tensor, draws: Draws, stages: int, noisy: int
-    ) -> StageNoise:
-        """Normals like the state: the first ones in the dtype of the batch, then float64."""
-
-        def make(index: int) -> torch.Tensor | None:
-            if index >= noisy:
-                return None
+        def make(index: int) -> torch.Tensor:
             dtype = batch.dtype if index == 0 else torch.float64
             return draws.normal(batch.shape, dtype, batch.device).to(torch.float64)
 
-        return StageNoise(stages, make)
+        return make
 
     def _network(self, u: torch.Tensor, t: torch.Tensor) -> Any:
         return self.score_fn(u.to(torch.float32), t.to(torch.float32))
 
-    def _corrected(self, ts: torch.Tensor, steps: int) -> Callback | None:
-        if self.corrector_fn is None:
-            return None
+    def _corrected(self, ts: torch.Tensor) -> Callback | None:
         corrector, every = self.corrector_fn, self.stages_per_step
+        if corrector is None:
+            return None
 
         def callback(index: int, t: float, u: torch.Tensor) -> torch.Tensor | None:
             step, rest = divmod(index + 1, every)
-            if rest or step > steps:
+            if rest or step >= len(ts):
                 return None
-            k = step - 1
-            return corrector(u, ts[k].to(u.device), (ts[k + 1] - ts[k]).to(u.device))[0]
+            start, end = ts[step - 1].to(u.device), ts[step].to(u.device)
+            return corrector(u, start, end - start)[0]
 
         return callback
 
@@ -172,35 +181,27 @@ class SSCSSampler(Sampler):
         """Stages after which a step is complete."""
         return 3 if self.mode == "exact" else 2
 
-    def _unmerged(self) -> dict[str, Any]:
-        return {"merge": False}
-
-    def _plan(
-        self,
-        batch: torch.Tensor,
-        ts: torch.Tensor,
-        denoise: bool,
-        eps: float,
-        noise: Sequence[torch.Tensor] | None,
-    ) -> tuple[Plan, Any]:
-        grid = forward_grid(self.sde, ts, len(ts) - 1)
+    def _stages(self, ts: torch.Tensor, grid: np.ndarray) -> Sequence[Stage]:
         if self.mode == "exact":
-            return self._exact(grid, denoise), noise
-        stages, rotations = published.sscs_stages(self.sde, ts)
-        if denoise:
-            stages = (*stages, published.denoising_stage(self.sde, eps))
-        plan = published_plan(self.sde, stages, grid, self.solver)
-        plain = self._published_noise(batch, Draws(noise), len(stages), len(rotations))
+            return super()._stages(ts, grid)
+        sde = self.sde
+        stages, half = published_splitting(process_of(sde), ts, float(sde.eps), "numerical_eps")
+        # A stage has a lower factor; where the codebase has an upper one, its normals are turned.
+        self._turns = None
+        if sde.decomp_mode == "upper":
+            self._turns = np.linalg.solve(half.factor, factor(half.covariance, "upper"))
+        return stages
 
-        def make(index: int) -> torch.Tensor | None:
-            z = plain[index]
-            turn = rotations[index] if index < len(rotations) else None
-            if z is None or turn is None:
-                return z
-            table = torch.cat([turn, torch.zeros(2, 2, dtype=torch.float64)], 1)[None]
-            return stage_op(z, (), (), table)[0]
+    def _normals(self, batch: torch.Tensor, draws: Draws) -> Callable[[int], torch.Tensor]:
+        plain, turns = super()._normals(batch, draws), self._turns
+        if turns is None:
+            return plain
 
-        return plan, StageNoise(len(stages), make)
+        def make(index: int) -> torch.Tensor:
+            table = np.concatenate([turns[index // 2], np.zeros((2, 2))], 1)[None]
+            return stage_op(plain(index), (), (), torch.from_numpy(table)).state
+
+        return make
 
 
 def log_probability_gradient(
@@ -244,3 +245,8 @@ class ClassCondEulerMaruyamaSampler(Sampler):
         # The codebase asks its classifier, trained on forward times, at the sampler's time.
         at = t if self.mode == "exact" else self.sde.T - t
         return super()._network(u, t), log_probability_gradient(self.clf_fn, u, at, self.y)
+
+
+def _rounded(value: float) -> float:
+    """The number as a tensor of PyTorch's default dtype holds it."""
+    return float(torch.tensor(value, dtype=torch.get_default_dtype(), device="cpu"))

@@ -9,12 +9,12 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
-from cldfast.compat.published import check_mode
+from cldfast.compat.install import Installer, Namespace, all_modules
 from cldfast.compat.strasman.loss import loss_hsm
 from cldfast.compat.strasman.process import CriticallyDampedLangevin, process_of
 from cldfast.compat.strasman.schedule import beta_parametric
-from cldfast.compat.swap import Swap
 
 __all__ = [
     "CriticallyDampedLangevin",
@@ -25,33 +25,18 @@ __all__ = [
     "uninstall",
 ]
 
-_swap = Swap()
 
-
-def install(mode: str = "exact") -> None:
-    """Put `CriticallyDampedLangevin`, `loss_hsm` and `beta_parametric` in the codebase's modules.
-
-    mode: "exact" or "published", see docs/codebases.md. Objects made earlier stay what they are.
-    Raises ImportError where its modules `CLD`, `loss` and `schedule` cannot be imported,
-    RuntimeError when already installed.
-    """
-    check_mode(mode)
-    if _swap:
-        raise RuntimeError("already installed; call uninstall() first")
+def _find() -> tuple[list[tuple[Any, Any]], list[Namespace]]:
+    """The objects of the modules `CLD`, `loss` and `schedule`, which must be importable."""
     process, loss, schedule = (importlib.import_module(m) for m in ("CLD", "loss", "schedule"))
-
-    def bound(cls: type) -> type:
-        return type(cls.__name__, (cls,), {"mode": mode, "__doc__": cls.__doc__})
-
-    _swap.everywhere(
-        {
-            process.CriticallyDampedLangevin: bound(CriticallyDampedLangevin),
-            loss.loss_hsm: loss_hsm,
-            schedule.beta_parametric: bound(beta_parametric),
-        }
-    )
+    pairs = [
+        (process.CriticallyDampedLangevin, CriticallyDampedLangevin),
+        (loss.loss_hsm, loss_hsm),
+        (schedule.beta_parametric, beta_parametric),
+    ]
+    return pairs, all_modules()
 
 
-def uninstall() -> None:
-    """Undo `install`; nothing happens where there is none."""
-    _swap.undo()
+# The loss takes the mode of its process.
+_installer = Installer(_find, modeless=(loss_hsm,))
+install, uninstall = _installer.install, _installer.uninstall

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from cldfast import kernels
-from cldfast.compat.draws import Draws
-from cldfast.compat.strasman import published
+from cldfast.compat.draws import Draws, widened
+from cldfast.compat.losses import row_losses
 from cldfast.compat.strasman.process import CriticallyDampedLangevin, Score, process_of
+from cldfast.process.linear_flow import Covariance
 from cldfast.training.losses import hsm_loss
 
 
@@ -64,31 +64,25 @@ class loss_hsm:
             uniform = torch.rand(x0.shape[0], device=x0.device)
             t = uniform * (sde.final_time - self.eps) + self.eps
         if noise is None:
-            wide = (x0.shape[0], 2 * x0.shape[1], *x0.shape[2:])
-            noise = Draws().normal(wide, x0.dtype, x0.device)
-        state, _, z = sde.generate_forward(x0, t, hsm=True, noise=noise)
-        entries = sde.cov_hsm(t)
-        weights = _velocity(entries) if is_cld else _both(entries, sde.factor(t, hsm=True))
-        # One plane is the velocity's noise, two are both.
-        offset = z[:, -weights.shape[1] * x0.shape[1] :]
-        losses = kernels.residual(self.score_theta(state, t), offset, weights)
+            noise = Draws().normal(widened(x0.shape), x0.dtype, x0.device)
+        law, factor = sde.law(t, hybrid=True), sde.factor(t, hsm=True)
+        residual = _velocity(law.covariance) if is_cld else _both(law.covariance, factor)
+        weights = torch.cat([law.phi[:, :, :1].to(torch.float64), factor], 2), residual
+        losses = row_losses(lambda u: self.score_theta(u, t), None, (x0,), weights, noise)
         return losses.sum() / math.prod([x0.shape[0], *x0.shape[2:]])
 
 
-def _velocity(entries: published.Entries) -> torch.Tensor:
-    """The residual `-score/ell - z_v`, (B, 1, 2)."""
-    xx, xv, vv = entries
-    ell = torch.sqrt(xx / (xx * vv - xv**2))
-    row = torch.stack([-(1 / ell), -torch.ones_like(ell)], 1)
+def _velocity(own: Covariance) -> torch.Tensor:
+    """The residual `-score/ell - z_v`, (B, 1, 5)."""
+    ell = torch.sqrt(own.xx / own.det)
+    zero = torch.zeros_like(ell)
+    row = torch.stack([-(1 / ell), zero, zero, zero, zero - 1.0], 1)
     return row.to(torch.float64)[:, None, :]
 
 
-def _both(entries: published.Entries, factor: torch.Tensor) -> torch.Tensor:
-    """The residual `-adj(Sigma) (Sigma score + L z) / sqrt(det)`, (B, 2, 4)."""
-    xx, xv, vv = entries
-    inverse_det = (1 / (xx * vv - xv**2)).to(torch.float64)
-    xx, xv, vv = (entry.to(torch.float64) for entry in entries)
-    sigma = torch.stack([xx, xv, xv, vv], -1).reshape(-1, 2, 2)
-    adjugate = torch.stack([vv, -xv, -xv, xx], -1).reshape(-1, 2, 2)
+def _both(own: Covariance, factor: torch.Tensor) -> torch.Tensor:
+    """The residual `-adj(Sigma) (Sigma score + L z) / sqrt(det)`, (B, 2, 6)."""
+    inverse_det = (1 / own.det).to(torch.float64)
+    sigma, adjugate = own.matrix.to(torch.float64), own.adjugate.to(torch.float64)
     scaled = -inverse_det.sqrt()[:, None, None] * adjugate
-    return torch.cat([scaled @ sigma, scaled @ factor], 2)
+    return torch.cat([scaled @ sigma, torch.zeros_like(sigma), scaled @ factor], 2)

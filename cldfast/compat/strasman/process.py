@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partialmethod
 from typing import Any
 
 import numpy as np
 import torch
 
 from cldfast import kernels
-from cldfast.compat.draws import Draws, StageNoise
-from cldfast.compat.published import check_mode
+from cldfast.compat.draws import Draws, StageNoise, widened
+from cldfast.compat.laws import exact
+from cldfast.compat.published import check_mode, numbers_of
+from cldfast.compat.steps import euler, fold, rows_of_score
 from cldfast.compat.strasman import published
+from cldfast.compat.strasman.published import Entries
 from cldfast.compat.strasman.schedule import beta_parametric
 from cldfast.kernels import NoiseAddress, Stream
 from cldfast.network import draw_seed
+from cldfast.planner.grids import make_grid
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
 from cldfast.planner.stage import Stage
+from cldfast.process.linear_flow import Transition
 from cldfast.process.sde import CLD
 from cldfast.sampling.run import initial_state, run
 
 Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Entries = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @lru_cache(maxsize=64)
@@ -40,22 +44,9 @@ def process_of(sde: Any) -> CLD:
 
     Raises TypeError where one is missing, ValueError for values without a stationary law.
     """
-    try:
-        values = (
-            sde.a, sde.epsilon, sde.sigma, sde.v0_var, sde.final_time,
-            sde.beta.a, sde.beta.beta_min, sde.beta.beta_max,
-        )  # fmt: skip
-    except AttributeError as error:
-        raise TypeError(
-            "sde must be a CriticallyDampedLangevin with a, epsilon, sigma, v0_var, final_time and "
-            f"beta, got {type(sde).__name__}: {error}"
-        ) from None
-    return _process(*(float(value) for value in values))
-
-
-@lru_cache(maxsize=16)
-def _exact_plan(process: CLD, solver: str, steps: int, t_min: float, parameterization: str) -> Plan:
-    return make_plan(process, solver, steps, "linear", t_min, parameterization)
+    own = ("a", "epsilon", "sigma", "v0_var", "final_time")
+    names = (*own, "beta.a", "beta.beta_min", "beta.beta_max")
+    return _process(*numbers_of(sde, "CriticallyDampedLangevin", names))
 
 
 class CriticallyDampedLangevin:
@@ -95,28 +86,23 @@ class CriticallyDampedLangevin:
         """The same forward process for the rest of `cldfast`."""
         return process_of(self)
 
-    @property
-    def numbers(self) -> published.Numbers:
-        """The parameters of the published formulas."""
-        return published.Numbers(self.a, self.epsilon, self.sigma, self.v0_var, self.jitter)
-
     # --- kernels ---------------------------------------------------------------------------------
 
     def mean(self, u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Mean of `U_t | U_0 = u`, shaped like u; t (B,)."""
-        return self._moved(u, self._phi(t), None)
+        return self._moved(u, (), self._phi(t))
 
     def mean_hsm(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Mean of `U_t | X_0 = x`, (B, 2d) or (B, 2C, H, W); t (B,)."""
-        return self._moved(None, self._phi(t)[:, :, :1], x)
+        return self._moved(None, (x,), self._phi(t)[:, :, :1])
 
     def cov(self, t: torch.Tensor) -> Entries:
         """Entries (xx, xv, vv) of the covariance of `U_t | U_0`, (B,) each; t (B,) or (B, 1)."""
-        return self._entries(t, "dsm")
+        return self._entries(t, hybrid=False)
 
     def cov_hsm(self, t: torch.Tensor) -> Entries:
         """Entries (xx, xv, vv) of the covariance of `U_t | X_0`, (B,) each; t (B,) or (B, 1)."""
-        return self._entries(t, "hsm")
+        return self._entries(t, hybrid=True)
 
     def compute_cholesky(
         self, var_x: torch.Tensor, cov_xv: torch.Tensor, var_v: torch.Tensor
@@ -126,7 +112,7 @@ class CriticallyDampedLangevin:
         Exact: differences in float64, a matrix that rounding has left indefinite taken as singular.
         """
         if self.mode == "published":
-            return published.cholesky((var_x, cov_xv, var_v))
+            return published.cholesky(var_x, cov_xv, var_v)
         xx, xv, vv = (entry.to(torch.float64) for entry in (var_x, cov_xv, var_v))
         l_xx = xx.sqrt()
         l_vx = torch.where(xx > 0.0, xv / l_xx, 0.0)
@@ -153,8 +139,7 @@ class CriticallyDampedLangevin:
         right = torch.cat([factor, factor, identity], 1)
         weights = torch.cat([torch.cat([mean, rest], 1), right], 2)
         if noise is None and self.mode == "published":
-            channels = 2 * u.shape[1] if hsm else u.shape[1]
-            noise = Draws().normal((u.shape[0], channels, *u.shape[2:]), u.dtype, u.device)
+            noise = Draws().normal(widened(u.shape) if hsm else u.shape, u.dtype, u.device)
         state, rows, _ = kernels.stage(
             None if hsm else u, (u,) if hsm else (), (), weights,
             noise=NoiseAddress(draw_seed(), stream=Stream.PERTURBATION) if noise is None else noise,
@@ -165,37 +150,36 @@ class CriticallyDampedLangevin:
 
     def factor(self, t: torch.Tensor, hsm: bool) -> torch.Tensor:
         """Lower factor of the covariance at times t (B,), (B, 2, 2) float64."""
+        own = self.law(t, hsm).covariance
         if self.mode == "exact":
-            result: torch.Tensor = self.process.marginal(
-                t.to(torch.float64), "hsm" if hsm else "dsm"
-            ).factor
-            return result
-        l_xx, l_vx, l_vv = published.cholesky(self.cov_hsm(t) if hsm else self.cov(t))
+            exact_factor: torch.Tensor = own.factor
+            return exact_factor
+        l_xx, l_vx, l_vv = published.cholesky(own.xx, own.xv, own.vv)
         rows = [l_xx, torch.zeros_like(l_xx), l_vx, l_vv]
         return torch.stack(rows, -1).reshape(-1, 2, 2).to(torch.float64)
 
-    def _phi(self, t: torch.Tensor) -> torch.Tensor:
-        if self.mode == "published":
-            return published.propagator(self.numbers, self.beta.integrate(t)).to(torch.float64)
+    def law(self, t: torch.Tensor, hybrid: bool) -> Transition:
+        """Of `U_t | U_0`, hybrid: of `U_t | X_0`; exact in float64, published in the dtype of t."""
         process = self.process
-        phi: torch.Tensor = process.transition(process.tau(t.to(torch.float64))).phi
-        return phi
+        if self.mode == "published":
+            return published.law(self, process, self.beta.integrate(t), hybrid)
+        start = process.v0_var if hybrid else 0.0
+        return exact(process, process.tau(t.to(torch.float64)), 0.0, start)
 
+    def _phi(self, t: torch.Tensor) -> torch.Tensor:
+        phi: torch.Tensor = self.law(t, False).phi
+        return phi.to(torch.float64)
+
+    @staticmethod
     def _moved(
-        self, u: torch.Tensor | None, matrix: torch.Tensor, x: torch.Tensor | None
+        u: torch.Tensor | None, outputs: Sequence[torch.Tensor], matrix: torch.Tensor
     ) -> torch.Tensor:
         quiet = matrix.new_zeros(matrix.shape[0], 2, 2)
-        state, _, _ = kernels.stage(u, () if x is None else (x,), (), torch.cat([matrix, quiet], 2))
-        return state
+        return kernels.stage(u, outputs, (), torch.cat([matrix, quiet], 2)).state
 
-    def _entries(self, t: torch.Tensor, objective: str) -> Entries:
-        t = t.squeeze(1) if t.dim() == 2 else t
-        if self.mode == "published":
-            tau = self.beta.integrate(t)
-            kernel = published.hybrid_covariance if objective == "hsm" else published.covariance
-            return kernel(self.numbers, tau)
-        cov = self.process.marginal(t.to(torch.float64), objective).covariance
-        return cov.xx.to(t.dtype), cov.xv.to(t.dtype), cov.vv.to(t.dtype)
+    def _entries(self, t: torch.Tensor, hybrid: bool) -> Entries:
+        own = self.law(t.squeeze(1) if t.dim() == 2 else t, hybrid).covariance
+        return own.xx.to(t.dtype), own.xv.to(t.dtype), own.vv.to(t.dtype)
 
     # --- sampling --------------------------------------------------------------------------------
 
@@ -209,7 +193,7 @@ class CriticallyDampedLangevin:
                 self.process, (num_samples, channels, *rest), seed=draw_seed(), device=self.device
             )
         if noise is None:
-            shape = (num_samples, 2 * channels, *rest)
+            shape = widened((num_samples, channels, *rest))
             noise = Draws().normal(shape, torch.get_default_dtype(), self.device)
         z_x, z_v = noise.chunk(2, dim=1)
         # Variances of single precision, whatever the draws are.
@@ -228,140 +212,109 @@ class CriticallyDampedLangevin:
         """
         if self.mode == "published":
             return published.time_steps(num_steps, epsilon_s, self.device)
-        plan = _exact_plan(self.process, "em", num_steps, epsilon_s, "full_score")
-        return torch.tensor(plan.grid[:-1].tolist(), device=self.device)
+        grid = make_grid("linear", T=self.process.T, t_min=epsilon_s, steps=num_steps)
+        return torch.tensor(grid[:-1].tolist(), device=self.device)
 
-    def Euler_Maruyama_discr_step(
+    def _step(
         self,
+        solver: str,
         u: torch.Tensor,
         score_xv: torch.Tensor,
         t: torch.Tensor,
         step_size: float,
         is_cld: bool,
+        score_theta: Score | None = None,
         *,
         noise: Iterable[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """The state a step below t (a scalar tensor), from the state and its score there.
 
-        is_cld: score_xv is the velocity score alone. noise: the draws (x, v).
+        is_cld: scores are velocity scores alone. score_theta: asked once more by leapfrog, inside
+        the step. noise: the draws (x, v).
         """
-        stages = self._stages("em", t.reshape(1), step_size, is_cld)
-        return self._advance(u, score_xv, stages[0], self._normals(u, Draws(noise), noise), 0)
+        score = score_xv
+        for index, stage in enumerate(self.stages(solver, t.reshape(1), step_size, is_cld)):
+            if index > 0 and score_theta is not None:
+                score = score_theta(u, torch.tensor(stage.t, dtype=t.dtype, device=t.device))
+            z: kernels.Noise = NoiseAddress(stage_index=index)
+            if np.any(stage.L):
+                given = self.mode == "published" or noise is not None
+                z = _halves(u, Draws(noise)) if given else NoiseAddress(draw_seed(), 0, index)
+            table = torch.from_numpy(stage.matrix())[None]
+            u = kernels.stage(u, (score,), (), table, noise=z).state
+        return u
 
-    def leapfrog_step(
-        self,
-        u: torch.Tensor,
-        score_xv: torch.Tensor,
-        t: torch.Tensor,
-        step_size: float,
-        is_cld: bool,
-        score_theta: Score,
-        *,
-        noise: Iterable[torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """A leapfrog step down from t (a scalar tensor); asks `score_theta` once more inside."""
-        first, second = self._stages("leapfrog", t.reshape(1), step_size, is_cld)
-        u = self._advance(u, score_xv, first, self._normals(u, Draws(noise), noise), 0)
-        score = score_theta(u, torch.tensor(second.t, dtype=t.dtype, device=t.device))
-        return self._advance(u, score, second, None, 1)
+    Euler_Maruyama_discr_step = partialmethod(_step, "em")
+    leapfrog_step = partialmethod(_step, "leapfrog")
 
-    def Euler_Maruyama_discr_sampler(
-        self,
-        init: torch.Tensor,
-        score_theta: Score,
-        num_steps: int,
-        epsilon_s: float,
-        is_cld: bool = False,
-        *,
-        noise: Sequence[torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Samples x by Euler-Maruyama from states `init`; `score_theta(u, t)` with t (B,).
-
-        num_steps: network evaluations. epsilon_s: last time. is_cld: the network returns the
-        velocity score alone. noise: exact: normals per stage, see `cldfast.run`; published: the
-        codebase's draws in its order.
-        """
-        return self._sample("em", init, score_theta, num_steps, epsilon_s, is_cld, noise)
-
-    def leapfrog_sampler(
-        self,
-        init: torch.Tensor,
-        score_theta: Score,
-        num_steps: int,
-        epsilon_s: float,
-        is_cld: bool = False,
-        *,
-        noise: Sequence[torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Samples x by the leapfrog scheme, two evaluations a step; `score_theta(u, t)`, t scalar.
-
-        Arguments as for `Euler_Maruyama_discr_sampler`.
-        """
-
-        def score(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return score_theta(u, t[0])
-
-        return self._sample("leapfrog", init, score, num_steps, epsilon_s, is_cld, noise)
-
-    def _sample(
+    def _sampler(
         self,
         solver: str,
         init: torch.Tensor,
-        score: Score,
+        score_theta: Score,
         num_steps: int,
         epsilon_s: float,
-        is_cld: bool,
-        noise: Sequence[torch.Tensor] | None,
+        is_cld: bool = False,
+        *,
+        noise: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
+        """Samples x from states `init` by Euler-Maruyama or the leapfrog scheme.
+
+        score_theta: `score_theta(u, t)` with t (B,), by leapfrog a scalar, asked twice a step.
+        num_steps: steps. epsilon_s: last time. is_cld: the network gives the velocity score alone.
+        noise: exact: normals per stage, see `cldfast.run`; published: the codebase's draws in its
+        order.
+        """
+        name, process, seed, normals = _score_name(is_cld), self.process, 0, noise
         if self.mode == "exact":
-            plan = _exact_plan(self.process, solver, num_steps, epsilon_s, _score_name(is_cld))
-            u = run(plan, score, init, seed=draw_seed(), noise=noise)
-            return u.chunk(2, dim=1)[0].contiguous()
-        times = published.time_steps(num_steps, epsilon_s, self.device)
-        step = (times[0] - times[1]).item()
-        stages = self._stages(solver, times, step, is_cld)
-        grid = np.array([*times.tolist(), times[-1].item() - step])
-        plan = Plan(stages, self.process, solver, 1, _score_name(is_cld), grid)
-        draws = Draws(noise)
-        normals = StageNoise(
-            len(stages), lambda k: _halves(init, draws) if np.any(stages[k].L) else None
-        )
-        return run(plan, score, init, noise=normals).chunk(2, dim=1)[0].contiguous()
+            plan = make_plan(process, solver, num_steps, "linear", epsilon_s, name)
+            seed = draw_seed()
+        else:
+            times = published.time_steps(num_steps, epsilon_s, self.device)
+            stages = self.stages(solver, times, (times[0] - times[1]).item(), is_cld)
+            grid = np.array([*times.tolist(), stages[-1].t_next])
+            plan = Plan(tuple(stages), process, solver, 1, name, grid)
+            draws = Draws(noise)
+            normals = StageNoise(stages, lambda _: _halves(init, draws))  # type: ignore[assignment]
 
-    def _stages(
+        def score(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return score_theta(u, t if solver == "em" else t[0])
+
+        u = run(plan, score, init, seed=seed, noise=normals)
+        return u.chunk(2, dim=1)[0].contiguous()
+
+    Euler_Maruyama_discr_sampler = partialmethod(_sampler, "em")
+    leapfrog_sampler = partialmethod(_sampler, "leapfrog")
+
+    def stages(
         self, solver: str, times: torch.Tensor, step: float, is_cld: bool
-    ) -> tuple[Stage, ...]:
-        """The stages of one step from each time."""
-        if self.mode == "published":
-            planes = 1 if is_cld else 2
-            build = published.em_stages if solver == "em" else published.leapfrog_stages
-            return build(self.numbers, self.beta, times, step, planes)
-        start = float(times[0])
-        return make_plan(
-            self.process, solver, grid=[start, start - step], parameterization=_score_name(is_cld)
-        ).stages
-
-    def _normals(self, u: torch.Tensor, draws: Draws, recorded: object) -> torch.Tensor | None:
-        exact = self.mode == "exact" and recorded is None
-        return None if exact else _halves(u, draws)
-
-    @staticmethod
-    def _advance(
-        u: torch.Tensor,
-        score: torch.Tensor,
-        stage: Stage,
-        noise: torch.Tensor | None,
-        index: int,
-    ) -> torch.Tensor:
-        table = torch.from_numpy(stage.matrix())[None]
-        address = NoiseAddress(draw_seed() if np.any(stage.L) else 0, stage_index=index)
-        return kernels.stage(
-            u, (score,), (), table, noise=address if noise is None else noise
-        ).state
+    ) -> Sequence[Stage]:
+        """The stages of one step from each time; as published, all steps have one length."""
+        process = self.process
+        if self.mode == "exact":
+            start = float(times[0])
+            grid = [start, start - step]
+            name = _score_name(is_cld)
+            return make_plan(process, solver, grid=grid, parameterization=name).stages
+        t, late = _host(times), times + 0.5 * step
+        ends = np.array([*t[1:], t[-1] - step])
+        way = _host(step * self.beta(times))
+        if solver == "em":
+            stages = euler(process, t, ends, way)
+        else:
+            ways = (way, _host(step * self.beta(late)))
+            stages = published.leapfrog(process, t, _host(late), ends, ways)
+        # A model of the velocity score has no position score, as published.
+        return fold(stages, rows_of_score(np.eye(2)[:, 1:] if is_cld else np.eye(2)))
 
 
 def _score_name(is_cld: bool) -> str:
     return "score" if is_cld else "full_score"
+
+
+def _host(values: torch.Tensor) -> np.ndarray:
+    result: np.ndarray = values.to(device="cpu", dtype=torch.float64).numpy()
+    return result
 
 
 def _halves(u: torch.Tensor, draws: Draws) -> torch.Tensor:

@@ -12,10 +12,8 @@ from cldfast.kernels.backends.compiled import CompiledBackend, Layout, NoiseWord
 from cldfast.kernels.backends.planes import Description, current
 from cldfast.kernels.backends.reference import covers
 from cldfast.kernels.backends.registry import register_backend
+from cldfast.kernels.limits import MOST_OVERWRITTEN
 from cldfast.kernels.time_tables import AtTimes
-
-# A thread that reads its input again for further planes has written as many by then.
-_MOST_OVERWRITTEN = 2
 
 
 class CudaBackend(CompiledBackend):
@@ -75,7 +73,7 @@ class CudaBackend(CompiledBackend):
             )  # fmt: skip
 
     def _may_overwrite(self, output_planes: int) -> bool:
-        return output_planes <= _MOST_OVERWRITTEN
+        return output_planes <= MOST_OVERWRITTEN
 
     def covers(self, weights: AtTimes) -> bool:
         return covers(weights)

@@ -54,7 +54,7 @@ def register_backend(
     if name == AUTO or name in _entries:
         raise ValueError(f"a backend {name!r} is registered already")
     _entries[name] = _Entry(device_types, load, advice)
-    _automatic.cache_clear()
+    _choose_anew()
 
 
 def unregister_backend(name: str) -> None:
@@ -62,7 +62,13 @@ def unregister_backend(name: str) -> None:
     del _entries[name]
     _backends.pop(name, None)
     _missing.pop(name, None)
+    _choose_anew()
+
+
+def _choose_anew() -> None:
+    """Forget which backend "auto" takes, and what was said about it."""
     _automatic.cache_clear()
+    _warn_if_slow.cache_clear()
 
 
 def backend_names() -> tuple[str, ...]:

@@ -18,9 +18,8 @@ from cldfast.kernels.backends.triton.stage import (
     narrowed,
     planes_of,
 )
-
-# Residual planes: a velocity score has one, a full score two.
-_MOST_RESIDUALS = 2
+from cldfast.kernels.limits import TRITON_RESIDUALS
+from cldfast.kernels.time_tables import AtTimes
 
 
 @triton.jit
@@ -106,26 +105,27 @@ def residual_kernel(
 def residual(
     output: torch.Tensor,
     offset: torch.Tensor,
-    weights: torch.Tensor,
+    weights: torch.Tensor | AtTimes,
     *,
-    scale: torch.Tensor | None,
-    factor: float,
-    reduce: bool,
-    gradient: bool,
-    overwrite: bool,
+    scale: torch.Tensor | None = None,
+    factor: float = 1.0,
+    reduce: bool = False,
+    gradient: bool = True,
+    overwrite: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """See `cldfast.kernels.backends.protocol.Backend.residual`.
 
     NotImplementedError for over two residual planes.
     """
+    assert isinstance(weights, torch.Tensor)  # tables are not read
     rows, planes_channels, *spatial = offset.shape
     channels = (output.shape[1] + planes_channels) // weights.shape[2]
     inner = math.prod(spatial)
     width = channels * inner
     residuals = weights.shape[1]
-    if residuals > _MOST_RESIDUALS:
+    if residuals > TRITON_RESIDUALS:
         raise NotImplementedError(
-            f"the Triton residual has {_MOST_RESIDUALS} planes at most, got {residuals}; "
+            f"the Triton residual has {TRITON_RESIDUALS} planes at most, got {residuals}; "
             "backend='reference' has any number"
         )
 

@@ -14,8 +14,10 @@ import triton.language as tl
 from cldfast.kernels.address import NoiseAddress
 from cldfast.kernels.backends.compiled import writable
 from cldfast.kernels.backends.planes import WORD, current, room, strided
-from cldfast.kernels.backends.protocol import Noise, StageResult
+from cldfast.kernels.backends.protocol import ALL_COLUMNS, Noise, StageResult
 from cldfast.kernels.backends.triton.normals import normals, words
+from cldfast.kernels.limits import LAUNCH_OUTPUTS
+from cldfast.kernels.time_tables import AtTimes
 
 # Pairs of a program: 16 bytes a lane of each plane for 4 warps, twice.
 BLOCK = 1024
@@ -24,8 +26,6 @@ OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 # What changes from call to call: a kernel of its own for those that 16 divides would be compiled in
 # the middle of a run.
 ADDRESS = ["seed", "first_pair", "stage_index", "stream"]
-# Outputs of one launch.
-_OUTPUTS = 4
 
 Plane = tuple[torch.Tensor, tuple[int, int, int]]
 
@@ -205,17 +205,18 @@ def stage(
     u: torch.Tensor | None,
     outputs: Sequence[torch.Tensor],
     history: Sequence[torch.Tensor],
-    weights: torch.Tensor,
+    weights: torch.Tensor | AtTimes,
     noise: Noise,
     *,
-    out: torch.Tensor | None,
-    seen_planes: int,
-    seen_dtype: torch.dtype | None,
-    step: torch.Tensor | None,
-    used: int,
-    row_out: torch.Tensor | None,
+    out: torch.Tensor | None = None,
+    seen_planes: int = 0,
+    seen_dtype: torch.dtype | None = None,
+    step: torch.Tensor | None = None,
+    used: int = ALL_COLUMNS,
+    row_out: torch.Tensor | None = None,
 ) -> StageResult:
     """See `cldfast.kernels.backends.protocol.Backend.stage`."""
+    assert isinstance(weights, torch.Tensor)  # tables are not read
     like = outputs[0] if u is None else u
     rows, planes_channels, *spatial = like.shape
     channels = planes_channels if u is None else planes_channels // 2
@@ -257,8 +258,8 @@ def stage(
     odd = first_pair & 1
     grid = ((pairs + odd + BLOCK - 1) // BLOCK,)
     # The state's planes come first and may be inputs, so they are written last.
-    for first in range((weight_rows - 1) // _OUTPUTS * _OUTPUTS, -1, -_OUTPUTS):
-        part = results[first : first + _OUTPUTS]
+    for first in range((weight_rows - 1) // LAUNCH_OUTPUTS * LAUNCH_OUTPUTS, -1, -LAUNCH_OUTPUTS):
+        part = results[first : first + LAUNCH_OUTPUTS]
         dense = sum(
             is_dense(plane, channels, inner) << i for i, plane in enumerate([*inputs, *part])
         )

@@ -1,0 +1,132 @@
+"""Steps of the codebases as stages for a network that returns the full score, and `fold`.
+
+Published steps are affine too, so they are stages like any other. They are written down once, for
+all codebases; what one of them does differently are the times, rates and laws that it passes.
+`fold` then replaces the score by what the network of the codebase returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+import torch
+
+from cldfast.compat.laws import checked, jittered, naive
+from cldfast.planner.parameterization import LinearMap
+from cldfast.planner.stage import Stage, affine_stages
+from cldfast.process.linear_flow import Covariance, Transition
+from cldfast.process.sde import LinearPhaseSDE
+
+# Times (n,) -> how to make the score of a network's output there.
+OutputMap = Callable[[np.ndarray], LinearMap]
+
+
+def euler(
+    process: LinearPhaseSDE,
+    t: np.ndarray,
+    t_next: np.ndarray,
+    way: np.ndarray,
+    *,
+    pull: float = 1.0,
+    spread: float = 1.0,
+) -> list[Stage]:
+    """`u' = u - way A u + pull way D score + spread sqrt(way D) z` from times t to t_next.
+
+    way: step times rate. All (n,).
+    """
+    P, E = euler_blocks(process, way)
+    L = spread * np.sqrt(way[:, None, None] * np.diag(process.D))
+    return affine_stages(t, t_next, P, pull * E, L)
+
+
+def euler_blocks(
+    process: LinearPhaseSDE, way: np.ndarray, rows: tuple[float, float] = (1.0, 1.0)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks on state and score of the step, (n, 2, 2) each; rows: those that it moves."""
+    weight = way[:, None, None] * np.diag(rows)
+    return np.eye(2) - weight @ process.A, weight @ np.diag(process.D)
+
+
+def denoising(process: LinearPhaseSDE, t: float, length: float) -> list[Stage]:
+    """Euler's step of this length from t to 0, without its noise."""
+    at = np.array([t])
+    return euler(process, at, np.zeros(1), length * process.beta(at), spread=0.0)
+
+
+def splitting(
+    process: LinearPhaseSDE,
+    times: tuple[np.ndarray, np.ndarray, np.ndarray],
+    halves: tuple[Transition, Transition],
+    asked: np.ndarray,
+    way: np.ndarray,
+) -> list[Stage]:
+    """Two stages a step: half a step of the free process; the score's kick and the other half.
+
+    times: start, middle and end of each step. halves: the free process from start to middle and
+    from there to the end. asked: time of the score. way: integrated rate of the kick. All (n,).
+    """
+    _, middle, end = times
+    first, second = halves
+    E = way[:, None, None] * np.diag(process.D)
+    P = np.eye(2) + E @ process.prior().precision
+    free = [
+        Stage(t=None, t_next=float(t), P=phi, L=L)
+        for t, phi, L in zip(middle, first.phi, first.factor, strict=True)
+    ]
+    kicks = affine_stages(asked, end, second.phi @ P, second.phi @ E, second.factor)
+    return list(chain.from_iterable(zip(free, kicks, strict=True)))
+
+
+def published_splitting(
+    process: LinearPhaseSDE, ts: torch.Tensor, jitter: float, options: str
+) -> tuple[list[Stage], Transition]:
+    """The splitting of CLD-SGM and PSLD, and its first halves.
+
+    ts: the sampler's times, which run up from 0, float64, in the codebase's rounding: a covariance
+    over a short half is what is left of terms of order 1. jitter: added to the variances. options:
+    see `checked`. Both slip alike: the second half takes the first one's integral of beta, and the
+    kick takes score and rate at the start of the step.
+    """
+    dt, start = ts[1:] - ts[:-1], process.T - ts[:-1]
+    middle = process.T - (ts[:-1] + dt / 2)
+    law = naive(process, process.tau(start) - process.tau(middle), reverse=True)
+    own = checked(jittered(law.covariance, jitter), options)
+    x_x, x_v, v_x, v_v = (entry.numpy() for entry in law.entries)
+    xx, xv, vv, det = (entry.numpy() for entry in (own.xx, own.xv, own.vv, own.det))
+    half = Transition((x_x, x_v, v_x, v_v), Covariance(xx, xv, vv, det))
+    times = (start.numpy(), middle.numpy(), (process.T - ts[1:]).numpy())
+    way = (dt * process.beta(start)).numpy()
+    return splitting(process, times, (half, half), times[0], way), half
+
+
+def fold(
+    stages: Sequence[Stage], output_map: OutputMap, guidance: float | None = None
+) -> list[Stage]:
+    """Stages for the full score, rewritten for a network whose output `output_map` explains.
+
+    stages: without history, E one (2, 2) block on the full score. guidance: the network returns a
+    second output, a term that is added to the score with this weight.
+    """
+    asked = [k for k, stage in enumerate(stages) if stage.t is not None]
+    result = list(stages)
+    if not asked:
+        return result
+    score = output_map(np.array([stages[k].t for k in asked]))
+    for k, from_output, from_state in zip(asked, score.from_output, score.from_state, strict=True):
+        (E,), P = stages[k].E, stages[k].P
+        added = () if guidance is None else (guidance * E,)
+        result[k] = replace(stages[k], P=P + E @ from_state, E=(E @ from_output, *added))
+    return result
+
+
+def rows_of_score(rows: np.ndarray) -> OutputMap:
+    """The map of a network that returns some rows of the score, the others being 0; rows (2, r)."""
+
+    def output_map(times: np.ndarray) -> LinearMap:
+        n = len(times)
+        return LinearMap(np.broadcast_to(rows, (n, *rows.shape)), np.zeros((n, 2, 2)))
+
+    return output_map

@@ -29,7 +29,8 @@ sanitize: $(VENV)/installed
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 CLDFAST_SANITIZE=address,undefined \
 	    PYTHONPATH=build/sanitized/lib $(BIN)/pytest -q tests/kernels/test_core.py \
-	    tests/kernels/test_core_residual.py tests/kernels/test_core_module.py \
+	    tests/kernels/test_core_residual.py tests/kernels/test_core_seen.py \
+	    tests/kernels/test_core_module.py \
 	    tests/kernels/test_philox.py tests/kernels/test_time_tables.py \
 	    tests/kernels/test_cuda_on_host.py
 

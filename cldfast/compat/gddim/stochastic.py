@@ -20,7 +20,7 @@ from scipy.integrate import solve_ivp
 from cldfast.compat.gddim.process import CLD
 from cldfast.planner.solvers.exponential import lagrange
 
-# Of the Runge-Kutta method of order 8 for C and the integrals, all of order 1.
+# Tolerances of the Runge-Kutta method of order 8; C and the integrals are of order 1.
 _RTOL, _ATOL = 1e-11, 1e-13
 
 

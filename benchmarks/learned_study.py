@@ -129,7 +129,7 @@ def measure(
     net, sde, _ = learned_nets.trained(given.config, root)
     x = cldfast.sample(
         net, sde, (given.samples, *given.config.shape), solver, evaluations, grid,
-        given.config.t_min, given.config.parameterization, seed=seed,
+        t_min=given.config.t_min, parameterization=given.config.parameterization, seed=seed,
         batch_size=BATCH[given.config.data["name"]], **options,
     )  # fmt: skip
     assert isinstance(x, Tensor)
@@ -206,7 +206,8 @@ def speed(
                 start = time.process_time()
                 cldfast.sample(
                     net, sde, (batch, *given.config.shape), solver, steps, grid,
-                    given.config.t_min, given.config.parameterization, **settings,
+                    t_min=given.config.t_min, parameterization=given.config.parameterization,
+                    **settings,
                 )  # fmt: skip
             own.append(time.process_time() - start)
     first = float(np.median(next(iter(times.values()))))

@@ -1,4 +1,4 @@
-"""What coefficients cost: a plan of 1,000 steps, and the kernels of 65,536 training times.
+"""What coefficients cost: a plan of 1,000 steps, and the marginals of 65,536 training times.
 
     python benchmarks/planner_cost.py
 
@@ -29,10 +29,10 @@ def milliseconds(function: Callable[[], Any], repeats: int = REPEATS) -> float:
     return 1e3 * best
 
 
-def training_kernels(sde: LinearPhaseSDE, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def training_marginals(sde: LinearPhaseSDE, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """All that a loss reads: mean, factor and ell, per row."""
-    kernel = sde.marginal(t)
-    return kernel.mean, kernel.factor, kernel.ell
+    marginal = sde.marginal(t)
+    return marginal.mean, marginal.factor, marginal.ell
 
 
 def main() -> None:
@@ -52,8 +52,8 @@ def main() -> None:
     for rows in (1_024, ROWS):
         t = torch.rand(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         for name, sde in processes.items():
-            cost = milliseconds(lambda sde=sde, t=t: training_kernels(sde, t))
-            print(f"kernels of {rows} times, {name}: {cost:.2f}")
+            cost = milliseconds(lambda sde=sde, t=t: training_marginals(sde, t))
+            print(f"marginals of {rows} times, {name}: {cost:.2f}")
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ PROJECTIONS = 64
 REFERENCES = 8
 FLOOR_SAMPLES = 16
 
-# label -> (solver, grid, options)
-CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+# label -> (solver, grid, options), of solvers with noise and of those without
+NOISY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "em, linear": ("em", "linear", {}),
     "em": ("em", "auto", {}),
     "sscs": ("sscs", "auto", {}),
@@ -62,6 +62,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "stochastic_multistep 3, churn 0.5, quadratic": (
         "stochastic_multistep", "quadratic", {"order": 3, "churn": 0.5},
     ),
+}  # fmt: skip
+NOISE_FREE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "multistep 1": ("multistep", "auto", {"order": 1}),
     "multistep 2": ("multistep", "auto", {}),
     "multistep 2, quadratic": ("multistep", "quadratic", {}),
@@ -75,10 +77,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "heun": ("heun", "auto", {}),
     "dpm2": ("dpm2", "auto", {}),
     "dpm3": ("dpm3", "auto", {}),
-}  # fmt: skip
-STOCHASTIC = (
-    "em", "sscs", "sscs2", "ancestral", "leapfrog", "aboba", "obab", "roba", "stochastic_multistep",
-)  # fmt: skip
+}
+CASES = NOISY | NOISE_FREE
 # From this budget on all solvers are about level, and fewer seeds say so.
 LONG, LONG_SEEDS = 200, 2
 # What is drawn, and the top of its axis: what lies above is of no use.
@@ -208,8 +208,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure = plots.new_figure(16, 9)
     axes = figure.subplots(2, 3, sharex=True, sharey="col")
     labels = [label for label in dict.fromkeys(r["solver"] for r in rows) if label != "floor"]
-    for line, noisy in zip(axes, (True, False), strict=True):
-        shown = [label for label in labels if (CASES[label][0] in STOCHASTIC) == noisy]
+    for line, (kind, own) in zip(axes, {"with": NOISY, "without": NOISE_FREE}.items(), strict=True):
+        shown = [label for label in labels if label in own]
         for axis, (key, top) in zip(line, MEASURES.items(), strict=True):
             axis.axhline(rows[0][key], color="black", linestyle=":", label="two exact samples")
             for number, label in enumerate(shown):
@@ -217,7 +217,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                 look = {"marker": "os^vDPX*"[number % 8], "color": colormaps["tab20"](number)}
                 axis.loglog(*zip(*points, strict=True), markersize=4, label=label, **look)
             axis.set_ylim(top=top, bottom=0.6 * rows[0][key])
-            axis.set_title(f"{'with' if noisy else 'without'} noise: {key.replace('_', ' ')}")
+            axis.set_title(f"{kind} noise: {key.replace('_', ' ')}")
             axis.grid(True, which="major", alpha=0.3)
         line[-1].legend(fontsize=7, loc="upper right")
     for axis in axes[-1]:

@@ -92,19 +92,19 @@ def at_time(sde: LinearPhaseSDE, data: Mixture, t: float) -> TargetVariance:
     score `a_v (log p_y)'(y) - q_v w / kappa`, everything follows from the Fisher information of
     the blurred data at y.
     """
-    kernel = sde.marginal(t)
-    (_, a_v), (_, q_v), kappa, s2 = sufficient_statistic(kernel, t)
+    marginal = sde.marginal(t)
+    (_, a_v), (_, q_v), kappa, s2 = sufficient_statistic(marginal, t)
     fisher = data.fisher(s2)
     of_w = q_v**2 / kappa
     score = a_v**2 * fisher + of_w
     dsm = float(sde.marginal(t, "dsm").ell) ** 2
     # The normal law's velocity score is `-(P u)_v`; by parts, E[s_v (P u)_v] = -P_vv.
     precision = sde.prior().precision
-    moments = kernel.cov + data.second_moment * np.outer(kernel.mean, kernel.mean)
+    moments = marginal.cov + data.second_moment * np.outer(marginal.mean, marginal.mean)
     normal = float(precision[1] @ moments @ precision[1])
     return TargetVariance(
         t,
-        hsm=float(kernel.ell) ** 2,
+        hsm=float(marginal.ell) ** 2,
         dsm=dsm,
         hsm_given_u=a_v**2 * (1.0 / s2 - fisher),
         dsm_given_u=dsm - score,
@@ -114,7 +114,7 @@ def at_time(sde: LinearPhaseSDE, data: Mixture, t: float) -> TargetVariance:
 
 def vp_xi(process: OU, data: Mixture, t: float) -> float:
     """xi(t) of a process on positions that tends to N(0, 1)."""
-    mean, deviation = (float(k) for k in process.kernel(torch.tensor(t, dtype=torch.float64)))
+    mean, deviation = (float(k) for k in process.marginal(torch.tensor(t, dtype=torch.float64)))
     # x = mean x0 + noise: the data blurred with variance (deviation / mean)^2, stretched.
     fisher = data.fisher((deviation / mean) ** 2) / mean**2
     return fisher + mean**2 * data.second_moment + deviation**2 - 2.0

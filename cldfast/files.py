@@ -1,4 +1,4 @@
-"""Reading and writing files: whole or not at all, and in one line what is wrong with one.
+"""Reading and writing files: each is written whole or not at all, and errors name it in one line.
 
 A file is written beside its target and renamed, so a reader finds the old content or the new.
 """

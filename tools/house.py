@@ -14,7 +14,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cldfast"
 
-# What each room may import of the others. The README draws the same.
+# What each room may import of the others. README.md and docs/architecture.md draw the same.
 BASE = "network files extras version caller"  # files that import nothing of ours
 CORE = f"{BASE} process planner kernels"
 MIDDLE = f"{CORE} sampling training classical"

@@ -27,7 +27,7 @@ from cldfast.training.times import TIME_SAMPLING
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors in one line, as for all bad input."""
+    """A parser that says in one line what is wrong, as the commands do."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"cldfast: error: {message} (see {self.prog} --help)\n")
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.threads is not None:
             if args.threads < 1:
                 raise ValueError(f"--threads: expected at least 1, got {args.threads}")
-            torch.set_num_threads(args.threads)  # the fused core obeys PyTorch's number
+            torch.set_num_threads(args.threads)  # the compiled core obeys it too
         args.run(args)
     except KeyboardInterrupt:
         print("cldfast: interrupted", file=sys.stderr)

@@ -94,7 +94,7 @@ def sample(args: argparse.Namespace) -> None:
     if not out.parent.is_dir():
         raise ValueError(f"{out}: the folder {out.parent} does not exist")
     if not args.no_picture:
-        require("matplotlib")  # before the long work, not after it
+        require("matplotlib")  # refuse before the long work
 
     settings = _sampler_settings({"t_min": config.t_min} | _given(args))
     if args.solver == "pflow":
@@ -166,5 +166,5 @@ def info(args: argparse.Namespace) -> None:
 
 
 def _shows_progress(args: argparse.Namespace) -> bool:
-    """Bars are for people: not in logs."""
+    """Whether to draw a progress bar: in a terminal, not in a log."""
     return not args.quiet and sys.stderr.isatty()

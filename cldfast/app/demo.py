@@ -34,7 +34,7 @@ SAMPLES = 1_024
 EVALUATIONS = 50
 # For the quality curve; the last evaluation of each is spent on the clean estimate.
 CURVE_EVALUATIONS = (5, 10, 20, 50, 100)
-# Pixels lie within [-1, 1]: uniform grey is nearer to digits than this. The curve leaves it out.
+# Uniform grey has a smaller distance than this, so the curve leaves out what is farther away.
 DIVERGED = 1.0
 SOLVERS = ("em", "sscs")
 GRID = "quadratic"
@@ -43,7 +43,7 @@ SAMPLES_PLOT = "samples.png"
 QUALITY_PLOT = "quality.png"
 REPORT = "report.json"
 
-# Times are the smaller of so many rounds, taken in turns: other work only ever adds to them.
+# A time is the smallest of this many rounds, taken in turns: other work can only make it longer.
 TIMING_ROUNDS = 2
 
 Report = dict[str, Any]

@@ -111,7 +111,7 @@ def save_run(
     Raises ValueError for weights or metrics that are not finite and for a path that is a file,
     ImportError without safetensors.
     """
-    # Whatever can be refused is refused before the first file.
+    # Everything that can be refused is refused before the first file is written.
     weights = dict(model.state_dict())
     _check_finite(weights, "model")
     path = save_config(folder, config)

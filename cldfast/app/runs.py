@@ -23,7 +23,7 @@ from cldfast.sampling.run import sample
 from cldfast.training import CHECKPOINT, FAILED, LOG, TrainConfig, Trainer
 from cldfast.training.log import read_rows
 
-# Held out of data sets that are drawn; the digits bring their own test set.
+# Rows held out of a data set that is drawn; the digits bring their own test set.
 HELD_OUT_ROWS = 2_000
 LOSS_PLOT = "loss.png"
 
@@ -109,7 +109,7 @@ def train_run(
         raise ValueError(f"{path} has a run already: resume it or choose another folder")
     settings = TrainConfig.from_dict(config.train)
     sde = sde_from_config(config.sde)
-    # Whatever can be refused is refused before the first file.
+    # Everything that can be refused is refused before the first file is written.
     if not settings.t_min < sde.T:
         raise ValueError(f"t_min: expected below T = {sde.T}, got {settings.t_min}")
     rows, held_out = training_data(config.data)
@@ -120,7 +120,7 @@ def train_run(
         save_config(path, config)
     trainer = Trainer(net, sde, rows, settings, validation=held_out, folder=path, resume=resume)
     if resume:
-        # Only now that the checkpoint has been found to fit.
+        # The checkpoint fits, so the new settings may replace those in the folder.
         save_config(path, config)
     average = trainer.fit(progress=progress)
     metrics = {
@@ -163,7 +163,7 @@ def sample_run(
 def flow_run(
     net: Network, sde: LinearPhaseSDE, config: RunConfig, n: int, **options: Any
 ) -> tuple[Tensor, int]:
-    """The same by the adaptive flow, with options of `cldfast.pflow`, and its evaluations."""
+    """n samples by the adaptive flow, with options of `cldfast.pflow`, and its evaluations."""
     drawn, evaluations = pflow(net, sde, **_arguments(config, n, options))
     return _in_units(drawn, config), evaluations
 

@@ -37,7 +37,7 @@ def measure(
     """The rows of the named cases.
 
     cases: names of `ALL_CASES`. threads: ascending counts for the stages; whole runs use the last.
-    quick: smaller sizes, fewer rounds, no `torch.compile`. say: told after each case.
+    quick: smaller sizes, fewer rounds, no `torch.compile`. say: called with a line for each case.
 
     Raises ValueError for an unknown case or a thread count below 1.
     """
@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> int:
     where = environment()
     target.parent.mkdir(exist_ok=True)
     write_csv(target, where, rows)
-    where, rows = read_csv(target)  # as many digits as the file has, or the tables could differ
+    where, rows = read_csv(target)  # the table has the digits of the file
     table = markdown(where, rows)
     write_atomic(target.with_suffix(".md"), table.encode())
     written = [target, target.with_suffix(".md")]

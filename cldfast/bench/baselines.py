@@ -24,8 +24,8 @@ class PublishedSteps:
     sde: gives a, with mass a^-2 and friction 2/a, and beta. check: test the factors for NaN, as
     published code does in every half-step; a graph compiler cannot trace that.
 
-    Where published Euler-Maruyama code lets times in double precision turn the state into float64,
-    this stays in float32, which favours it.
+    Published Euler-Maruyama code lets times in double precision turn the state into float64. Here
+    the state stays in float32, which favours the published code.
 
     Source: Dockhorn, Vahdat, Kreis (2022), algorithm 1 and appendix B.
     """

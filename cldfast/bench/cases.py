@@ -118,7 +118,8 @@ class RunCase:
 
 
 def _constant(shape: tuple[int, ...]) -> Network:
-    output = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    output = torch.randn(shape, generator=generator, device="cpu")
     return lambda u, t: output
 
 

@@ -93,7 +93,7 @@ def _eager(inputs: cases.Inputs) -> list[Contestant]:
 
 
 def _published(inputs: cases.Inputs, compiled: bool) -> list[Contestant]:
-    t, dt = (torch.tensor(value, dtype=torch.float64) for value in cases.stage_time())
+    t, dt = (torch.tensor(value, dtype=torch.float64, device="cpu") for value in cases.stage_time())
     arguments = (inputs.u, inputs.output, t, dt)
     steps = PublishedSteps(CLD())
     found = [
@@ -101,8 +101,8 @@ def _published(inputs: cases.Inputs, compiled: bool) -> list[Contestant]:
         Contestant(PUBLISHED, cases.EM, partial(steps.em, *arguments)),
     ]
     if compiled:
-        # Compiled code is kept by code object, and these steps are the same ones in every case:
-        # what other cases left there would count against the limit of recompilations.
+        # PyTorch keeps compiled code by code object, and all cases compile the same steps: the code
+        # of earlier cases would count against the limit of recompilations.
         torch.compiler.reset()
         traced = PublishedSteps(CLD(), check=False)
         for operation, step in ((cases.SSCS, traced.sscs), (cases.EM, traced.em)):

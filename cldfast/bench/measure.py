@@ -42,7 +42,7 @@ def measure_case(
     copying = timings[[contestant.operation for contestant in entrants].index(COPY)]
     ceilings = [rate(COPY, timing) for timing in copying]
     rows: list[Row] = []
-    gc.collect()  # what dies during a memory measurement would hide what is taken
+    gc.collect()  # memory freed during a measurement would hide what a call takes
     for contestant, per_count in zip(entrants, timings, strict=True):
         with threads_set(threads[-1]):
             inputs.reset()

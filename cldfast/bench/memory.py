@@ -22,7 +22,7 @@ _KIBI = 1024
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Points the file descriptor elsewhere: the profiler's library writes to it, past Python."""
+    """Send the error stream nowhere: the profiler's library writes to it without Python's help."""
     sys.stderr.flush()
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -101,7 +101,7 @@ class ResidentRecord:
     def growth(self) -> int | None:
         """Bytes of the high-water mark above the start; None where they cannot be measured.
 
-        That is on other systems than Linux, whose kernel can reset its counters.
+        They can be measured on Linux, whose kernel resets the mark when asked to.
         """
         return None if self._before is None else max(0, _status("VmHWM") - self._before)
 

@@ -70,7 +70,7 @@ Measure = Callable[[str], float | None]
 def checks(results: Results) -> list[Check]:
     """Each speed target with its verdict: the fused kernel against others in one run.
 
-    The larger thread count counts. Sizes of a quick run are not those of the targets.
+    Verdicts are for the larger thread count. A quick run has sizes that the targets are not for.
     """
 
     def check(

@@ -157,7 +157,7 @@ def bandwidth(where: Environment, rows: Sequence[Row], path: Path) -> None:
                 label=f"{contestant}, {operation}",
             )  # fmt: skip
     axes.set_yscale("log")
-    # In two lines: neighbours would touch.
+    # In one line, neighbouring labels would touch.
     axes.set_xticks(at, [row.shape.replace("x", "\nx ", 1) for row in copies.values()])
     once = "GB/s, each input read once, each output written once"
     title = f"One sampler stage: {where.device}, {where.simd}, {results.threads} threads"

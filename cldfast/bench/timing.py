@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-# A sample of one call has seen the caches warm in the reset and in the calibration.
-_WARM_UP_BELOW = 0.25
 _FEWEST_ROUNDS = 3
 _MOST_CALLS = 2000
 
@@ -115,9 +113,8 @@ def interleaved(
 
 def _sample(call: Callable[[], object], calls: int, reset: Callable[[], None]) -> float:
     reset()
-    if _once(call) < _WARM_UP_BELOW or calls > 1:
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        return (time.perf_counter() - start) / calls
-    return _once(call)
+    call()  # what the reset has moved out of the caches comes back
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls

@@ -26,7 +26,7 @@ class OU:
     beta: object = 8.0
     T: float = 1.0
 
-    def kernel(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def marginal(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean factor and standard deviation of `X_t | x0`, float64 like t."""
         schedule: Schedule = as_schedule(self.beta, self.T)
         tau = schedule.integral(t)
@@ -50,7 +50,7 @@ class VE:
                 f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}"
             )
 
-    def kernel(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def marginal(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean factor (one) and standard deviation of `X_t | x0`, float64 like t."""
         t = t.to(torch.float64)
         ratio = self.sigma_max / self.sigma_min
@@ -65,7 +65,7 @@ def position_dsm_loss(
     x0, noise: (B, d) or (B, C, H, W), noise standard normal. t: (B,) times > 0.
     Source: Vincent (2011); Song et al. (2021), eq. 7, weighted by the variance.
     """
-    mean, deviation = (_per_row(k.to(x0.dtype), x0) for k in process.kernel(t))
+    mean, deviation = (_per_row(k.to(x0.dtype), x0) for k in process.marginal(t))
     score = net(mean * x0 + deviation * noise, t.to(x0.dtype))
     _check_score(score, x0)
     return (deviation * score + noise).square().flatten(1).sum(1).mean()

@@ -31,7 +31,7 @@ class FunctionBeta(CallableBeta):
         """Integral of the rate over [0, t]."""
         return _call(self.antiderivative, t)
 
-    def _integral(self, times: np.ndarray) -> np.ndarray:
+    def _quadratures(self, times: np.ndarray) -> np.ndarray:
         result: np.ndarray = self.integral(times)
         return result
 

@@ -1,6 +1,6 @@
 """Data sets with known laws, Gaussian mixtures with their exact score, and real handwritten digits.
 
-Every data set has ``dim`` and ``sample(n, seed)``. The grid of 25 Gaussians, the diamonds and the
+Every data set has `dim` and `sample(n, seed)`. The grid of 25 Gaussians, the diamonds and the
 two points are `GaussianMixture` objects, so their exact phase-space score is known at every time.
 """
 
@@ -187,7 +187,7 @@ class Digits:
                 )
             test.append(rows[:held_out])
             train.append(rows[held_out:])
-        # Sorted, so that neither side is in the order of its labels.
+        # Sorting mixes the labels, which the loop has put in order.
         train_rows, test_rows = torch.cat(train).sort().values, torch.cat(test).sort().values
         self.train_x, self.train_y = images[train_rows], labels[train_rows]
         self.test_x, self.test_y = images[test_rows], labels[test_rows]

@@ -193,7 +193,7 @@ class GaussianMixture:
         score = [-a[0] * pull - q[0] * w, velocity]
         if what == "full_score":
             return torch.cat(score, dim=1)
-        # The map from an output and the state to the score, turned round.
+        # `score_map` gives the score from output and state; here the output is asked for.
         to_score = score_map(sde, np.array([t]), what)
         gain, shift = torch.from_numpy(to_score.from_output[0]), to_score.from_state[0].tolist()
         rows = [s - on_x * x - on_v * v for s, (on_x, on_v) in zip(score, shift, strict=True)]
@@ -254,7 +254,7 @@ def sufficient_statistic(
     """The numbers a, q, kappa and s2 of `GaussianMixture` for a marginal with `mean` and `cov`."""
     m_x, m_v = (float(entry) for entry in marginal.mean)
     (xx, xv), (_, vv) = np.asarray(marginal.cov, dtype=np.float64).tolist()
-    # An SDE that knows its determinant knows it better than the difference of products does.
+    # The determinant that a marginal brings is more accurate than the difference of products.
     det = float(getattr(marginal, "det", xx * vv - xv * xv))
     kappa = m_v * m_v * xx - 2.0 * m_x * m_v * xv + m_x * m_x * vv
     if not (math.isfinite(kappa) and kappa > 0):
@@ -264,7 +264,7 @@ def sufficient_statistic(
 
 
 def sample_generator(n: int, seed: int) -> torch.Generator:
-    """What n samples are drawn with; ValueError for n below 1."""
+    """A generator for drawing n samples; ValueError for n below 1."""
     if n < 1:
         raise ValueError(f"n: expected at least 1 sample, got {n}")
     return torch.Generator().manual_seed(seed)

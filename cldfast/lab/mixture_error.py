@@ -92,8 +92,8 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
 def _exact_sample(plan: Plan, mixture: GaussianMixture, n: int, seed: int) -> torch.Tensor:
     """x (n, d) of the forward process at the plan's last time, float64."""
     x = mixture.sample(n, seed=seed).double()
-    kernel = plan.sde.marginal(plan.stages[-1].t_next)
-    # Not the generator that the mixture has drawn from with this seed.
+    marginal = plan.sde.marginal(plan.stages[-1].t_next)
+    # Another seed than that of the mixture's own draws.
     generator = torch.Generator().manual_seed(seed + 2**32)
     noise = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu")
-    return float(kernel.mean[0]) * x + math.sqrt(float(kernel.cov[0, 0])) * noise
+    return float(marginal.mean[0]) * x + math.sqrt(float(marginal.cov[0, 0])) * noise

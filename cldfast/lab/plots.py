@@ -25,8 +25,8 @@ _DPI = 150
 # Beyond this many points a scatter plot only gets slower and darker.
 _SCATTER_LIMIT = 20_000
 
-# Colours that stay apart in common kinds of colour blindness (Okabe and Ito 2008), each with its
-# own marker so that the lines are told apart in print as well.
+# Colours that stay apart in common kinds of colour blindness (Okabe and Ito 2008). Each has a
+# marker of its own, so that lines can be told apart in print too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv<>"
 
@@ -131,7 +131,7 @@ def quality_curve(
         axes.axhline(floor, color="0.35", linestyle="--", linewidth=1.2)
         axes.plot([], [], color="0.35", linestyle="--", label=f"train to test: {floor:.3g}")
     axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
-    # Where every run diverged there is nothing to spread a logarithmic axis over.
+    # A logarithmic axis needs a value, and there is none where every run diverged.
     if drawn:
         axes.set_yscale("log")
         _decimal_ticks(axes)

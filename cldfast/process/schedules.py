@@ -49,7 +49,7 @@ def _require(relation: str, **values: float) -> None:
             raise ValueError(f"{name} must be a finite number {relation}, got {value!r}")
 
 
-class ClosedForm(ABC):
+class Formulas(ABC):
     """A schedule given by formulas on float64 arrays of the array library `xp`."""
 
     def beta(self, t: Array) -> Array:
@@ -78,7 +78,7 @@ class ClosedForm(ABC):
 
 
 @dataclass(frozen=True)
-class ConstantBeta(ClosedForm):
+class ConstantBeta(Formulas):
     """`beta(t) = value` (Dockhorn, Vahdat, Kreis 2022 use 4)."""
 
     value: float = 4.0
@@ -97,7 +97,7 @@ class ConstantBeta(ClosedForm):
 
 
 @dataclass(frozen=True)
-class LinearBeta(ClosedForm):
+class LinearBeta(Formulas):
     """`beta(t) = beta_min + (beta_max - beta_min) t / T`: the values at 0 and at T."""
 
     beta_min: float
@@ -131,7 +131,7 @@ def _divide(xp: Any, a: Array, b: Array, otherwise: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class ExponentialBeta(ClosedForm):
+class ExponentialBeta(Formulas):
     """`beta(t) = beta_min + delta (exp(k t) - 1)` with `k > 0`."""
 
     beta_min: float
@@ -182,7 +182,7 @@ def _expm1_minus(xp: Any, z: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class CosineBeta(ClosedForm):
+class CosineBeta(Formulas):
     """`tau(t) = -2 scale ln(cos(a + (b - a) t/T) / cos a)`: Nichol and Dhariwal's cosine schedule.
 
     Their `alpha_bar = exp(-tau)` at `scale = 1`, with `a = (pi/2) offset/(1 + offset)`; the angle
@@ -231,7 +231,7 @@ class CosineBeta(ClosedForm):
 
 
 @dataclass(frozen=True)
-class CallableBeta:
+class CallableBeta(Formulas):
     """Any positive `beta(t)`, integrated by SciPy's adaptive quadrature (`scipy.integrate.quad`).
 
     function: maps a float in [0, T] to a finite rate >= 0; kinks cost accuracy. The integral is
@@ -249,15 +249,17 @@ class CallableBeta:
             )
         _require("> 0", T=self.T)
 
-    def beta(self, t: Array) -> Array:
-        """Rate at time t."""
-        return _through_numpy(t, lambda x: np.array([float(self.function(s)) for s in x]))
+    def _beta(self, xp: Any, t: Array) -> Array:
+        return _on_host(xp, t, lambda x: np.array([float(self.function(s)) for s in x]))
 
-    def integral(self, t: Array) -> Array:
-        """Quadrature between neighbouring distinct times, summed."""
-        return _through_numpy(t, self._integral)
+    def _integral(self, xp: Any, t: Array) -> Array:
+        return _on_host(xp, t, self._quadratures)
 
-    def _integral(self, times: np.ndarray) -> np.ndarray:
+    def _inverse(self, xp: Any, tau: Array) -> Array:
+        return _on_host(xp, tau, self._roots)
+
+    def _quadratures(self, times: np.ndarray) -> np.ndarray:
+        """The integrals up to each time: quadrature between neighbouring distinct times, summed."""
         from scipy.integrate import quad
 
         nodes, where = np.unique(times, return_inverse=True)
@@ -271,20 +273,17 @@ class CallableBeta:
         result: np.ndarray = np.cumsum(pieces)[where]
         return result
 
-    def inverse(self, tau: Array) -> Array:
+    def _roots(self, targets: np.ndarray) -> np.ndarray:
         """Bracketed root finding (`scipy.optimize.brentq`) on [0, T], to about 1e-15 T."""
-        return _through_numpy(tau, self._inverse)
-
-    def _inverse(self, targets: np.ndarray) -> np.ndarray:
         from scipy.optimize import brentq
 
-        end = float(self._integral(np.array([self.T]))[0])
+        end = float(self.integral(self.T))
         outside = (targets < 0.0) | (targets > end * (1.0 + 10.0 * QUADRATURE_ERROR))
         if np.any(outside):
             raise ValueError(f"tau must lie in [0, {end}], got {targets[outside][0]}")
 
         def excess(t: float, target: float) -> float:
-            return float(self._integral(np.array([t]))[0]) - min(target, end)
+            return float(self.integral(t)) - min(target, end)
 
         return np.array(
             [brentq(excess, 0.0, self.T, args=(y,), xtol=1e-15 * self.T) for y in targets]
@@ -295,15 +294,12 @@ class CallableBeta:
 QUADRATURE_ERROR = 1e-13
 
 
-def _through_numpy(value: Array, function: Callable[[np.ndarray], np.ndarray]) -> Array:
-    """Apply a function of flat numpy float64 arrays to an array of any library."""
-    array = as_float64(value)
+def _on_host(xp: Any, array: Array, function: Callable[[np.ndarray], np.ndarray]) -> Array:
+    """Apply a function of flat numpy float64 arrays to a float64 array of any library."""
     if isinstance(array, np.ndarray | np.generic):
         return function(np.ravel(array)).reshape(np.shape(array))
     host = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
-    result = function(host.ravel()).reshape(host.shape)
-    xp = array_namespace(array)
-    return xp.asarray(result, device=array.device)
+    return xp.asarray(function(host.ravel()).reshape(host.shape), device=array.device)
 
 
 _KINDS: dict[str, type] = {

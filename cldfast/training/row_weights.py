@@ -16,7 +16,7 @@ import torch
 
 from cldfast import kernels
 from cldfast.kernels.time_tables import Function, Table, make_table
-from cldfast.planner.parameterization import FULL_MAPS, VELOCITY_MAPS
+from cldfast.planner.parameterization import ROWS
 from cldfast.process.linear_flow import Covariance
 from cldfast.process.sde import LinearPhaseSDE, Marginal
 
@@ -45,37 +45,26 @@ def residual_weights(
     """
     beta = sde.beta(t)
     hybrid = kernel if kernel.mean.dim() == 2 else sde.marginal(t)
-    if parameterization in VELOCITY_MAPS:
-        ell = kernel.ell
-        scale: Any = {
-            "reweighted": lambda: 1.0 / ell,
-            "reweighted_g2": lambda: (0.5 * sde.diffusion[1] * beta).sqrt() / ell,
-            "likelihood": lambda: (0.5 * sde.diffusion[1] * beta).sqrt(),
-            "det": lambda: kernel.det.sqrt(),
-        }[weighting]()
-        row = VELOCITY_MAPS[parameterization](sde, hybrid)
-        unit = torch.stack([torch.zeros_like(ell), ell], 1)[:, None, :]
-        return torch.cat([row.from_output, row.from_state, unit], 2) * scale[:, None, None]
-    full = FULL_MAPS[parameterization](sde, hybrid)
-    factor = kernel.factor
-    zero = torch.zeros_like(kernel.det)
-    l_xx, l_vx, l_vv = factor[:, 0, 0], factor[:, 1, 0], factor[:, 1, 1]
-    # L^-T = [[1/l_xx, -l_vx/(l_xx l_vv)], [0, 1/l_vv]]
-    unit = torch.stack(
-        [torch.stack([1 / l_xx, -l_vx / (l_xx * l_vv)], 1), torch.stack([zero, 1 / l_vv], 1)], 1
-    )
-    blocks = torch.cat([full.from_output, full.from_state, unit], 2)
+    rows = ROWS[parameterization](sde, hybrid)
+    planes = rows.from_state.shape[1]
+    # L^-T z; the velocity row is (0, ell).
+    unit = kernel.covariance.inverse_factor.mT[:, -planes:]
+    blocks = torch.cat([rows.from_output, rows.from_state, unit], 2)
     if weighting == "likelihood":
-        amplitude = torch.tensor(sde.diffusion, dtype=torch.float64, device=t.device).sqrt()
-        return blocks * ((0.5 * beta).sqrt()[:, None] * amplitude)[:, :, None]
+        D = torch.tensor(sde.diffusion[-planes:], dtype=torch.float64, device=t.device)
+        return blocks * (0.5 * beta[:, None] * D).sqrt()[:, :, None]
     if weighting == "det":
         return blocks * kernel.det.sqrt()[:, None, None]
-    identity = torch.eye(2, dtype=factor.dtype, device=t.device).expand_as(unit)
-    if parameterization == "full_noise" and kernel.mean.dim() == 2:
-        # L^T L^-T, whose entries cancel to rounding errors that grow as t goes to 0.
-        weights = torch.cat([-identity, full.from_state, identity], 2)
+    if planes == 1:
+        weights = blocks / kernel.ell[:, None, None]
     else:
-        weights = torch.cat([factor.mT @ blocks[:, :, :4], identity], 2)
+        # L^T L^-T is written down: its entries cancel to rounding errors that grow as t goes to 0.
+        identity = torch.eye(2, dtype=unit.dtype, device=t.device).expand_as(unit)
+        if parameterization == "full_noise" and kernel.mean.dim() == 2:
+            known = torch.cat([-identity, rows.from_state], 2)
+        else:
+            known = kernel.factor.mT @ blocks[:, :, :4]
+        weights = torch.cat([known, identity], 2)
     if weighting == "reweighted_g2":
         weights = weights * (0.5 * sde.diffusion[1] * beta).sqrt()[:, None, None]
     return weights

@@ -24,10 +24,10 @@ def test_gaussian_data_in_closed_form(sde: CLD, t: float) -> None:
     var = 0.7
     got = at_time(sde, Mixture((0.0,), var), t)
     for name in ("hsm", "dsm"):
-        kernel = sde.marginal(t, name)
-        assert getattr(got, name) == pytest.approx(np.linalg.inv(kernel.cov)[1, 1], rel=1e-6)
-    kernel = sde.marginal(t)
-    inverse = np.linalg.inv(kernel.cov + var * np.outer(kernel.mean, kernel.mean))
+        marginal = sde.marginal(t, name)
+        assert getattr(got, name) == pytest.approx(np.linalg.inv(marginal.cov)[1, 1], rel=1e-6)
+    marginal = sde.marginal(t)
+    inverse = np.linalg.inv(marginal.cov + var * np.outer(marginal.mean, marginal.mean))
     assert got.dsm_given_u == pytest.approx(got.dsm - inverse[1, 1], rel=1e-6)
     # A difference of numbers of the size of `hsm`, at times a small one.
     rounding = 1e-9 * got.hsm
@@ -47,8 +47,8 @@ def test_mixtures_by_monte_carlo(t: float) -> None:
     x0 = mixture.sample(n, seed=1).double()
     u, _ = perturb(sde, x0, torch.full((n,), t, dtype=torch.float64), seed=2)
     score = mixture.score(u, t, sde).numpy()
-    got, kernel = at_time(sde, data, t), sde.marginal(t)
-    target = -((u - x0 * torch.from_numpy(kernel.mean)).numpy() @ kernel.precision)[:, 1]
+    got, marginal = at_time(sde, data, t), sde.marginal(t)
+    target = -((u - x0 * torch.from_numpy(marginal.mean)).numpy() @ marginal.precision)[:, 1]
     prior = -(u.numpy() @ sde.prior().precision)[:, 1]
     for expected, squares in (
         (got.hsm, target**2),

@@ -16,8 +16,8 @@ def test_kernels_by_their_moment_equations(process):
     """d var/dt follows from the SDE; checked by central differences."""
     t = torch.tensor([0.1, 0.5, 0.9], dtype=F64)
     h = 1e-5
-    mean, deviation = process.kernel(t)
-    (mean_up, up), (mean_down, down) = process.kernel(t + h), process.kernel(t - h)
+    mean, deviation = process.marginal(t)
+    (mean_up, up), (mean_down, down) = process.marginal(t + h), process.marginal(t - h)
     slope = (up**2 - down**2) / (2 * h)
     mean_slope = (mean_up - mean_down) / (2 * h)
     if isinstance(process, OU):
@@ -36,7 +36,7 @@ def test_denoising_loss_is_least_at_the_score(process):
     x0 = torch.randn(n, 1, dtype=F64) * var**0.5
     t = torch.full((n,), 0.3, dtype=F64)
     noise = torch.randn(n, 1, dtype=F64)
-    mean, deviation = (float(k[0]) for k in process.kernel(t))
+    mean, deviation = (float(k[0]) for k in process.marginal(t))
     slope = torch.tensor(-1.0 / (mean**2 * var + deviation**2), dtype=F64, requires_grad=True)
     loss = position_dsm_loss(lambda x, t: slope * x, process, x0, t, noise)
     (gradient,) = torch.autograd.grad(loss, slope)

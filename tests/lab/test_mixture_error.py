@@ -75,9 +75,9 @@ def test_target_is_the_law_at_the_last_time() -> None:
     grid = [1.0, 0.6, 0.2]
     mixture_error(make_plan(SDE, "em", grid=grid), MIXTURE, 20_000, (0, 1), record)
     mixture_error(make_plan(SDE, "em", grid=grid, denoise=True), MIXTURE, 20_000, (0, 1), record)
-    kernel = SDE.marginal(0.2)
+    marginal = SDE.marginal(0.2)
     variance = float(MIXTURE.cov()[0, 0])
-    noised = float(kernel.mean[0]) ** 2 * variance + float(kernel.cov[0, 0])
+    noised = float(marginal.mean[0]) ** 2 * variance + float(marginal.cov[0, 0])
     # A sample variance of 20,000 points is good to about 1 %.
     assert float(seen[0][:, 0].var()) == pytest.approx(noised, rel=0.05)
     assert float(seen[-1][:, 0].var()) == pytest.approx(variance, rel=0.05)

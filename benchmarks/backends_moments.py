@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from output import RESULTS, write_csv
 
-from cldfast.compat.psld import Request
 from cldfast.compat.psld.process import factor, process_of, rows_of
+from cldfast.compat.psld.samplers import Request
 from cldfast.compat.strasman import published as strasman_published
 from cldfast.planner.law import exact_network
 from cldfast.planner.make_plan import make_plan

@@ -18,6 +18,7 @@ def test_the_examples_run() -> None:
     try:
         for block in re.findall(r"```python\n(.*?)```", PAGE, re.S):
             exec(block, names)
+        assert 1.9 < names["order"] < 2.1  # type: ignore[operator]
         x = cldfast.sample(
             lambda u, t: -u[:, 2:], cldfast.CLD(), (4, 2), "warm", 3, backend="counting"
         )
@@ -25,7 +26,8 @@ def test_the_examples_run() -> None:
         # The states at T are made by a stage too.
         assert kernels.get_backend("counting", "cpu").stages == 1 + 3  # type: ignore[attr-defined]
     finally:
-        SOLVERS.pop("warm", None)
+        for name in ("warm", "midpoint"):
+            SOLVERS.pop(name, None)
         kernels.unregister_backend("counting")
 
 

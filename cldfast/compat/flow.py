@@ -45,7 +45,7 @@ def odeint(
     """
     first = start[0] if isinstance(start, tuple) else start
     times = torch.tensor(ends, dtype=torch.float64, device=first.device)
-    # torchdiffeq makes tensors on the default device, when it is imported, too.
+    # torchdiffeq makes tensors on the default device: when it is imported, and when it solves.
     with torch.device(first.device):
         solver = extra_module("torchdiffeq", "the probability flow needs torchdiffeq", "ode")
         if method in probability_flow.ADAPTIVE:

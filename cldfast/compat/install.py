@@ -35,7 +35,7 @@ class Installer:
         self._done: list[tuple[Namespace, str, Any, Any]] = []
 
     def install(self, mode: str = "exact") -> list[str]:
-        """Put the replacements under every name of the originals; returns these, "module.name".
+        """Put the replacements under every name of the originals; returns the names, "module.name".
 
         mode: "exact" or "published", see docs/codebases.md. Objects made before keep their classes.
         Raises ValueError for an unknown mode, ImportError or RuntimeError where the codebase cannot

@@ -1,15 +1,15 @@
 """The law of the state over an integrated rate tau: exact, or as the codebases write it out.
 
-All of them damp critically: `A = -d I + N` with `N^2 = 0`. With the stationary covariance S, the
-covariance `S_0` of the start and `W = I + tau N` their closed forms are
+Every codebase damps critically: `A = -d I + N` with `N^2 = 0`. With the stationary covariance S,
+the covariance `S_0` of the start and `W = I + tau N` the codebases' closed forms are
 
     exp(A tau) = exp(-d tau) W
     cov(tau)   = exp(-2 d tau) ((exp(2 d tau) - 1) S - tau (N S + S N^T) - tau^2 N S N^T
                                 + W S_0 W^T).
 
-The first three terms cancel to the order tau^3, so a published mode must repeat their rounding. The
-order of operations here is that of CLD-SGM. `exact` takes both from the process, where nothing
-cancels.
+The first three terms cancel to the order tau^3, so a published mode must repeat the rounding of
+these terms: the order of operations here is that of CLD-SGM. `exact` asks the process, whose
+formulas do not cancel.
 Source: Dockhorn, Vahdat, Kreis (2022), appendix B.1; Pandey and Mandt (2023), appendix A.
 """
 
@@ -49,17 +49,20 @@ def naive(
     *,
     reverse: bool = False,
 ) -> Transition:
-    """The same by the published closed forms; reverse: of the time-reversed stationary process."""
+    """The law of `exact` by the published closed forms.
+
+    reverse: of the time-reversed stationary process instead.
+    """
     damping, N = _critical(process, reverse)
     S = process.prior().cov
-    # Plain numbers, which tensors of every device multiply.
+    # Plain numbers multiply tensors of every device.
     rest, first, second = (m.tolist() for m in (S, N @ S + S @ N.T, N @ S @ N.T))
     moved = propagator(process, tau, reverse)
     shrink = array_namespace(tau).exp(-2.0 * damping * tau)
-    growth = 1.0 / shrink - 1.0
+    growth, square = 1.0 / shrink - 1.0, tau**2
 
     def entry(i: int, j: int) -> Array:
-        own = rest[i][j] * growth - first[i][j] * tau - second[i][j] * tau**2
+        own = rest[i][j] * growth - first[i][j] * tau - second[i][j] * square
         start = [
             variance * moved[2 * i + k] * moved[2 * j + k]
             for k, variance in enumerate((var_x, var_v))
@@ -88,7 +91,7 @@ def _critical(process: LinearPhaseSDE, reverse: bool) -> tuple[float, np.ndarray
 
 
 def naive_covariance(xx: Array, xv: Array, vv: Array) -> Covariance:
-    """Of these entries; the determinant is their difference, as in the codebases."""
+    """The covariance with these entries; its determinant cancels, as in the codebases."""
     return Covariance(xx, xv, vv, xx * vv - xv**2)
 
 
@@ -103,7 +106,7 @@ def jittered(own: Covariance, jitter: float) -> Covariance:
 def checked(own: Covariance, options: str) -> Covariance:
     """The published covariance itself, or ValueError where rounding has made it indefinite.
 
-    The codebases fail there, too. options: those that a user may raise.
+    The codebases fail there, too. options: names of the options that a user may increase.
     """
     if not bool(((own.xx >= 0.0) & (own.vv >= 0.0) & (own.det >= 0.0)).all()):
         raise ValueError(

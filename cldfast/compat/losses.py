@@ -1,4 +1,4 @@
-"""The score-matching loss of every codebase: a weighted residual that is linear in what it sees."""
+"""The loss of every codebase: the square of a residual linear in output, state and noise."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Steps of the codebases as stages for a network that returns the full score, and `fold`.
 
-Published steps are affine too, so they are stages like any other. They are written down once, for
-all codebases; what one of them does differently are the times, rates and laws that it passes.
-`fold` then replaces the score by what the network of the codebase returns.
+Published steps are affine too, so each step is a stage. The steps are written down once, for all
+codebases: a codebase that does something differently passes other times, rates and laws. `fold`
+then replaces the score by what the network of the codebase returns.
 """
 
 from __future__ import annotations
@@ -85,10 +85,11 @@ def published_splitting(
 ) -> tuple[list[Stage], Transition]:
     """The splitting of CLD-SGM and PSLD, and its first halves.
 
-    ts: the sampler's times, which run up from 0, float64, in the codebase's rounding: a covariance
-    over a short half is what is left of terms of order 1. jitter: added to the variances. options:
-    see `checked`. Both slip alike: the second half takes the first one's integral of beta, and the
-    kick takes score and rate at the start of the step.
+    Both codebases slip alike: the second half takes the first half's integral of beta, and the kick
+    takes score and rate at the start of the step.
+    ts: the sampler's times, which run up from 0, float64, with the codebase's rounding, because the
+    covariance over a short half is what is left of terms of order 1. jitter: added to the
+    variances. options: see `checked`.
     """
     dt, start = ts[1:] - ts[:-1], process.T - ts[:-1]
     middle = process.T - (ts[:-1] + dt / 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,12 @@ def make_plan(
         grid, T=sde.T, t_min=t_min, steps=steps, noise=NoiseLevel(sde), **grid_options
     )
     stages = tuple(method.build(sde, times, parameterization, **options))
+    if not stages or not math.isclose(stages[-1].t_next, times[-1], abs_tol=1e-12 * sde.T):
+        end = stages[-1].t_next if stages else "nowhere"
+        raise ValueError(
+            f"the stages of solver {solver!r} must lead to the end of the grid, {times[-1]}, "
+            f"and lead to {end}"
+        )
     if denoise:
         stages = (*stages, denoising_stage(sde, float(times[-1]), parameterization))
     if guidance_term:

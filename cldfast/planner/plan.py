@@ -122,6 +122,12 @@ def _validate(index: int, stage: Stage, kept: list[int]) -> None:
             wanted = f"({rows or '*'}, {columns or '*'})"
             raise ValueError(f"stage {index}: {name} must have shape {wanted}, got {shape}")
 
+    for name in ("E", "H", "A"):
+        blocks = getattr(stage, name)
+        if not isinstance(blocks, tuple) and not (name == "A" and blocks is None):
+            raise TypeError(
+                f"stage {index}: {name} must be a tuple of blocks, got {type(blocks).__name__}"
+            )
     expect("P", stage.P, 2, 2)
     expect("L", stage.L, 2, 2)
     if stage.L[0, 1] != 0.0:

@@ -190,7 +190,17 @@ def test_exact_states_are_those_of_a_plan(solver: str, mixed: bool) -> None:
     c.is_image = True
     sde = cldfast.CLD.from_mass(2.25, 0.05, cldfast.LinearBeta(1.0, 6.0))
     form = "mixed" if mixed else "noise"
-    wanted = cldfast.sample(model, sde, (5, 2, 3, 3), solver, 20, "quadratic", 1e-3, form, seed=11)
+    wanted = cldfast.sample(
+        model,
+        sde,
+        (5, 2, 3, 3),
+        solver,
+        20,
+        grid="quadratic",
+        t_min=1e-3,
+        parameterization=form,
+        seed=11,
+    )
     x, v, nfe = sampler(model, seed=11)
     assert v.shape == x.shape == (5, 2, 3, 3) and nfe == 20 and x.dtype == torch.float32
     # The same coefficients in another order of multiplication, over 20 steps in float32.
@@ -585,6 +595,21 @@ def test_install_and_uninstall(codebase: dict[str, ModuleType]) -> None:
     assert {name: dict(vars(module)) for name, module in codebase.items()} == before
 
 
+def test_samplers_read_their_options_at_each_call() -> None:
+    c, asked = config(sampling_method="em"), []
+
+    def net(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        asked.append(float(t[0]))
+        return model(u, t)
+
+    sampler = cld_sgm.get_sampling_fn(c, process(c), (3, 2), 1e-3)
+    assert sampler(net)[2] == len(asked) == 20
+    c.n_discrete_steps, c.striding = 4, "linear"
+    asked.clear()
+    assert sampler(net)[2] == len(asked) == 4
+    assert asked == pytest.approx([1.0, 0.75025, 0.5005, 0.25075])
+
+
 def test_what_others_change_meanwhile_stays(codebase: dict[str, ModuleType]) -> None:
     with cld_sgm.installed() as names:
         assert "sampling.get_em_sampler" in names
@@ -629,8 +654,9 @@ def test_checkpoints(tmp_path: Any) -> None:
     assert state["step"] == 3 and torch.equal(other.weight, net.weight)
     assert state["optimizer"].param_groups[0]["lr"] == 5e-4  # type: ignore[attr-defined]
     assert torch.equal(state["ema"].state["shadow_params"][0], torch.ones(2))  # type: ignore[attr-defined]
-    with pytest.warns(UserWarning, match="no checkpoint at"):
+    with pytest.warns(UserWarning, match="no checkpoint at") as caught:
         assert cld_sgm.restore_checkpoint(str(tmp_path / "none"), state, "cpu") is state
+    assert caught[0].filename == __file__
 
 
 class Hostile:

@@ -304,6 +304,22 @@ def test_steps_make_up_the_samplers(mode, epsilon, is_cld):
         torch.testing.assert_close(u[:, :3], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["exact", "published"])
+def test_a_changed_process_is_another_one(mode):
+    init, noise = torch.randn(4, 6), [torch.randn(4, 3) for _ in range(10)]
+    if mode == "exact":
+        noise = [torch.cat(noise[2 * k : 2 * k + 2], 1) for k in range(5)]
+    changed, other = made(0.25, mode), made(0.25, mode, sigma=2.0)
+    results = []
+    for sigma in (1.2, 2.0):
+        changed.sigma = sigma
+        results.append(
+            changed.Euler_Maruyama_discr_sampler(init, network(False), 5, 0.1, noise=noise)
+        )
+    expected = other.Euler_Maruyama_discr_sampler(init, network(False), 5, 0.1, noise=noise)
+    assert torch.equal(results[1], expected) and not torch.equal(results[0], expected)
+
+
 def test_a_step_draws_its_own_noise():
     sde, u = made(0.25), torch.zeros(20_000, 2)
     t, score = torch.tensor(0.5), torch.zeros(20_000, 2)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import cldfast
-from cldfast import CLD, LinearBeta, make_plan
+from cldfast import CLD, LinearBeta, Plan, Stage, make_plan
 from cldfast.planner.solvers import SOLVERS, solver
 
 SDE = CLD(beta=LinearBeta(0.5, 8.0))
@@ -184,3 +184,30 @@ def test_evaluations_per_step(name: str) -> None:
     assert entry.name == name
     assert make_plan(SDE, name, 10).evaluations == 10 * entry.evaluations_per_step
     assert make_plan(SDE, name, 10).order == entry.order_in_law(entry.settings({}))
+
+
+def test_an_option_that_make_plan_takes_for_itself_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="may not call its options rho, seed: arguments of make_plan"
+    ):
+
+        @solver("swallowed", order=1)
+        def swallowed(sde, grid, parameterization, *, rho: float = 1.0, seed: int = 0):
+            return ()
+
+    assert "swallowed" not in SOLVERS
+
+
+def test_stages_must_lead_to_the_end_of_the_grid() -> None:
+    @solver("short", order=1)
+    def short(sde, grid, parameterization):
+        return make_plan(sde, "em", grid=grid).stages[:-1]
+
+    with pytest.raises(ValueError, match="must lead to the end of the grid, 0.001, and lead to"):
+        make_plan(CLD(), "short", 5)
+
+
+def test_a_block_without_its_tuple_is_named() -> None:
+    with pytest.raises(TypeError, match="stage 0: E must be a tuple of blocks, got ndarray"):
+        stage = Stage(1.0, 0.5, np.eye(2), np.zeros((2, 1)))
+        Plan((stage,), CLD(), "em", 1, "score", np.array([1.0, 0.5]))

@@ -4,9 +4,9 @@
     from cldfast.compat import cld_sgm
     cld_sgm.install()                                     # uninstall() takes it back
 
-Every function has the codebase's signature and returns what its own does, and takes `mode`:
-"exact" (right times, no jitter, one fused stage per network call) or "published" (its arithmetic
-and its draws to the letter). `docs/codebases.md` lists the differences.
+Every function has the signature and the result of the codebase's function, and takes `mode`:
+"exact" (right times, no jitter, one fused stage per network call) or "published" (the arithmetic
+and the draws of the codebase). `docs/codebases.md` lists the differences.
 Written from the public interface of the code to Dockhorn, Vahdat, Kreis (2022).
 """
 

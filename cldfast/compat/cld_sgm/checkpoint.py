@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from cldfast.caller import caller_level
+
 # Learning rates become numpy numbers under a warm-up, and older numpy versions pickled them by an
 # older name. These are all that a checkpoint holds beside tensors and plain Python values.
 _NUMBERS: list[Any] = [
@@ -38,7 +40,8 @@ def restore_checkpoint(ckpt_dir: str, state: dict[str, Any], device: Any) -> dic
     ckpt_dir: path of the file. state: "optimizer", "model", "ema" and "step". device: of tensors.
     """
     if not os.path.exists(ckpt_dir):
-        warnings.warn(f"no checkpoint at {ckpt_dir}: the state stays as it is", stacklevel=2)
+        message = f"no checkpoint at {ckpt_dir}: the state stays as it is"
+        warnings.warn(message, stacklevel=caller_level())
         return state
     loaded = load_checkpoint(ckpt_dir, device)
     state["optimizer"].load_state_dict(loaded["optimizer"])

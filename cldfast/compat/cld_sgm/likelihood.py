@@ -40,7 +40,7 @@ def get_likelihood_fn(
         flow = Flow(served.network(model, data.shape), served.process, served.output_map)
         probe = served.pack(_probe(config.likelihood_hutchinson_type, data))
         xx, xv, vv = _traces(probe, data.shape, served)
-        # The part of the probe that an output plane moves.
+        # The probe at the rows of the state that the network's output moves.
         own = probe.chunk(2, dim=1)[1] if served.is_augmented else probe
 
         def rate(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -76,10 +76,9 @@ def _traces(
     probe: Tensor, shape: Sequence[int], sde: PublishedInterface
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`e_x e_x`, `e_x e_v` and `e_v e_v` summed over coordinates, (B,): of the probe, or exact."""
+    published = sde.mode == "published"
+    if not published:
+        # Ones count the coordinates, without the plane that pads an odd number of them.
+        probe = sde.pack(torch.ones(shape, device=probe.device))
     e_x, e_v = (half.flatten(1).double() for half in probe.chunk(2, dim=1))
-    if sde.mode == "published":
-        return (e_x * e_x).sum(1), (e_x * e_v).sum(1), (e_v * e_v).sum(1)
-    # What is left of an odd number of packed coordinates is zero in the probe, and counts nothing.
-    real = sde.pack(torch.ones(1, *shape[1:], device=probe.device, dtype=torch.float64))
-    n_x, n_v = (half.sum().expand(probe.shape[0]) for half in real.chunk(2, dim=1))
-    return n_x, torch.zeros_like(n_x), n_v
+    return (e_x * e_x).sum(1), (e_x * e_v).sum(1) * published, (e_v * e_v).sum(1)

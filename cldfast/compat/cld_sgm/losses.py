@@ -76,9 +76,9 @@ def get_loss_fn(
 def _weights(
     sde: PublishedInterface, t: Tensor, weighting: str, moved: int
 ) -> tuple[Tensor, Tensor]:
-    """Of the state, (B, 2, n), and of the residual `M (gain o + shift u + ell z)`, (B, q, r + 4).
+    """Weights of the state (B, 2, n) and of the residual `M (gain o + shift u + ell z)`.
 
-    moved: planes of the start.
+    moved: planes of the start. The residual's weights are (B, q, r + 4).
     """
     law = sde.law(t)
     own = sde.noised(law)

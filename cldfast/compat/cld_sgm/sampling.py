@@ -113,7 +113,7 @@ class _Sampler:
                 narrow = 0 if self.solver == "em" else 1
                 state = self._scored(last, net, u, narrow, state.to(torch.float64))
                 if noise is None:
-                    # Not used; the generator is left where the codebase leaves it.
+                    # The codebase draws this noise, too, and does not use it.
                     Draws().normal(u.shape, sde.normals_dtype(torch.float64), u.device)
         return sde.samples(state, self.shape, calls)
 
@@ -146,8 +146,10 @@ class _Sampler:
         return Plan(tuple(stages), self.sde.process, self.solver, 1, "velocity output", grid)
 
     def _published(self, net: Network, u: Tensor, draws: Draws) -> Tensor:
-        """Published steps from states u. The first of Euler-Maruyama promotes the state to float64;
-        with SSCS it is like u until the end."""
+        """Published steps from states u.
+
+        The first step of Euler-Maruyama makes the state float64; SSCS keeps the dtype of u.
+        """
         sde, sscs, stages = self.sde, self.solver == "sscs", self.stages()
         state = sde.pack(u if sscs else u.to(torch.float64))
 
@@ -168,10 +170,10 @@ class _Sampler:
         state: Tensor,
         noise: StageNoise | None = None,
     ) -> Tensor:
-        """Published stages, the score made outside of them, of the codebase's float32 factors.
+        """Published stages; the score is made before each stage, with float32 factors as published.
 
-        raw: the network. In the first `narrow` evaluations the codebase's state has the dtype of u,
-        later it is float64.
+        raw: the network. narrow: in so many evaluations the codebase's state has the dtype of u;
+        later the state is float64.
         """
         sde = self.sde
         evaluated = [stage.t for stage in stages if stage.t is not None]
@@ -199,7 +201,7 @@ class _Sampler:
         flow = Flow(net, sde.process, sde.output_map)
 
         def rate(t: Tensor, state: Tensor) -> Tensor:
-            # The codebase's float64 times promote what they touch.
+            # The codebase's float64 times make the state float64.
             state = state if sde.mode == "exact" else state.to(torch.float64)
             return -flow(1.0 - t.to(torch.float64), state)
 

@@ -68,12 +68,12 @@ class PublishedInterface(nn.Module, ABC):
     def law(
         self, t: Tensor, var0x: Tensor | float | None = None, var0v: Tensor | float | None = None
     ) -> Transition:
-        """Of the state over [0, t], t of any shape, from a start of these variances.
+        """The law of the state over [0, t], t of any shape, from a start with these variances.
 
-        None: 0, but hybrid score matching integrates the start's velocity out.
+        None is 0, for the velocity under hybrid score matching the variance of the process.
         """
         if not self.is_augmented:
-            var0v = var0x  # the pair's planes are alike
+            var0v = var0x  # both planes of a pair are positions
         elif var0v is None and objective_of(self.config) == "hsm":
             var0v = self.process.v0_var
         start = [0.0 if variance is None else variance for variance in (var0x, var0v)]
@@ -90,9 +90,9 @@ class PublishedInterface(nn.Module, ABC):
         return checked(self.scaling(law), "numerical_eps")
 
     def mixed_variance(self, t: Tensor, dtype: torch.dtype) -> Tensor:
-        """Variance of the Gaussian that a mixed score adds to, (n,), from a start rounded to dtype.
+        """Variance of the Gaussian whose score a mixed score adds, (n,).
 
-        The published code takes the start's variance in the state's precision.
+        dtype: of the start's variance; the published code takes it in the state's precision.
         """
         start = torch.tensor(self.mixed_start, dtype=dtype, device="cpu").tolist()
         return self.scaling(self.law(t, *start)).vv
@@ -100,7 +100,7 @@ class PublishedInterface(nn.Module, ABC):
     def gain_and_shift(self, t: Tensor, law: Transition | None = None) -> tuple[Tensor, Tensor]:
         """`score = gain output + shift state` at times t (n,), on the rows of `rows`; each (n,).
 
-        law: that over [0, t], where it is at hand.
+        law: the law over [0, t], if the caller has it.
         """
         own = self.scaling(self.law(t) if law is None else law)
         gain = -torch.sqrt(own.xx / own.det)
@@ -127,7 +127,7 @@ class PublishedInterface(nn.Module, ABC):
         return net
 
     def state_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Of the states whose positions have `shape`."""
+        """The shape of the states whose positions have `shape`."""
         return widened(shape) if self.is_augmented else tuple(shape)
 
     def prior(self, shape: Sequence[int], seed: int) -> Tensor:
@@ -158,7 +158,7 @@ class PublishedInterface(nn.Module, ABC):
         return u
 
     def normals_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Of the normals that an Euler step draws for a state of this dtype.
+        """The dtype of the normals that an Euler step draws for a state of this dtype.
 
         The published step of `CLD` draws in the default dtype, whatever the state has become.
         """
@@ -173,7 +173,7 @@ class PublishedInterface(nn.Module, ABC):
         return u.chunk(len(self.precisions), dim=1)
 
     def _moved(self, matrix: Tensor, u: Tensor) -> Tensor:
-        """Matrices (..., 2, 2), whose leading dimensions broadcast, on the planes of u."""
+        """Apply matrices (..., 2, 2), whose leading dimensions broadcast, to the planes of u."""
         planes = self._planes(u)
         rows = [
             sum(matrix[..., i, j] * plane for j, plane in enumerate(planes))
@@ -186,13 +186,12 @@ class PublishedInterface(nn.Module, ABC):
     def sde(self, u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Drift and diffusion at states u (B, 2C, ...) or (B, C, ...) and forward times t (B,).
 
-        The published float64 times promote what they touch, the exact do not.
+        Published results are float64, as the codebase's times are; exact ones have the dtype of u.
         """
         beta = self._expand(self.beta_fn(t))
         beta = beta.to(u.dtype) if self.mode == "exact" else beta
         A = torch.tensor(self.process.A.tolist(), dtype=beta.dtype, device=u.device)
-        # The noise of a single plane is that of v, which is also that of x.
-        amplitudes = self.process.diffusion[-len(self.precisions) :]
+        amplitudes = self.process.diffusion[: len(self.precisions)]
         diffusion = [
             torch.sqrt(square * beta) * torch.ones_like(plane)
             for square, plane in zip(amplitudes, self._planes(u), strict=True)
@@ -273,7 +272,7 @@ class PublishedInterface(nn.Module, ABC):
         return self.mean(u, t), self.var(t, *variances)
 
     def noise_multiplier(self, t: Tensor, *variances: Tensor | None) -> Tensor:
-        """`-ell`, which turns a network's output into the score; of one plane -1 over deviation."""
+        """`-ell`, which turns a network's output into the score; VPSDE: -1 over deviation."""
         own = self.scaling(self.law(self._expand(t), *variances))
         return -torch.sqrt(own.xx / own.det)
 

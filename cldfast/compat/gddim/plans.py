@@ -97,7 +97,7 @@ def multistep_plan(
         keep = bool(np.any(used[k + 1 :, 2:]))
         span = (t[k], times[k + 1])
         stages.append(interpolation(noise, k, span, psi, weights[: last + 1], still, keep))
-    # The first step is of order 0, whose local error is of second order.
+    # The first step has order 0, and with that a local error of second order.
     order = min(int(used[:, 1:].sum(axis=1).max()), 2)
     return _plan(cld, times, stages, order, denoising)
 
@@ -114,7 +114,7 @@ def sdeis_plan(
     factors = rule.noise_factors(rev_timesteps)
     flow = multistep_plan(cld, rev_timesteps, rule.weights(order, rev_timesteps))
     stages = [replace(stage, L=L) for stage, L in zip(flow.stages, factors, strict=True)]
-    # What the noise of a step does within it arrives a step late.
+    # The network sees the noise of a step one step later.
     return _plan(cld, flow.grid, stages, 1 if lambda_coef > 0.0 else flow.order, denoising)
 
 
@@ -138,8 +138,8 @@ def sscs_plan(cld: CLD, rev_timesteps: Any, denoising: bool = False) -> Plan:
     """Half a step of the reversed stationary process, a score kick, another half.
 
     The kick takes the score at the middle time and its own integral of beta; in the mode
-    "published" the score at the start of the step, and the step times `beta(1 - t)`. Half a step is
-    a stage without evaluation, the kick and the other half are one with.
+    "published" the score at the start of the step, and the step times `beta(1 - t)`. The first
+    half is a stage without evaluation; the kick and the other half are one stage with evaluation.
     """
     times = cld.times(rev_timesteps)
     t, s = times[:-1], times[1:]

@@ -153,7 +153,7 @@ class CLD:
         return np.linalg.inv(self.factor(t, form))
 
     def pull(self, t: Any, form: str = "R") -> np.ndarray:
-        """`G G^T K_t^-T / 2`, what a noise moves the state by, (..., 2, 2); K is R or L."""
+        """`G G^T K_t^-T / 2`, the drift that a unit noise adds, (..., 2, 2); K is R or L."""
         G = self.G(t)
         return 0.5 * G @ G @ _transposed(self.inverse_factor(t, form))
 
@@ -247,11 +247,11 @@ class CLD:
 
 
 class _JitteredBridge(Bridge):
-    """With numerical_eps on both initial variances, of which v0_var has one already."""
+    """A bridge with initial variances numerical_eps of x and v0_var + numerical_eps of v."""
 
     def __init__(self, sde: Process, numerical_eps: float) -> None:
         self._numerical_eps = numerical_eps
-        # From tau ~ numerical_eps down the angle is linear, so what starts here is below rounding.
+        # Below tau ~ numerical_eps the angle is linear: at this floor it is below rounding.
         super().__init__(sde, 0.0, 1e-12 * numerical_eps)
 
     def marginal(self, tau: np.ndarray) -> Marginal:

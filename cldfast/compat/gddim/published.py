@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-# Entries of the table that its interpolation reads, and points of its sums over a step.
+# Entries of the table that the interpolation reads, and points of the sums over a step.
 TABLE_ENTRIES = 100_000
 SUM_POINTS = 10_000
 ORDER0_SUM_POINTS = 1_000

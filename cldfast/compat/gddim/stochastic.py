@@ -18,9 +18,10 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 from cldfast.compat.gddim.process import CLD
+from cldfast.planner.reverse import lower_factor
 from cldfast.planner.solvers.exponential import lagrange
 
-# Of the Runge-Kutta method of order 8 for C and the integrals, all of order 1.
+# Tolerances of the Runge-Kutta method of order 8; C and the integrals are of order 1.
 _RTOL, _ATOL = 1e-11, 1e-13
 
 
@@ -56,11 +57,9 @@ class LambdaCLD:
         C, _ = self._solve(times[1:], times[:-1], times[:-1, None])
         # I - C C^T by its eigenvalues, none of which rounding may leave below 0.
         shrink, axes = np.linalg.eigh(np.eye(2) - C @ np.swapaxes(C, -1, -2))
-        root = self.cld.R(times[1:]) @ (axes * np.sqrt(np.maximum(shrink, 0.0))[:, None, :])
-        lower = np.swapaxes(np.linalg.qr(np.swapaxes(root, -1, -2))[1], -1, -2)
-        signs = np.where(np.diagonal(lower, axis1=-2, axis2=-1) < 0.0, -1.0, 1.0)
-        result: np.ndarray = np.tril(lower * signs[:, None, :])
-        return result
+        R, spread = self.cld.R(times[1:]), np.sqrt(np.maximum(shrink, 0.0))
+        root = R @ (axes * spread[:, None, :])
+        return lower_factor(root, np.linalg.det(R) * np.prod(spread, axis=-1))
 
     def weights(self, order: int, rev_timesteps: Any) -> np.ndarray:
         """psi and the noises' coefficients alone, (N, order + 3, 2, 2)."""

@@ -3,7 +3,7 @@
     import cldfast.compat.psld as backend
     backend.install()                   # with the codebase's `main/` on `sys.path`
 
-After it the codebase's registry hands out these classes.
+After `install` the codebase's registry hands out these classes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from cldfast.compat.psld.process import process_of
 from cldfast.compat.psld.samplers import (
     ClassCondEulerMaruyamaSampler,
     EulerMaruyamaSampler,
-    Request,
     SSCSSampler,
 )
 
@@ -33,9 +32,9 @@ __all__ = [
     "ES3EulerMaruyamaInpainter",
     "EulerMaruyamaSampler",
     "PSLDScoreLoss",
-    "Request",
     "SSCSSampler",
     "install",
+    "installed",
     "load_checkpoint",
     "process_of",
     "uninstall",
@@ -65,6 +64,7 @@ def _find() -> tuple[list[tuple[Any, Any]], list[Namespace]]:
 
 _installer = Installer(_find)
 install, uninstall = _installer.install, _installer.uninstall
+installed = _installer.installed
 
 
 def load_checkpoint(

@@ -26,7 +26,7 @@ class ES3EulerMaruyamaInpainter(Sampler):
     def _run(self, asked: Request) -> torch.Tensor:
         device = asked.ts.device
         data, mask = (torch.as_tensor(part, device=device) for part in asked.batch)
-        plan = self.plan(asked)
+        plan, self.nfe = self.plan(asked), len(asked.ts) - 1
         if self.mode == "published":
             return self._published(plan, data, mask, asked)
         if bool(((mask != 0) & (mask != 1)).any()):
@@ -47,14 +47,14 @@ class ES3EulerMaruyamaInpainter(Sampler):
             corrected = None if correct is None else correct(index, t, u)
             return u if corrected is None else corrected
 
-        # The stage index past the last one addresses the draw at T.
+        # The draw at T has the stage index after the last one.
         u = replaced(u, float(plan.grid[0]), steps)
         return run(plan, self._network, u, seed=seed, noise=asked.noise, callback=callback)
 
     def _published(
         self, plan: Plan, data: torch.Tensor, mask: torch.Tensor, asked: Request
     ) -> torch.Tensor:
-        """The known part is that of a step's start, one step noisier than the state beside it."""
+        """Known data are drawn for the start of a step, one step noisier than the sampled rest."""
         draws, wide, device = Draws(asked.noise), widened(data.shape), data.device
         both = torch.cat([mask.expand(data.shape)] * 2, dim=1).to(torch.float64)
 
@@ -68,7 +68,7 @@ class ES3EulerMaruyamaInpainter(Sampler):
             start, last = plan.stages[index].t, index == len(asked.ts) - 1
             assert start is not None
             if last:
-                normals(index)  # drawn and not used, as in the codebase
+                normals(index)  # the codebase draws this noise and does not use it
             return mixed(u, start, last)
 
         dtype = torch.get_default_dtype()

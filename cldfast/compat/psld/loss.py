@@ -59,7 +59,7 @@ class PSLDScoreLoss(torch.nn.Module):
         # Published draws come from PyTorch's generator alone, in the order of the codebase.
         address = NoiseAddress(draw_seed() if self.mode == "exact" else 0)
         if self.mode == "published":
-            # The codebase draws momenta in either mode; "hsm" throws them away.
+            # The codebase draws momenta for "hsm", too, and does not use them there.
             given = Draws(None if momentum is None else [momentum])
             momentum = given.normal(shape, x_0.dtype, x_0.device)
             if eps is None:
@@ -70,7 +70,7 @@ class PSLDScoreLoss(torch.nn.Module):
                 drawn = address.in_stream(Stream.VELOCITY)
                 normals = kernels.normals(shape, drawn, dtype=x_0.dtype, device=x_0.device)
                 momentum = normals[:, : shape[1]]
-            # The momentum plane holds unit normals.
+            # Momenta come as unit normals.
             planes, spread = [x_0, momentum], process.v0_var**0.5
             moved = torch.stack([law.phi[:, :, 0], spread * law.phi[:, :, 1]], 2)
         rows = rows_of(self.sde)
@@ -86,7 +86,7 @@ class PSLDScoreLoss(torch.nn.Module):
             return output
 
         perturbation = torch.cat([moved, factor(law.covariance, self.sde.decomp_mode)], 2)
-        # The residual is the predicted noises less those drawn.
+        # The residual is the predicted noise less the drawn noise.
         unit = torch.eye(2, dtype=torch.float64, device=x_0.device)
         chosen = unit[list(rows)]
         residual = torch.cat([unit[: len(rows), : len(rows)], 0.0 * chosen, -chosen], 1)

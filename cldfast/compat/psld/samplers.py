@@ -98,7 +98,7 @@ class Sampler:
         return self._run(Request(batch, ts, denoise, eps, noise))
 
     def _run(self, asked: Request) -> torch.Tensor:
-        plan = self.plan(asked)
+        plan, self.nfe = self.plan(asked), len(asked.ts) - 1
         u, noise, seed = asked.batch, asked.noise, 0
         if self.mode == "exact":
             seed = draw_seed()
@@ -111,7 +111,6 @@ class Sampler:
 
     def plan(self, asked: Request) -> Plan:
         """The steps, for networks that return the predicted noise and what `_guidance` weighs."""
-        self.nfe = len(asked.ts) - 1
         process, ts = process_of(self.sde), asked.ts.cpu()
         grid = process.T - ts.numpy()
         stages = self._stages(ts, grid)
@@ -128,7 +127,7 @@ class Sampler:
         )
 
     def _stages(self, ts: torch.Tensor, grid: np.ndarray) -> Sequence[Stage]:
-        """The steps for the full score; the codebase, too, has the right times in Euler's."""
+        """The steps for the full score; those of Euler-Maruyama are alike in both modes."""
         # A corrector wants every step to end in a state of its own.
         options = {"merge": False} if self.solver == "sscs" and self.corrector_fn else {}
         process = process_of(self.sde)
@@ -141,7 +140,7 @@ class Sampler:
         return None
 
     def _normals(self, batch: torch.Tensor, draws: Draws) -> Callable[[int], torch.Tensor]:
-        """Published normals of a stage: the first ones in the dtype of the batch, then float64."""
+        """Published normals by stage: drawn in the dtype of the batch first, then in float64."""
 
         def make(index: int) -> torch.Tensor:
             dtype = batch.dtype if index == 0 else torch.float64
@@ -186,7 +185,8 @@ class SSCSSampler(Sampler):
             return super()._stages(ts, grid)
         sde = self.sde
         stages, half = published_splitting(process_of(sde), ts, float(sde.eps), "numerical_eps")
-        # A stage has a lower factor; where the codebase has an upper one, its normals are turned.
+        # A stage needs a lower factor. An upper factor is a lower one times a rotation, which is
+        # applied to the normals.
         self._turns = None
         if sde.decomp_mode == "upper":
             self._turns = np.linalg.solve(half.factor, factor(half.covariance, "upper"))
@@ -242,7 +242,7 @@ class ClassCondEulerMaruyamaSampler(Sampler):
         return float(self.clf_temp)
 
     def _network(self, u: torch.Tensor, t: torch.Tensor) -> Any:
-        # The codebase asks its classifier, trained on forward times, at the sampler's time.
+        # The codebase trains the classifier on forward times and asks it at the sampler's time.
         at = t if self.mode == "exact" else self.sde.T - t
         return super()._network(u, t), log_probability_gradient(self.clf_fn, u, at, self.y)
 

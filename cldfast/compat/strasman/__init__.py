@@ -20,6 +20,7 @@ __all__ = [
     "CriticallyDampedLangevin",
     "beta_parametric",
     "install",
+    "installed",
     "loss_hsm",
     "process_of",
     "uninstall",
@@ -40,3 +41,4 @@ def _find() -> tuple[list[tuple[Any, Any]], list[Namespace]]:
 # The loss takes the mode of its process.
 _installer = Installer(_find, modeless=(loss_hsm,))
 install, uninstall = _installer.install, _installer.uninstall
+installed = _installer.installed

@@ -134,7 +134,7 @@ class CriticallyDampedLangevin:
         phi, factor = self._phi(t), self.factor(t, hsm)
         mean = phi[:, :, :1] if hsm else phi
         identity = torch.eye(2, dtype=torch.float64, device=factor.device).expand_as(factor)
-        # All three in one pass: the state, then L z and z as rows beside it.
+        # One pass makes the state and, as further rows, L z and z.
         rest = torch.zeros(len(t), 4, mean.shape[2], dtype=torch.float64, device=factor.device)
         right = torch.cat([factor, factor, identity], 1)
         weights = torch.cat([torch.cat([mean, rest], 1), right], 2)
@@ -159,7 +159,7 @@ class CriticallyDampedLangevin:
         return torch.stack(rows, -1).reshape(-1, 2, 2).to(torch.float64)
 
     def law(self, t: torch.Tensor, hybrid: bool) -> Transition:
-        """Of `U_t | U_0`, hybrid: of `U_t | X_0`; exact in float64, published in the dtype of t."""
+        """The law of `U_t | U_0`, or hybrid of `U_t | X_0`; exact float64, published like t."""
         process = self.process
         if self.mode == "published":
             return published.law(self, process, self.beta.integrate(t), hybrid)
@@ -196,7 +196,7 @@ class CriticallyDampedLangevin:
             shape = widened((num_samples, channels, *rest))
             noise = Draws().normal(shape, torch.get_default_dtype(), self.device)
         z_x, z_v = noise.chunk(2, dim=1)
-        # Variances of single precision, whatever the draws are.
+        # The codebase holds the variances in single precision.
         entries = self.process.prior().covariance
         xx, xv, vv = (
             torch.tensor(float(entry), dtype=torch.float32, device=noise.device)
@@ -289,7 +289,7 @@ class CriticallyDampedLangevin:
     def stages(
         self, solver: str, times: torch.Tensor, step: float, is_cld: bool
     ) -> Sequence[Stage]:
-        """The stages of one step from each time; as published, all steps have one length."""
+        """The stages of one step of length `step` from each time; exact: from one time only."""
         process = self.process
         if self.mode == "exact":
             start = float(times[0])
@@ -304,7 +304,7 @@ class CriticallyDampedLangevin:
         else:
             ways = (way, _host(step * self.beta(late)))
             stages = published.leapfrog(process, t, _host(late), ends, ways)
-        # A model of the velocity score has no position score, as published.
+        # As published, a network of the velocity score has a position score of 0.
         return fold(stages, rows_of_score(np.eye(2)[:, 1:] if is_cld else np.eye(2)))
 
 
@@ -318,6 +318,6 @@ def _host(values: torch.Tensor) -> np.ndarray:
 
 
 def _halves(u: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Normals drawn as the codebase does, for x and then for v."""
+    """Normals for x, then normals for v, in the order of the codebase."""
     half = (u.shape[0], u.shape[1] // 2, *u.shape[2:])
     return torch.cat([draws.normal(half, u.dtype, u.device) for _ in range(2)], dim=1).to(u.dtype)

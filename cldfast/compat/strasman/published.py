@@ -1,8 +1,8 @@
 """What the codebase computes in its own order and dtype: covariances with jitter, leapfrog's times.
 
-In single precision its covariance is a difference that cannot be held near t = 0 (the jitter covers
-it up), so the order of the operations is part of the behaviour and `cldfast.compat.laws.naive`
-cannot stand in.
+Single precision cannot hold the covariance, a difference, near t = 0 (the jitter covers this up).
+So the order of the operations is part of the behaviour, and this covariance has a formula of its
+own beside `cldfast.compat.laws.naive`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Entries = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def law(sde: Any, process: CLD, tau: torch.Tensor, hybrid: bool) -> Transition:
-    """The perturbation kernel of its object over tau, in the dtype of tau, jitter on the diagonal.
+    """The codebase's perturbation kernel over tau, in the dtype of tau, jitter on the diagonal.
 
     sde: with a, epsilon, sigma, v0_var and jitter. hybrid: the initial velocity is integrated out.
     """
@@ -54,7 +54,7 @@ def cholesky(xx: torch.Tensor, xv: torch.Tensor, vv: torch.Tensor) -> Entries:
 
 
 def time_steps(count: int, end: float, device: torch.device | str) -> torch.Tensor:
-    """`count` times from 1 down to `end`, in PyTorch's default dtype; T is taken to be 1."""
+    """`count` times from 1 down to `end`, in PyTorch's default dtype; as published, T is 1."""
     share = torch.arange(count, device=device) / (count - 1)
     return 1 + share * (end - 1)
 

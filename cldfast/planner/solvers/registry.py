@@ -67,6 +67,13 @@ class Solver:
 
 
 SOLVERS: dict[str, Solver] = {}
+# What `make_plan` and `sample` take for themselves, so that no solver would see it.
+RESERVED = {
+    "sde", "solver", "steps", "grid", "t_min", "parameterization", "denoise", "guidance_scale",
+    "guidance_term", "rho", "net", "shape", "seed", "first_index", "batch_size", "device", "dtype",
+    "backend", "noise", "init", "guidance", "inpaint", "callback", "progress", "return_velocity",
+    "graph",
+}  # fmt: skip
 
 
 def solver(
@@ -98,7 +105,8 @@ def solver(
     order, evaluations_per_step, quadratic_from: see `Solver`; functions of the options are called
     with all options by name, defaults included.
 
-    Raises ValueError for a name that another function has.
+    Raises ValueError for a name that another function has, or an option that `make_plan` or
+    `sample` would take for itself.
     """
 
     def register(build: Build) -> Build:
@@ -106,6 +114,11 @@ def solver(
         if known is not None and _origin(known.build) != _origin(build):
             raise ValueError(f"the name {name!r} is taken by the solver {_origin(known.build)}")
         options = _options(build)
+        if taken := RESERVED & options.keys():
+            raise ValueError(
+                f"solver {name!r} may not call its options {', '.join(sorted(taken))}: arguments "
+                "of make_plan and sample have these names"
+            )
         SOLVERS[name] = Solver(name, build, order, evaluations_per_step, quadratic_from, options)
         return build
 

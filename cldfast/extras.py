@@ -16,7 +16,7 @@ def extra_module(module: str, purpose: str, extra: str = "demo") -> Any:
 
 
 def require(*modules: str) -> None:
-    """ImportError that names those of the demo extra's modules that are missing."""
+    """ImportError that names the missing modules and the extra that installs them."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"this needs {', '.join(missing)}: pip install 'cldfast[demo]'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -137,10 +138,11 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         first_index: number of row 0 among the samples of one generator.
         """
         rows, channels, *rest = shape
-        return _normals(
-            (rows, channels // 2, *rest), _seeds(generator, rows), first_index, 0,
-            Stream.INITIAL_STATE, dtype, device,
-        )  # fmt: skip
+        if channels % 2:
+            raise ValueError(f"shape must be (B, 2C, H, W), x half then v half, got {tuple(shape)}")
+        address = NoiseAddress(0, first_index, stream=Stream.INITIAL_STATE)
+        half = (rows, channels // 2, *rest)
+        return _normals(half, _seeds(generator, rows), address, dtype, device)
 
     def scale_model_input(
         self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None
@@ -195,21 +197,30 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         if drawn and variance_noise is None and self._seeds is None:
             self._seeds = _seeds(generator, sample.shape[0])
         if self._steps is None:
-            self._steps = self._run(sample)
+            self._steps = self._run()
         state = sample
         for index in group:
-            stage, noise = self._stages[index], variance_noise
-            if index in drawn and noise is None:
-                noise = _normals(
-                    (len(state), state.shape[1] // 2, *state.shape[2:]), self._seeds, first_index,
-                    index, Stream.SAMPLER, state.dtype, state.device,
-                )  # fmt: skip
+            stage = self._stages[index]
+            noise: kernels.Noise = NoiseAddress()  # of a stage that draws nothing
+            if index in drawn:
+                if variance_noise is None:
+                    noise = self._noise(state, first_index, index)
+                else:
+                    noise = variance_noise
             state = self._steps.take(
-                index, stage, state, (model_output,) if stage.evaluates else (),
-                NoiseAddress() if noise is None or index not in drawn else noise, checked=True,
-            )  # fmt: skip
+                index, stage, state, (model_output,) if stage.evaluates else (), noise, checked=True
+            )
         self._step_index += 1
         return SchedulerOutput(prev_sample=state) if return_dict else (state,)
+
+    def _noise(self, state: torch.Tensor, first_index: int, index: int) -> kernels.Noise:
+        """The noise of a stage: an address, or with a seed per row the normals themselves."""
+        if isinstance(self._seeds, list):
+            shape = (len(state), state.shape[1] // 2, *state.shape[2:])
+            address = NoiseAddress(0, 0, index)
+            return _normals(shape, self._seeds, address, state.dtype, state.device)
+        assert self._seeds is not None  # drawn with the first noise of a run
+        return NoiseAddress(self._seeds, first_index, index)
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
@@ -262,7 +273,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         self._step_index = self._seeds = None
         self._steps = None
 
-    def _run(self, sample: torch.Tensor) -> Steps:
+    def _run(self) -> Steps:
         """The stages of this run; the first one takes the unit noise that a run begins with."""
         matrices = [stage.matrix() for stage in self._stages]
         if self._step_index == 0:
@@ -270,7 +281,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
             unit = matrices[first][:, :2] @ self._first_factor
             matrices[first] = np.concatenate([unit, matrices[first][:, 2:]], axis=1)
         kept = max(len(stage.H) for stage in self._stages)
-        return Steps(matrices, kept, kernels.resolve_backend("auto", sample.device))
+        return Steps(matrices, kept)
 
     def _begin(self, timestep: float | torch.Tensor | None) -> None:
         if self._step_index is not None:
@@ -295,7 +306,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
     def _shorten(self, index: int) -> None:
         """Replace the stages from a timestep on by those of a run that starts there.
 
-        Their coefficients of evaluations before it would find no history.
+        The stages of the whole run would read history rows of evaluations that were never made.
         """
         assert self.plan is not None
         start = self.plan.stages[self._groups[index][0]].t
@@ -329,17 +340,17 @@ def _seed(generator: torch.Generator | None) -> int:
 
 def _normals(
     shape: Sequence[int],
-    seeds: int | list[int] | None,
-    first_index: int,
-    stage_index: int,
-    stream: Stream,
+    seeds: int | list[int],
+    address: NoiseAddress,
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> torch.Tensor:
-    """Unit normals for data of a shape; with a seed per row, each row is the first of its seed."""
-    if not isinstance(seeds, list):
-        address = NoiseAddress(seeds or 0, first_index, stage_index, stream)
-        return kernels.normals(shape, address, dtype=dtype, device=device)
+    """Unit normals for data of a shape; with a seed per row, each row is the first of its seed.
+
+    address: of the normals, but for the seed.
+    """
+    if isinstance(seeds, int):
+        return kernels.normals(shape, replace(address, seed=seeds), dtype=dtype, device=device)
     one = (1, *shape[1:])
-    addresses = [NoiseAddress(seed, 0, stage_index, stream) for seed in seeds]
+    addresses = [replace(address, seed=seed, first_index=0) for seed in seeds]
     return torch.cat([kernels.normals(one, a, dtype=dtype, device=device) for a in addresses])

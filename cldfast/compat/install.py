@@ -65,8 +65,9 @@ class Installer:
     @contextmanager
     def installed(self, mode: str = "exact") -> Iterator[list[str]]:
         """`install(mode)` for the length of a `with` block."""
+        names = self.install(mode)
         try:
-            yield self.install(mode)
+            yield names
         finally:
             self.uninstall()
 

@@ -14,6 +14,8 @@ from enum import IntEnum, unique
 
 SEED_LIMIT = 2**64
 _WORD_LIMIT = 2**32
+# Flat indices are signed 64-bit integers in PyTorch.
+_INDEX_LIMIT = 2**63
 _set = object.__setattr__
 
 
@@ -28,13 +30,15 @@ class Stream(IntEnum):
     INPAINTING = 4
     VELOCITY = 5
     DATA_ORDER = 6
+    PROBE = 7
 
 
 @dataclass(frozen=True, slots=True)
 class NoiseAddress:
     """The address of the normals (or words) of consecutive samples; made and checked once.
 
-    seed: key of the generator, in [0, 2^64). first_index: global index of the first sample, >= 0.
+    seed: key of the generator, in [0, 2^64). first_index: global index of the first sample, in
+    [0, 2^63).
     stage_index: number of the stage of a run, in [0, 2^32). stream: a `Stream`, or another number
     in [0, 2^32) for draws of one's own.
 
@@ -50,15 +54,13 @@ class NoiseAddress:
     def __post_init__(self) -> None:
         # Plain integers in range, the usual case, are settled by one comparison each.
         if not (type(self.seed) is int and 0 <= self.seed < SEED_LIMIT):
-            object.__setattr__(self, "seed", check_seed(self.seed))
-        if not (type(self.first_index) is int and self.first_index >= 0):
-            object.__setattr__(self, "first_index", _whole("first_index", self.first_index, None))
+            _set(self, "seed", check_seed(self.seed))
+        if not (type(self.first_index) is int and 0 <= self.first_index < _INDEX_LIMIT):
+            _set(self, "first_index", _whole("first_index", self.first_index, _INDEX_LIMIT))
         if not (type(self.stage_index) is int and 0 <= self.stage_index < _WORD_LIMIT):
-            object.__setattr__(
-                self, "stage_index", _whole("stage_index", self.stage_index, _WORD_LIMIT)
-            )
+            _set(self, "stage_index", _whole("stage_index", self.stage_index, _WORD_LIMIT))
         if type(self.stream) is not Stream:
-            object.__setattr__(self, "stream", _whole("stream", self.stream, _WORD_LIMIT))
+            _set(self, "stream", _whole("stream", self.stream, _WORD_LIMIT))
 
     def at_stage(self, stage_index: int) -> NoiseAddress:
         """The same samples in another stage of the run, which is taken as valid."""
@@ -73,10 +75,6 @@ class NoiseAddress:
     def in_stream(self, stream: int) -> NoiseAddress:
         """The same samples in another stream."""
         return replace(self, stream=stream)
-
-    def from_row(self, row: int) -> NoiseAddress:
-        """The samples from number `row` of these on."""
-        return replace(self, first_index=self.first_index + row)
 
     def in_pairs(self, width: int) -> NoiseAddress:
         """The same draw with samples of one coordinate pair each, where a sample has `width`."""
@@ -93,7 +91,7 @@ def signed_seed(seed: int) -> int:
     return seed - SEED_LIMIT if seed >= SEED_LIMIT // 2 else seed
 
 
-def _whole(name: str, value: object, limit: int | None) -> int:
+def _whole(name: str, value: object, limit: int) -> int:
     """A value as an int in [0, limit)."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]
@@ -101,7 +99,6 @@ def _whole(name: str, value: object, limit: int | None) -> int:
         number = None
     if number is None or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if number < 0 or (limit is not None and number >= limit):
-        wanted = ">= 0" if limit is None else f"in [0, 2^{limit.bit_length() - 1})"
-        raise ValueError(f"{name} must be {wanted}, got {number}")
+    if not 0 <= number < limit:
+        raise ValueError(f"{name} must be in [0, 2^{limit.bit_length() - 1}), got {number}")
     return number

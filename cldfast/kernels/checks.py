@@ -80,6 +80,8 @@ def check_noise(noise: object, shape: tuple[int, ...], like: torch.Tensor) -> to
         return None
     if not isinstance(noise, torch.Tensor):
         raise TypeError(f"noise must be a NoiseAddress or a tensor, got {type(noise).__name__}")
+    if noise.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError("gradients with respect to noise are not supported: detach it")
     return check_like("noise", noise, shape, like)
 
 

@@ -1,4 +1,4 @@
-"""The largest sizes that kernels take: csrc/shared/limits.h in Python; a test compares them."""
+"""The largest sizes that kernels take; a test compares them with csrc/shared/limits.h."""
 
 # Planes that one call reads, and as many that it writes.
 MOST_PLANES = 32
@@ -10,5 +10,5 @@ MOST_OCTAVES = 999
 LAUNCH_OUTPUTS = 4
 # Planes of a gradient that may lie over planes that a GPU reads.
 MOST_OVERWRITTEN = 2
-# Residual planes of the Triton kernel: a velocity score has one, a full score two.
+# Of Triton alone: residual planes; a velocity score has one, a full score two.
 TRITON_RESIDUALS = 2

@@ -30,5 +30,10 @@ def normals(
     u = torch.empty((n, 2 * channels, *rest), dtype=dtype, device=device)
     weights = np.zeros((1, 2, 4))
     weights[0, :, 2:] = np.eye(2) if factor is None else factor
-    # The columns of the state are zero, so the empty tensor is not read: it only gives the shape.
-    return stage(u, weights=torch.from_numpy(weights), noise=address, out=u, backend=backend).state
+    # The columns of the state are zero, so the empty tensor is not read: it only gives the shape. A
+    # graph or a transform takes no memory to write to.
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    out = None if traced else u
+    return stage(
+        u, weights=torch.from_numpy(weights), noise=address, out=out, backend=backend
+    ).state

@@ -75,12 +75,13 @@ def perturb(
     check_noise(noise, (rows, 2 * like.shape[1], *like.shape[2:]), like)
     found = resolve_backend(backend, like.device)
     gradient = torch.is_grad_enabled() and (like.requires_grad or data[-1].requires_grad)
-    if found.reads_tables and not gradient and not torch.compiler.is_compiling():
-        made = found.stage(None, data, (), weights, noise)
-    else:
-        if isinstance(weights, AtTimes):
-            weights = matrices(weights, found)
+    by_operator = gradient or torch.compiler.is_compiling()
+    if isinstance(weights, AtTimes) and (by_operator or not found.reads_tables):
+        weights = matrices(weights, found)
+    if isinstance(weights, torch.Tensor) and by_operator:
         made = stage(None, data, (), weights, noise=noise, backend=found)
+    else:
+        made = found.stage(None, data, (), weights, noise)
     return made.state, made.history
 
 

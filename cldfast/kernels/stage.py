@@ -52,7 +52,8 @@ def stage(
     out: where to write u', may be u itself.
     seen_planes: s = 0, 1 or 2 planes y that the network sees next, the last rows of W; seen_dtype:
         theirs, the state's if None.
-    backend: "auto" (the fastest there is), "cpu", "cuda", "triton" or "reference".
+    backend: "auto" (the fastest there is), or the name of a registered backend: "cpu", "cuda",
+        "triton", "reference" or one of your own.
 
     Returns (u', history row (B, qC, ...) or None, y (B, sC, ...) or None). Differentiable in u,
     outputs and history. Raises ValueError or TypeError before anything is written.

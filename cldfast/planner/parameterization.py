@@ -253,7 +253,7 @@ def _marginal(sde: LinearPhaseSDE, t: np.ndarray, parameterization: str) -> Marg
 
 
 def _sign_of_velocity_row(sde: LinearPhaseSDE) -> float:
-    """That of `Sigma_xx m_v - Sigma_xv m_x` as t goes to 0; ValueError where the row is 0."""
+    """The sign of `Sigma_xx m_v - Sigma_xv m_x` as t goes to 0; ValueError where it is 0."""
     (_, to_x), (to_v, _) = sde.A.tolist()
     if to_x == 0.0 and to_v == 0.0:
         raise ValueError(

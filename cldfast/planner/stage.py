@@ -45,13 +45,14 @@ class Stage:
         return 0 if self.B is None else int(self.B.shape[0])
 
     def matrix(self) -> np.ndarray:
-        """All blocks as one (2 + q, n) matrix on the planes (u, outputs, history, z)."""
-        top = [self.P, *self.E, *self.H, self.L]
-        if self.B is None or self.A is None:
-            return np.concatenate(top, axis=1)
-        q = self.B.shape[0]
-        bottom = [self.B, *self.A, *(np.zeros((q, h.shape[1])) for h in self.H), np.zeros((q, 2))]
-        return np.concatenate([np.concatenate(top, axis=1), np.concatenate(bottom, axis=1)], axis=0)
+        """All blocks as one float64 (2 + q, n) matrix on the planes (u, outputs, history, z)."""
+        rows = [np.concatenate([self.P, *self.E, *self.H, self.L], axis=1)]
+        if self.B is not None and self.A is not None:
+            q = self.B.shape[0]
+            unread = [np.zeros((q, h.shape[1])) for h in self.H]
+            rows.append(np.concatenate([self.B, *self.A, *unread, np.zeros((q, 2))], axis=1))
+        # Kernels read float64 from memory, whatever a solver has made its blocks of.
+        return np.concatenate(rows, axis=0, dtype=np.float64)
 
 
 def affine_stages(

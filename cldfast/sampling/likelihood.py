@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from cldfast import kernels
-from cldfast.kernels import NoiseAddress
+from cldfast.kernels import NoiseAddress, Stream
 from cldfast.network import Network
 from cldfast.planner.parameterization import check_parameterization, score_map, x0_map
 from cldfast.process.sde import LinearPhaseSDE
@@ -123,7 +123,7 @@ def _probes(
     if probe == "exact":
         flat = torch.eye(channels * math.prod(u.shape[2:]), dtype=u.dtype, device=u.device)
         return [e.reshape(1, channels, *u.shape[2:]).expand(len(u), -1, *u.shape[2:]) for e in flat]
-    address = NoiseAddress(seed, first_index)
+    address = NoiseAddress(seed, first_index, stream=Stream.PROBE)
     normals = kernels.normals(
         (len(u), u.shape[1] // 2, *u.shape[2:]), address, dtype=u.dtype, device=u.device
     )

@@ -137,7 +137,7 @@ class _Loop:
         backend: Backend,
         differentiable: bool,
     ) -> None:
-        self.plan, self.u, self.address = plan, u, address
+        self.plan, self.u, self.address, self.backend = plan, u, address, backend
         self.outputs = Outputs(net, plan.parameterization)
         self.steps = Steps(plan.matrices(), plan.history_length, backend)
         self.differentiable = differentiable
@@ -148,9 +148,7 @@ class _Loop:
 
     def recorded(self, record: graphs.Recorder) -> graphs.Recording:
         """This run with its steps recorded."""
-        return graphs.Recording(
-            self.plan, self.outputs, self.u, self.address, self.steps.backend, record
-        )
+        return graphs.Recording(self.plan, self.outputs, self.u, self.address, self.backend, record)
 
     def step(self, index: int, stage: Stage, given: torch.Tensor | None) -> torch.Tensor:
         outputs: tuple[torch.Tensor, ...] = ()
@@ -163,7 +161,7 @@ class _Loop:
             u = self.u
             reuse = self.owned
             for output in outputs:
-                # The state is a whole storage once it is ours: a view of it begins inside.
+                # Our state is the whole of its memory, so a view of the state begins inside it.
                 if reuse and 0 <= output.data_ptr() - u.data_ptr() < u.nbytes:
                     reuse = False
             self.u = self.steps.take(index, stage, u, outputs, noise, out=u if reuse else None)

@@ -47,8 +47,10 @@ class Outputs:
         """
         result = self.net(u, t)
         outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
-        known = [stage.E[0].shape, len(stage.E)]
+        known: list[object] = [block.shape for block in stage.E]
         for output in outputs:
+            if not isinstance(output, torch.Tensor):
+                break  # the check below says so
             known += [output.shape, output.dtype, output.device]
         if known != self._known:
             self._check(outputs, [block.shape[1] for block in stage.E], u)
@@ -75,7 +77,9 @@ class Steps:
     matrices: of the stages. history: how many rows are kept.
     """
 
-    def __init__(self, matrices: Sequence[np.ndarray], history: int, backend: Backend) -> None:
+    def __init__(
+        self, matrices: Sequence[np.ndarray], history: int, backend: str | Backend = "auto"
+    ) -> None:
         self.backend = backend
         self.tables = stage_tables(matrices)
         self._history: deque[torch.Tensor] = deque(maxlen=max(history, 1))
@@ -103,6 +107,7 @@ class Steps:
                 u, outputs, history, table, noise=noise, out=out, backend=self.backend
             )
         else:
+            assert isinstance(self.backend, Backend)
             made = self.backend.stage(u, outputs, history, table, noise, out=out)
         if made.history is not None:
             self._history.appendleft(made.history)

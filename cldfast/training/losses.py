@@ -6,9 +6,9 @@ Every loss here is `sum |R_o o + R_u u + R_z z|^2` with 2x2 blocks per row: the 
     residual = M (s + L^-T z),      M = L^T for "reweighted".
 
 A network that returns the velocity score alone is held to the velocity row, `-ell z_v`, with the
-scalar M = 1/ell. What of it data and noise decide, `R_u u + R_z z`, is made where u is, as one more
-plane or two beside it; the pass after the network reads these and the output, and leaves the
-gradient in their place.
+scalar M = 1/ell. Data and noise decide the part `R_u u + R_z z` of a residual, the offset. The pass
+that makes u makes the offset too, one plane or two beside it; the pass after the network reads the
+offset and the output, and leaves the gradient in the offset's memory.
 """
 
 from __future__ import annotations

@@ -156,12 +156,15 @@ def _looked_up(
     on_host = t.device.type == "cpu"
     if torch._C._are_functorch_transforms_active():
         return None
-    if kernels.missing_backend("cpu") if on_host else bounds is None:
+    if on_host:
+        if not kernels.automatic_backend("cpu").reads_tables:
+            return None
+    elif bounds is None:
         return None
     found = []
     for table in tables():
         weights = None if table is None else table.at(t, bounds)
-        if weights is None or not (weights.inside or (on_host and kernels.covers(weights, "cpu"))):
+        if weights is None or not (weights.inside or (on_host and kernels.covers(weights))):
             return None
         found.append(weights)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import os
@@ -395,3 +396,21 @@ def test_the_pipeline_saves(example: ModuleType, tmp_path: Path) -> None:
     again = example.CLDPipeline.from_pretrained(tmp_path, local_files_only=True)
     # The same weights at other addresses, whose alignment may change the order of a sum.
     torch.testing.assert_close(images(again, 2), images(pipeline, 2), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["em", "multistep"])
+def test_a_scheduler_may_be_copied_in_the_middle_of_a_run(solver: str) -> None:
+    scheduler = CLDScheduler(solver=solver)
+    scheduler.set_timesteps(4)
+    state = first_state(scheduler, scheduler.initial_noise(SHAPE, generator(7)))
+    t = scheduler.timesteps[0]
+    state = scheduler.step(network(state, t), t, state, generator(7)).prev_sample
+    other = copy.deepcopy(scheduler)
+    t = scheduler.timesteps[1]
+    made = [one.step(network(state, t), t, state).prev_sample for one in (scheduler, other)]
+    assert torch.equal(*made)
+
+
+def test_initial_noise_needs_two_halves() -> None:
+    with pytest.raises(ValueError, match="x half then v half"):
+        CLDScheduler().initial_noise((1, 3, 4, 4))

@@ -136,5 +136,10 @@ def test_installing_replaces_by_identity_and_takes_back() -> None:
             switch.install()
         one["loss"] = changed
     assert [one, two] == [{**before[0], "loss": changed}, before[1]], "what others changed stays"
+    switch.install()
+    with pytest.raises(RuntimeError, match="already installed"), switch.installed():
+        pass
+    assert two["Alias"] is not Theirs, "a refused `with` block leaves what is installed"
+    switch.uninstall()
     with pytest.raises(ValueError, match="mode must be one of"):
         switch.install("fast")

@@ -282,3 +282,19 @@ def test_words_come_from_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         kernels.unregister_backend("mine")
     assert asked == [NoiseAddress(5, 2)]
+
+
+def test_only_the_registered_backend_is_taken_as_an_object() -> None:
+    x0, weights = torch.zeros(2, 3), torch.zeros(2, 2, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match="not the one registered as 'reference'"):
+        kernels.perturb((x0,), weights, backend=ReferenceBackend())
+    if not kernels.missing_backend("cpu"):
+        with pytest.raises(ValueError, match="needs tensors on a device of type cpu"):
+            u = torch.zeros(2, 4, device="meta")
+            cldfast.stage(
+                u,
+                weights=torch.zeros(1, 2, 4, dtype=torch.float64),
+                backend=kernels.get_backend("cpu", "cpu"),
+            )
+    with pytest.raises(ValueError, match="unknown backend 'nope'; expected one of cpu"):
+        kernels.missing_backend("nope")

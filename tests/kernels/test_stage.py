@@ -310,3 +310,9 @@ def test_missing_core_falls_back_with_one_warning():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_noise_that_needs_gradients_is_refused(backend):
+    u, noise = torch.zeros(2, 4), torch.zeros(2, 4, requires_grad=True)
+    with pytest.raises(NotImplementedError, match="gradients with respect to noise"):
+        kernels.stage(u, weights=torch.zeros(1, 2, 4, dtype=F64), noise=noise, backend=backend)

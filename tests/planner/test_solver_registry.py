@@ -211,3 +211,15 @@ def test_a_block_without_its_tuple_is_named() -> None:
     with pytest.raises(TypeError, match="stage 0: E must be a tuple of blocks, got ndarray"):
         stage = Stage(1.0, 0.5, np.eye(2), np.zeros((2, 1)))
         Plan((stage,), CLD(), "em", 1, "score", np.array([1.0, 0.5]))
+
+
+def test_blocks_of_single_precision_are_taken_as_what_they_are() -> None:
+    @solver("single", order=1)
+    def single(sde, grid, parameterization):
+        for stage in make_plan(sde, "em", grid=grid, parameterization=parameterization).stages:
+            blocks = [np.float32(block) for block in (stage.P, *stage.E, stage.L)]
+            yield Stage(stage.t, stage.t_next, blocks[0], (blocks[1],), L=blocks[2])
+
+    made, wanted = (cldfast.sample(net, SDE, (5, 3), name, 6, seed=1) for name in ("single", "em"))
+    # Coefficients of size about 1 are rounded to 6e-8, over six steps.
+    assert torch.allclose(made, wanted, rtol=1e-5, atol=1e-5)

@@ -239,3 +239,9 @@ def test_bad_arguments_are_refused(arguments, error, words):
     with pytest.raises(error) as caught:
         sample(call.pop("net"), call.pop("sde"), call.pop("shape"), **call)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("output", [{"sample": None}, [None]])
+def test_a_network_that_returns_no_tensor_is_named(output):
+    with pytest.raises(TypeError, match="the network's output must be a tensor, got"):
+        sample(lambda u, t: output, CLD(), (2, 3), steps=2)

@@ -230,3 +230,20 @@ def test_transforms_of_functions(backend):
     hsm_loss(net, SDE, x0, seed=1, backend=backend).backward()
     for name, parameter in net.named_parameters():
         torch.testing.assert_close(got[name], parameter.grad)
+
+
+def test_denoising_score_matching_compiles_and_transforms() -> None:
+    """The initial velocities are drawn inside a graph, and inside a transform."""
+    sde, x0 = CLD(), torch.randn(4, 3)
+
+    def loss(scale: torch.Tensor, backend: str = "auto") -> torch.Tensor:
+        return dsm_loss(lambda u, t: scale * u[:, :3], sde, x0, seed=3, backend=backend)
+
+    scale = torch.tensor(0.5)
+    eager = loss(scale)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(scale), eager, rtol=1e-5)
+    transformed = torch.func.grad(lambda s: loss(s, "reference"))(scale)
+    leaf = scale.clone().requires_grad_()
+    loss(leaf, "reference").backward()
+    assert torch.allclose(transformed, leaf.grad, rtol=1e-5)

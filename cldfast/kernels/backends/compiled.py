@@ -15,7 +15,7 @@ from cldfast.kernels.backends.planes import (
     describe,
     gradient_room,
     room,
-    strided,
+    writable,
 )
 from cldfast.kernels.backends.protocol import ALL_COLUMNS, Backend, Noise, StageResult
 from cldfast.kernels.time_tables import AtTimes
@@ -153,10 +153,3 @@ class CompiledBackend(Backend):
         layout = (rows, channels, inner, CODES[offset.dtype])
         self._launch_residual(layout, (*read, written), weights, scale, factor, loss, reduce)
         return loss, result
-
-
-def writable(out: torch.Tensor, channels: int) -> torch.Tensor:
-    """`out`, or room to be copied to it where the kernels cannot describe its layout."""
-    if out.is_contiguous() or strided(out, channels) is not None:
-        return out
-    return torch.empty_like(out, memory_format=torch.contiguous_format)

@@ -70,6 +70,13 @@ def room(planes: int, channels: int, dtype: torch.dtype, like: torch.Tensor) -> 
     )
 
 
+def writable(out: torch.Tensor, channels: int) -> torch.Tensor:
+    """`out`, or room to be copied to it where the kernels cannot describe its layout."""
+    if out.is_contiguous() or strided(out, channels) is not None:
+        return out
+    return torch.empty_like(out, memory_format=torch.contiguous_format)
+
+
 def gradient_room(output: torch.Tensor, channels: int, memory: torch.Tensor | None) -> torch.Tensor:
     """Room for the gradient of an output, in its layout: `memory` where that is such, else new."""
     # Autograd saves no tensors of inference mode.

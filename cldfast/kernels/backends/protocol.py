@@ -84,7 +84,8 @@ class Backend(ABC):
         weights: float64 (R, 2 + q + s, n), R = 1 for one matrix on the host, or R = B. A column
             that is zero in all matrices is not read, so that a non-finite plane behind it does no
             harm. ValueError for a matrix on the host that is not finite.
-        out: receives the state; u itself, or memory that no input shares.
+        out: receives the state; u itself, or memory that no input shares. Without it the state is
+            new memory, and the whole of it.
         seen_planes: s, the number of planes y that the network sees, the matrix's last rows;
         seen_dtype: theirs, the state's if None. They are rounded as `Tensor.to` rounds.
 

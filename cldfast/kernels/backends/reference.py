@@ -150,7 +150,7 @@ class ReferenceBackend(Backend):
         used: int = ALL_COLUMNS,
         row_out: torch.Tensor | None = None,
     ) -> StageResult:
-        assert isinstance(weights, torch.Tensor) and step is None  # as the class attributes say
+        assert isinstance(weights, torch.Tensor) and step is None  # see __init__
         on_host = weights.shape[0] == 1 and weights.device.type == "cpu"
         if on_host and not all(map(math.isfinite, weights.flatten().tolist())):
             raise ValueError("weights must be finite, got NaN or infinity")

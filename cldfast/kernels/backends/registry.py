@@ -77,7 +77,9 @@ def backend_names() -> tuple[str, ...]:
 
 
 def missing_backend(name: str) -> str:
-    """Why a backend cannot run on this machine, or an empty string."""
+    """Why a backend cannot run on this machine, or an empty string; ValueError for no name."""
+    if name not in _entries:
+        raise ValueError(f"unknown backend {name!r}; expected one of {', '.join(_entries)}")
     if name not in _backends and name not in _missing:
         try:
             found = _entries[name].load()
@@ -160,8 +162,14 @@ def get_backend(name: str, device_type: str) -> Backend:
 
 
 def resolve_backend(backend: str | Backend, device: torch.device) -> Backend:
-    """`get_backend` of a device; a backend that is resolved already is taken as it is."""
-    if isinstance(backend, Backend):
-        return backend
+    """`get_backend` of a device; a backend itself is taken if it is the registered one."""
     # The type of a device takes longer to ask for than all the rest.
-    return get_backend(backend, "cpu" if device == CPU else device.type)
+    device_type = "cpu" if device == CPU else device.type
+    if not isinstance(backend, Backend):
+        return get_backend(backend, device_type)
+    if get_backend(backend.name, device_type) is not backend:
+        raise ValueError(
+            f"this backend is not the one registered as {backend.name!r}: register it under a name "
+            "of its own"
+        )
+    return backend

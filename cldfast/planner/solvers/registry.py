@@ -141,8 +141,8 @@ def _options(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:
             continue
         hint = parameter.annotation
         if isinstance(hint, str):
-            # An annotation stays a string where its names stand under TYPE_CHECKING only.
-            with suppress(NameError, AttributeError):
+            # An annotation that cannot be evaluated stays a string, and is not checked.
+            with suppress(Exception):
                 hint = eval(hint, getattr(build, "__globals__", {}))
         result[name] = parameter.replace(annotation=hint)
     return result

@@ -12,8 +12,7 @@ import triton
 import triton.language as tl
 
 from cldfast.kernels.address import NoiseAddress
-from cldfast.kernels.backends.compiled import writable
-from cldfast.kernels.backends.planes import WORD, current, room, strided
+from cldfast.kernels.backends.planes import WORD, current, room, strided, writable
 from cldfast.kernels.backends.protocol import ALL_COLUMNS, Noise, StageResult
 from cldfast.kernels.backends.triton.normals import normals, words
 from cldfast.kernels.limits import LAUNCH_OUTPUTS
@@ -191,7 +190,7 @@ def is_dense(plane: Plane, channels: int, inner: int) -> bool:
 
 
 def float64_bits(value: float) -> int:
-    """Those of a float64, as an int64: Triton would pass a float on as a float32."""
+    """The bits of a float64 as an int64: Triton would pass a float on as a float32."""
     return struct.unpack("<q", struct.pack("<d", value))[0]  # type: ignore[no-any-return]
 
 

@@ -15,7 +15,7 @@ from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import CLD, LinearPhaseSDE, sde_from_config
-from cldfast.sampling.steps import Steps
+from cldfast.sampling.steps import Steps, stage_tables
 from cldfast.training.losses import perturb
 
 try:
@@ -281,7 +281,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
             unit = matrices[first][:, :2] @ self._first_factor
             matrices[first] = np.concatenate([unit, matrices[first][:, 2:]], axis=1)
         kept = max(len(stage.H) for stage in self._stages)
-        return Steps(matrices, kept)
+        return Steps(stage_tables(matrices), kept)
 
     def _begin(self, timestep: float | torch.Tensor | None) -> None:
         if self._step_index is not None:

@@ -18,7 +18,7 @@ from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.sampling import graphs
 from cldfast.sampling.inpainting import Inpainting
-from cldfast.sampling.steps import Outputs, Steps, stage_times
+from cldfast.sampling.steps import Outputs, Steps, plan_tables, stage_times
 
 Guidance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Callback = Callable[[int, float, torch.Tensor], torch.Tensor | None]
@@ -139,7 +139,7 @@ class _Loop:
     ) -> None:
         self.plan, self.u, self.address, self.backend = plan, u, address, backend
         self.outputs = Outputs(net, plan.parameterization)
-        self.steps = Steps(plan.matrices(), plan.history_length, backend)
+        self.steps = Steps(plan_tables(plan), plan.history_length, backend)
         self.differentiable = differentiable
         # Whether u is memory of this run that nobody else holds, and so may be written in place.
         self.owned = False

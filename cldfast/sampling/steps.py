@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -27,6 +28,16 @@ def stage_tables(matrices: Sequence[np.ndarray]) -> list[torch.Tensor]:
     return [tables[index] for index in range(len(matrices))]
 
 
+# A plan does not change, so its tables are made once.
+_of_plan: WeakKeyDictionary[Plan, list[torch.Tensor]] = WeakKeyDictionary()
+
+
+def plan_tables(plan: Plan) -> list[torch.Tensor]:
+    """The tables of a plan's stages, kept as long as the plan."""
+    known = _of_plan.get(plan)
+    return _of_plan.setdefault(plan, stage_tables(plan.matrices())) if known is None else known
+
+
 def stage_times(plan: Plan, u: torch.Tensor) -> torch.Tensor:
     """The times (N,) of all stages in the dtype and on the device of a state, 0 for no network."""
     times = [0.0 if stage.t is None else stage.t for stage in plan.stages]
@@ -38,7 +49,8 @@ class Outputs:
 
     def __init__(self, net: Network, parameterization: str) -> None:
         self.net, self.parameterization = net, parameterization
-        self._known: list[object] = []
+        # What was checked last: the blocks' shapes, and shape, dtype and device of each output.
+        self._known: tuple[object, ...] = ()
 
     def __call__(self, stage: Stage, u: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The network's outputs for a state and the times of its rows, as the stage reads them.
@@ -46,12 +58,16 @@ class Outputs:
         Raises ValueError or TypeError for outputs that do not fit.
         """
         result = self.net(u, t)
-        outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
-        known: list[object] = [block.shape for block in stage.E]
-        for output in outputs:
-            if not isinstance(output, torch.Tensor):
-                break  # the check below says so
-            known += [output.shape, output.dtype, output.device]
+        outputs: tuple[torch.Tensor, ...]
+        known: tuple[object, ...]
+        if isinstance(result, torch.Tensor) and len(stage.E) == 1:
+            outputs = (result,)
+            known = (stage.E[0].shape, result.shape, result.dtype, result.device)
+        else:
+            outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
+            known = tuple(block.shape for block in stage.E)
+            if all(isinstance(output, torch.Tensor) for output in outputs):
+                known += tuple((o.shape, o.dtype, o.device) for o in outputs)
         if known != self._known:
             self._check(outputs, [block.shape[1] for block in stage.E], u)
             self._known = known
@@ -74,14 +90,14 @@ class Outputs:
 class Steps:
     """The stages of a run, taken one after another; keeps the history rows between them.
 
-    matrices: of the stages. history: how many rows are kept.
+    tables: of the stages, see `stage_tables`. history: how many rows are kept.
     """
 
     def __init__(
-        self, matrices: Sequence[np.ndarray], history: int, backend: str | Backend = "auto"
+        self, tables: Sequence[torch.Tensor], history: int, backend: str | Backend = "auto"
     ) -> None:
         self.backend = backend
-        self.tables = stage_tables(matrices)
+        self.tables = tables
         self._history: deque[torch.Tensor] = deque(maxlen=max(history, 1))
 
     def take(

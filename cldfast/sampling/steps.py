@@ -35,7 +35,11 @@ _of_plan: WeakKeyDictionary[Plan, list[torch.Tensor]] = WeakKeyDictionary()
 def plan_tables(plan: Plan) -> list[torch.Tensor]:
     """The tables of a plan's stages, kept as long as the plan."""
     known = _of_plan.get(plan)
-    return _of_plan.setdefault(plan, stage_tables(plan.matrices())) if known is None else known
+    if known is None:
+        # Tensors made in inference mode would be of no use to a later run with gradients.
+        with torch.inference_mode(False):
+            known = _of_plan.setdefault(plan, stage_tables(plan.matrices()))
+    return known
 
 
 def stage_times(plan: Plan, u: torch.Tensor) -> torch.Tensor:

@@ -245,3 +245,13 @@ def test_bad_arguments_are_refused(arguments, error, words):
 def test_a_network_that_returns_no_tensor_is_named(output):
     with pytest.raises(TypeError, match="the network's output must be a tensor, got"):
         sample(lambda u, t: output, CLD(), (2, 3), steps=2)
+
+
+def test_a_plan_run_in_inference_mode_serves_gradients_later():
+    plan, u = make_plan(CLD(), "multistep", 4), torch.randn(3, 4)
+    with torch.inference_mode():
+        first = run(plan, lambda u, t: -u[:, 2:], u, seed=1)
+    leaf = u.clone().requires_grad_()
+    made = run(plan, lambda u, t: -u[:, 2:], leaf, seed=1, differentiable=True)
+    made.sum().backward()
+    assert torch.equal(made.detach(), first) and leaf.grad.abs().min() > 0.0

@@ -2,6 +2,7 @@
 
 from cldfast.info import info
 from cldfast.kernels import BackendWarning, NoiseAddress, stage
+from cldfast.planner.data_forms import Preconditioned
 from cldfast.planner.error_budget import ErrorBudget
 from cldfast.planner.grid_search import optimise_grid
 from cldfast.planner.grids import make_grid
@@ -22,14 +23,16 @@ from cldfast.sampling.likelihood import Likelihood, likelihood
 from cldfast.sampling.probability_flow import pflow
 from cldfast.sampling.run import StopSampling, initial_state, run, sample
 from cldfast.sampling.trajectory import Trajectory
-from cldfast.training.losses import dsm_loss, hsm_loss, perturb
+from cldfast.training.losses import BlindLossWarning, dsm_loss, hsm_loss, perturb
 from cldfast.training.times import sample_times
+from cldfast.training.uncertainty import Uncertainty
 from cldfast.version import __version__
 
 __all__ = [
     "CLD",
     "PSLD",
     "BackendWarning",
+    "BlindLossWarning",
     "CallableBeta",
     "ConstantBeta",
     "CosineBeta",
@@ -42,9 +45,11 @@ __all__ = [
     "LinearPhaseSDE",
     "NoiseAddress",
     "Plan",
+    "Preconditioned",
     "Stage",
     "StopSampling",
     "Trajectory",
+    "Uncertainty",
     "__version__",
     "dsm_loss",
     "hsm_loss",

@@ -25,7 +25,7 @@ def device_of(net: Network) -> torch.device:
 
 
 class ClassifierFree(nn.Module):
-    """A network of classes as one that returns (conditional, unconditional), by one call of 2B rows.
+    """A network of classes as one that returns (conditional, unconditional), by one call.
 
     For plans made with `guidance_scale`. net: `net(u, t, labels)` with int64 labels (B,).
     labels: of the rows of a call, int64 (B,), or one label for all rows. null: the label of no
@@ -65,4 +65,6 @@ class ClassifierFree(nn.Module):
         # An expanded view stays one: it tells the network that all rows share t.
         t = torch.cat([t, t]) if t.stride(0) else t[:1].expand(2 * rows)
         both = self.net(torch.cat([u, u]), t, labels)  # type: ignore[call-arg]
-        return tuple(both.chunk(2))
+        if not isinstance(both, torch.Tensor):
+            raise TypeError(f"the network's output must be a tensor, got {type(both).__name__}")
+        return both.chunk(2)

@@ -1,5 +1,6 @@
 """Accelerated samplers and losses for critically-damped Langevin diffusion (CLD)."""
 
+from cldfast.compat.denoisers import from_denoiser, from_diffusers
 from cldfast.info import info
 from cldfast.kernels import BackendWarning, NoiseAddress, stage
 from cldfast.planner.error_budget import ErrorBudget
@@ -47,6 +48,8 @@ __all__ = [
     "Trajectory",
     "__version__",
     "dsm_loss",
+    "from_denoiser",
+    "from_diffusers",
     "hsm_loss",
     "info",
     "initial_state",

@@ -169,7 +169,7 @@ def from_diffusers(
         raise ValueError(
             f"prediction_type: expected one of {', '.join(_DIFFUSERS)}, got {predicts!r}"
         )
-    squares = torch.as_tensor(products).double()
+    squares = torch.as_tensor(products, device="cpu").double()
     table = NoiseTable(squares.sqrt(), (1.0 - squares).sqrt(), None, discrete)
     return Denoiser(_OfDiffusers(unet, conditions), _DIFFUSERS[predicts], table)
 

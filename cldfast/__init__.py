@@ -1,5 +1,6 @@
 """Accelerated samplers and losses for critically-damped Langevin diffusion (CLD)."""
 
+from cldfast.compat.denoisers import from_denoiser, from_diffusers
 from cldfast.info import info
 from cldfast.kernels import BackendWarning, NoiseAddress, stage
 from cldfast.planner.data_forms import Preconditioned
@@ -52,6 +53,8 @@ __all__ = [
     "Uncertainty",
     "__version__",
     "dsm_loss",
+    "from_denoiser",
+    "from_diffusers",
     "hsm_loss",
     "info",
     "initial_state",

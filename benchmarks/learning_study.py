@@ -46,9 +46,7 @@ X_NOISE = (0.1, 0.25, 0.5, 1.0)
 # solver, evaluations, options
 SAMPLERS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "multistep 3, 20": ("multistep", 20, {"order": 3, "grid": "logistic"}),
-    "multistep 3, 30": ("multistep", 30, {"order": 3, "grid": "logistic"}),
     "stochastic_multistep, 20": ("stochastic_multistep", 20, {"grid": "auto"}),
-    "sscs2, 20": ("sscs2", 20, {"grid": "auto"}),
 }
 
 

@@ -42,7 +42,7 @@ WIDTH, DEPTH, BATCH, LR = 96, 3, 256, 2e-3
 ROWS, DRAWN, PROJECTIONS = 50_000, 10_000, 256
 # data -> (coordinates, training steps)
 DATA = {"gaussians25": (2, 3_000), "funnel": (20, 4_000), "digits": (64, 1_500)}
-# Of the digits, whose network is the demo's U-Net: batch, samples, and the recipes that are compared.
+# Of the digits, whose network is the demo's U-Net: batch, samples, and the recipes compared.
 DIGITS_BATCH, DIGITS_DRAWN = 128, 2_048
 DIGITS_RECIPES = ("noise, uniform times", "mixed, uniform times", "edm, log times")
 X_NOISE = (0.1, 0.25, 0.5, 1.0)
@@ -130,7 +130,8 @@ def train(
     """The averaged network, its parameterisation, and the seconds of a step."""
     torch.manual_seed(seed)
     config = TrainConfig(
-        steps=steps, batch_size=BATCH if rows.dim() == 2 else DIGITS_BATCH, lr=LR, decay="cosine", clip=None, ema_decay=0.995,
+        steps=steps, batch_size=BATCH if rows.dim() == 2 else DIGITS_BATCH, lr=LR, decay="cosine",
+        clip=None, ema_decay=0.995,
         parameterization=recipe.parameterization, times=recipe.times, seed=seed, t_min=1e-3,
         log_every=1_000_000, validate_every=1_000_000,
     )  # fmt: skip
@@ -219,8 +220,11 @@ def main() -> None:
             known[data] = scale, scale.standardise(rows), distance, distance(exact, None)
         scale, rows, distance, floor = known[data]
         shape = (DRAWN if rows.dim() == 2 else DIGITS_DRAWN, *rows.shape[1:])
-        # a = 1 and sigma^2 = 2, the process of the published position-noise experiments.
+        # a = 1 and sigma^2 = 2, the process of the published position-noise experiments; for the
+        # digits that of the demo.
         sde = cldfast.CLD(a=1.0, sigma=2.0**0.5, x_noise=x_noise, v0_var=0.01)
+        if data == "digits":
+            sde = cldfast.CLD()
         net, form, seconds = train(recipe, sde, rows, steps, seed=training)
         for sampler, w2 in judge(net, sde, form, shape, distance).items():
             row = {

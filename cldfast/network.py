@@ -11,6 +11,15 @@ from torch import nn
 Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | Sequence[torch.Tensor]]
 
 
+def network_dtype(net: Network) -> torch.dtype | None:
+    """The floating dtype of a module's parameters; None for any other function."""
+    if isinstance(net, torch.nn.Module):
+        for parameter in net.parameters():
+            if parameter.is_floating_point():
+                return parameter.dtype
+    return None
+
+
 def draw_seed() -> int:
     """A seed from PyTorch's default generator, so that `torch.manual_seed` governs it."""
     return int(torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device="cpu").item())

@@ -20,6 +20,21 @@ def network_dtype(net: Network) -> torch.dtype | None:
     return None
 
 
+def at_times(net: Network, t: torch.Tensor) -> Sequence[Network]:
+    """The network at each of the times (or noise levels) t (N,), to be called without gradients.
+
+    A class may have a method `at_times(t)` that returns N functions of u and t which know their t,
+    so that a run computes what depends on time alone once. Any other network is called as it is,
+    also one inside a wrapper such as `torch.compile` makes, or with hooks that a call must pass.
+    """
+    prepare = getattr(type(net), "at_times", None)
+    hooked = isinstance(net, nn.Module) and (net._forward_hooks or net._forward_pre_hooks)
+    if prepare is None or hooked:
+        return [net] * len(t)
+    made: Sequence[Network] = prepare(net, t)
+    return made
+
+
 def draw_seed() -> int:
     """A seed from PyTorch's default generator, so that `torch.manual_seed` governs it."""
     return int(torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device="cpu").item())

@@ -81,11 +81,8 @@ def _residual(block: nn.Module, h: Tensor, bias: Tensor) -> Tensor:
     `forward` of the block: PyTorch's way there costs as much as a small kernel.
     """
     (first, _), (second, second_bias) = layer(block, "first"), layer(block, "second")
-    inner = F.silu(h)
-    if bias.ndim == 1:
-        inner = F.linear(inner, first, bias)
-    else:
-        inner = torch.addmm(bias, inner, first.t())
+    inner, shared = F.silu(h), bias.ndim == 1
+    inner = F.linear(inner, first, bias) if shared else torch.addmm(bias, inner, first.t())
     if inner.requires_grad or inner.dtype != second.dtype:  # the latter under autocast
         return h + F.linear(F.silu(inner), second, second_bias)
     return h.add_(second_bias).addmm_(F.silu(inner, inplace=True), second.t())

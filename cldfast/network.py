@@ -12,8 +12,13 @@ Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | Sequence[torch.T
 
 
 def network_dtype(net: Network) -> torch.dtype | None:
-    """The floating dtype of a module's parameters; None for any other function."""
-    if isinstance(net, torch.nn.Module):
+    """The floating dtype of a module's parameters; None for any other function.
+
+    A module may say otherwise by an attribute `input_dtype`, None for the state's own dtype.
+    """
+    if isinstance(net, nn.Module):
+        if hasattr(net, "input_dtype"):
+            return net.input_dtype  # type: ignore[return-value]
         for parameter in net.parameters():
             if parameter.is_floating_point():
                 return parameter.dtype

@@ -136,7 +136,10 @@ def train(
 
 
 def judge(
-    net: Network, sde: cldfast.LinearPhaseSDE, form: Parameterization, dim: int,
+    net: Network,
+    sde: cldfast.LinearPhaseSDE,
+    form: Parameterization,
+    dim: int,
     distance: Callable[[Tensor], float],
 ) -> dict[str, float]:
     """The distance of the samples of each sampler; infinite where one is not finite."""
@@ -221,7 +224,9 @@ def main() -> None:
                 if new:
                     writer.writeheader()
                 writer.writerow(row)
-        print(f"{number + 1}/{len(jobs)} {data} x_noise={x_noise} {name}: {w2:.4f}", file=sys.stderr)
+        print(
+            f"{number + 1}/{len(jobs)} {data} x_noise={x_noise} {name}: {w2:.4f}", file=sys.stderr
+        )
 
 
 if __name__ == "__main__":

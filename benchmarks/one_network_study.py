@@ -93,6 +93,7 @@ def main() -> None:
             net = trained(data, scale.standardise(rows), args.steps or steps, training)
             for name, process in PROCESSES.items():
                 t_min = last_time(process)
+                first = float(np.exp(NoiseLevel(process).log_sigma(process.T)))
                 for kind, (solver, options) in SOLVERS.items():
                     for evaluations in EVALUATIONS:
                         for seed in SEEDS:
@@ -109,7 +110,7 @@ def main() -> None:
                                     "data": data, "training": training, "process": name,
                                     "kind": kind, "evaluations": evaluations, "seed": seed,
                                     "sliced_w2": w2, "floor": floor,
-                                    "prior_sd": float(np.exp(NoiseLevel(process).log_sigma(process.T))),
+                                    "prior_sd": first,
                                     "steps": args.steps or steps,
                                 }
                             )  # fmt: skip

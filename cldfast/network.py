@@ -30,13 +30,17 @@ def at_times(net: Network, t: torch.Tensor) -> Sequence[Network]:
 
     A class may have a method `at_times(t)` that returns N functions of u and t which know their t,
     so that a run computes what depends on time alone once. Any other network is called as it is,
-    also one inside a wrapper such as `torch.compile` makes, or with hooks that a call must pass.
+    also one inside a wrapper such as `torch.compile` makes, one with hooks that a call must pass,
+    and one whose own `forward` replaces that of the class with the method.
     """
-    prepare = getattr(type(net), "at_times", None)
-    hooked = isinstance(net, nn.Module) and (net._forward_hooks or net._forward_pre_hooks)
-    if prepare is None or hooked:
+    owner = next((kind for kind in type(net).__mro__ if "at_times" in vars(kind)), None)
+    if owner is None:
         return [net] * len(t)
-    made: Sequence[Network] = prepare(net, t)
+    hooked = isinstance(net, nn.Module) and (net._forward_hooks or net._forward_pre_hooks)
+    replaced = getattr(type(net), "forward", None) is not getattr(owner, "forward", None)
+    if hooked or replaced or "forward" in vars(net):
+        return [net] * len(t)
+    made: Sequence[Network] = owner.at_times(net, t)
     return made
 
 

@@ -272,6 +272,22 @@ def test_calls_that_a_hook_must_see_are_made():
     assert len(seen) == 3 and all(t.shape == (5,) and t.stride() == (0,) for t in seen)
 
 
+def test_a_forward_of_ones_own_is_called():
+    class Halved(MLPScore):
+        def forward(self, u, t, labels=None):
+            return 0.5 * super().forward(u, t, labels)
+
+    net, plain = Halved(2, width=16), MLPScore(2, width=16)
+    torch.nn.init.normal_(net.last.weight)
+    plain.load_state_dict(net.state_dict())
+    plan = make_plan(CLD(), "em", 3)
+    u = initial_state(plan.sde, (5, 2))
+    wanted = run(plan, lambda u, t: 0.5 * plain(u, t), u)
+    torch.testing.assert_close(run(plan, net, u), wanted)
+    plain.forward = net.forward
+    torch.testing.assert_close(run(plan, plain, u), wanted)
+
+
 def test_a_differentiable_run_calls_the_network_itself():
     net = MLPScore(2, width=16)
     torch.nn.init.normal_(net.last.weight)

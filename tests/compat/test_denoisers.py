@@ -12,7 +12,7 @@ import torch
 import cldfast
 from cldfast.compat.noise_tables import NoiseTable
 from cldfast.network import ClassifierFree
-from tests.support.seen_planes import first_covariance, state_behind
+from seen_planes import first_covariance, next_seed, state_behind
 
 BETAS = np.linspace(1e-4, 0.02, 1000)
 MEAN, VAR = 0.7, 0.3
@@ -275,7 +275,7 @@ def test_a_ddpm_pipeline_runs_under_the_scheduler_of_cld(solver: str, prediction
     unit = scheduler.initial_noise((3, 1, 8, 8), generator)
     sample = first = scheduler.init_noise_sigma * unit
     noises = [torch.randn(3, 2, 8, 8) for _ in scheduler.timesteps]
-    generator.manual_seed(1)
+    seed_of_run = generator.clone_state()
     for sigma, noise in zip(scheduler.timesteps, noises, strict=True):
         y = scheduler.scale_model_input(sample, sigma)
         output = D(y, sigma.expand(3))
@@ -286,7 +286,9 @@ def test_a_ddpm_pipeline_runs_under_the_scheduler_of_cld(solver: str, prediction
     evaluating = [k for k, stage in enumerate(plan.stages) if stage.evaluates]
     stages = plan.stages[evaluating[0] :]
     cov = first_covariance(plan, evaluating[0])
-    u = torch.from_numpy(state_behind(first.numpy(), stages[0].seen[0], cov, seed=1)).float()
+    u = torch.from_numpy(
+        state_behind(first.numpy(), stages[0].seen[0], cov, next_seed(seed_of_run))
+    ).float()
     rest = cldfast.Plan(stages, plan.sde, plan.solver, plan.order, plan.parameterization, plan.grid)
     at = np.cumsum([stage.evaluates for stage in stages]) - 1
     wanted = cldfast.run(rest, D, u, noise=[noises[k] for k in at]).chunk(2, dim=1)[0]

@@ -17,20 +17,21 @@ def first_covariance(plan: cldfast.Plan, before: int) -> np.ndarray:
     return np.asarray(cov)
 
 
-def hidden_normals(shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """The v half of the normals that states at T are made of, for a generator's seed."""
-    source = torch.Generator().manual_seed(seed)
-    drawn = int(torch.randint(0, 2**63 - 1, (), dtype=torch.int64, generator=source))
-    address = cldfast.NoiseAddress(drawn, 0, stream=Stream.INITIAL_STATE)
-    pairs = cldfast.kernels.normals(shape, address, dtype=torch.float64, device="cpu")
-    return pairs.chunk(2, dim=1)[1].numpy()
+def next_seed(source: torch.Generator) -> int:
+    """The seed that a scheduler draws from a generator."""
+    return int(torch.randint(0, 2**63 - 1, (), dtype=torch.int64, generator=source))
 
 
 def state_behind(plane: np.ndarray, row: np.ndarray, cov: np.ndarray, seed: int) -> np.ndarray:
-    """States N(0, cov) whose plane `row u` is this one, float64."""
+    """States N(0, cov) whose plane `row u` is this one, float64.
+
+    seed: of the normals of states at T, whose v half is what the plane does not show.
+    """
     pull = cov @ row / (row @ cov @ row)
     left = cov - np.outer(pull, cov @ row)
     # Of rank one; its direction shows nothing in the plane.
     x, v = np.sqrt(np.diag(left)) * np.sign([-row[1], row[0]])
-    z = hidden_normals(plane.shape, seed)
+    address = cldfast.NoiseAddress(seed, 0, stream=Stream.INITIAL_STATE)
+    pairs = cldfast.kernels.normals(plane.shape, address, dtype=torch.float64, device="cpu")
+    z = pairs.chunk(2, dim=1)[1].numpy()
     return np.concatenate([pull[0] * plane + x * z, pull[1] * plane + v * z], axis=1)

@@ -56,7 +56,7 @@ SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def trained(data: str, rows: Tensor, steps: int, seed: int) -> nn.Module:
     """The averaged network of a training, kept as a file."""
-    recipe = Recipe("edm", "log")
+    recipe = Recipe("edm")
     path = NETWORKS / f"{data}-{steps}-{seed}.safetensors"
     net = network(recipe, TRAINED, rows)
     if not path.exists():

@@ -11,9 +11,9 @@ ones. The floor is that distance between exact samples. Two questions, a part of
     python benchmarks/learning_study.py            # both; rows that are there already stay
     python benchmarks/learning_study.py --data gaussians25 --trainings 1 --steps 200 --out try.csv
 
-One setting of width, steps, step size and t_min serves all forms and was chosen beforehand. The times
-and the weighting of the last recipe were chosen among twelve on other trainings (seed 0) of `edm` with
-x_noise = 0.25, by the same distance; the trainings here are others.
+One setting of width, steps, step size and t_min serves all forms and was chosen beforehand. The
+times and the weighting of the last recipe were chosen among twelve on other trainings (seed 0) of
+`edm` with x_noise = 0.25, by the same distance; the trainings here are others.
 """
 
 from __future__ import annotations

@@ -79,7 +79,12 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_a_loss_does_not_wait(fake: None, weighting: str, times: str) -> None:
     x0 = torch.zeros(5, 3, device=DEVICE)
-    for parameterization, planes in (("score", 3), ("data_noise", 3), ("edm", 3), ("full_score", 6)):
+    for parameterization, planes in (
+        ("score", 3),
+        ("data_noise", 3),
+        ("edm", 3),
+        ("full_score", 6),
+    ):
         loss = cldfast.hsm_loss(
             lambda u, t, n=planes: u[:, :n] * t[:, None], SDE, x0, weighting, parameterization,
             seed=3, t_min=T_MIN, times=times, backend="nowhere",

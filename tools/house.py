@@ -24,7 +24,7 @@ RULES = dict.fromkeys(BASE.split(), "") | {
     "kernels": BASE,
     "training": CORE,
     "sampling": f"{CORE} training",
-    "classical": CORE,
+    "classical": f"{CORE} training sampling",
     "lab": MIDDLE,
     "compat": MIDDLE,
     "info": f"{BASE} kernels",

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from cldfast.planner.parameterization import FULL_MAPS, check_parameterization, score_map
+from cldfast.planner.path_forms import FORMS, INPUTS, check_form
+from cldfast.process.path import Path
 
 # Rows are worked through in blocks of at most this many (row, component, coordinate) entries, so
 # that a large batch against many components stays near 32 MiB per temporary.
@@ -141,8 +143,13 @@ class GaussianMixture:
 
         Where all rows share t (`t.stride(0) == 0` or B = 1) a call is one evaluation, otherwise one
         for each different time. It reads t on the host.
+
+        For a path of `cldfast.classical` it takes samples x (B, d) or (B, C, H, W) for states.
         """
-        check_parameterization(parameterization)
+        if isinstance(sde, Path):
+            check_form(sde, parameterization)
+        else:
+            check_parameterization(parameterization)
 
         def net(u: Tensor, t: Tensor) -> Tensor:
             if not isinstance(t, Tensor) or t.shape != (u.shape[0],):
@@ -153,13 +160,16 @@ class GaussianMixture:
         return net
 
     def _by_time(self, u: Tensor, t: float | Tensor, sde: Any, what: str) -> Tensor:
-        flat = _check_rows(u, 2 * self.dim, "u").double()
+        path = isinstance(sde, Path)
+        flat = _check_rows(u, self.dim if path else 2 * self.dim, "u").double()
         shape = list(u.shape)
-        if shape[1] % 2:
+        if path:
+            pass  # the rows are samples, and so is what the network returns
+        elif shape[1] % 2:
             raise ValueError(
                 f"u: expected x half then v half along dimension 1, got {tuple(shape)}"
             )
-        if what not in FULL_MAPS:
+        elif what not in FULL_MAPS:
             shape[1] //= 2
         if not isinstance(t, Tensor) or t.ndim == 0:
             rows = self._at_time(flat, float(t), sde, what)
@@ -177,8 +187,30 @@ class GaussianMixture:
             rows = torch.cat(parts)[torch.argsort(torch.cat(picks))]
         return rows.to(u.dtype).reshape(shape)
 
+    def _on_path(self, x: Tensor, t: float, path: Path, what: str) -> Tensor:
+        """Rows of a form for float64 rows x (B, d) that share one time, or one label."""
+        if what in INPUTS:  # such a network sees a multiple of y, and the label says its noise
+            level = math.exp(4.0 * t) if what == "edm" else t
+            t = float(path.time(np.array([math.log(level)]))[0])
+            x = x / float(INPUTS[what](path, np.array(t))[0])
+        alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
+        if alpha == 0.0:
+            data, noise = self.mean().to(x).expand_as(x), x / sigma
+        else:
+            y, s2 = x / alpha, (sigma / alpha) ** 2
+            self._check_density(s2, f"score at t={t:g}")
+            pull = self._rowwise(y, lambda rows: self._blurred_pull(rows, s2))
+            if what == "score":
+                return -pull / alpha
+            data = self._rowwise(y, lambda rows: self._posterior_mean(rows, s2))
+            noise = sigma / alpha * pull
+        p, q = FORMS[what](path, np.array(t))
+        return float(p) * data + float(q) * noise
+
     def _at_time(self, u: Tensor, t: float, sde: Any, what: str) -> Tensor:
         """Rows of a parameterisation for float64 rows u (B, 2d) that share one time."""
+        if isinstance(sde, Path):
+            return self._on_path(u, t, sde, what)
         a, q, kappa, s2 = sufficient_statistic(sde.marginal(t, objective="hsm"), t)
         self._check_density(s2, f"score at t={t:g}")
         x, v = u.chunk(2, dim=1)

@@ -27,7 +27,7 @@ from functools import partial
 
 from cldfast.planner.law import gaussian_law, marginal_law, wasserstein2
 from cldfast.planner.stage import Stage
-from cldfast.process.sde import LinearPhaseSDE
+from cldfast.process.path import Process
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ErrorBudget:
 
 def error_budget(
     stages: Sequence[Stage],
-    sde: LinearPhaseSDE,
+    sde: Process,
     parameterization: str,
     start: float,
     data_mean: float = 0.0,

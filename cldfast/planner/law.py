@@ -14,7 +14,7 @@ import numpy as np
 
 from cldfast.planner.parameterization import score_map
 from cldfast.planner.stage import Stage
-from cldfast.process.sde import LinearPhaseSDE
+from cldfast.process.path import Path, Process
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,12 @@ def wasserstein2(a: GaussianLaw, b: GaussianLaw, over: str = "x") -> float:
 
 
 def marginal_law(
-    sde: LinearPhaseSDE, t: float, data_mean: float = 0.0, data_var: float = 1.0
+    sde: Process, t: float, data_mean: float = 0.0, data_var: float = 1.0
 ) -> GaussianLaw:
     """The exact law of U_t for data `N(data_mean, data_var)` per coordinate."""
+    if isinstance(sde, Path):
+        law = sde.gaussian(t, data_var)
+        return GaussianLaw(law.mean * data_mean, law.cov)
     marginal = sde.marginal(t)
     return GaussianLaw(
         marginal.mean * data_mean, marginal.cov + data_var * np.outer(marginal.mean, marginal.mean)
@@ -64,7 +67,7 @@ def marginal_law(
 
 
 def exact_network(
-    sde: LinearPhaseSDE,
+    sde: Process,
     t: Sequence[float] | np.ndarray,
     parameterization: str,
     data_mean: float,
@@ -73,13 +76,17 @@ def exact_network(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What a perfect network returns at times t, `gain @ u + shift`: (n, r, 2) and (n, r).
 
-    score_bias: a constant added to its velocity score.
+    score_bias: a constant added to its velocity score, for a path to the score of each coordinate.
     """
     t = np.asarray(t, dtype=np.float64)
-    marginal = sde.marginal(t)
-    mean = marginal.mean
-    precision = marginal.covariance.plus_outer(data_var, mean[..., 0], mean[..., 1]).inverse
-    score_shift = (precision @ mean[..., None])[..., 0] * data_mean + np.array([0.0, score_bias])
+    if isinstance(sde, Path):
+        law, error = sde.gaussian(t, data_var), np.array([score_bias, score_bias])
+        mean, precision = law.mean, law.precision
+    else:
+        marginal, error = sde.marginal(t), np.array([0.0, score_bias])
+        mean = marginal.mean
+        precision = marginal.covariance.plus_outer(data_var, mean[..., 0], mean[..., 1]).inverse
+    score_shift = (precision @ mean[..., None])[..., 0] * data_mean + error
     to_score = score_map(sde, t, parameterization)
     back = to_score.left_inverse()
     gain = back @ (-precision - to_score.from_state)
@@ -88,7 +95,7 @@ def exact_network(
 
 def gaussian_law(
     stages: Sequence[Stage],
-    sde: LinearPhaseSDE,
+    sde: Process,
     parameterization: str,
     mean0: np.ndarray | None = None,
     var0: np.ndarray | None = None,

@@ -13,12 +13,12 @@ from cldfast.planner.parameterization import denoiser_map, score_map
 from cldfast.planner.plan import Plan
 from cldfast.planner.solvers import SOLVERS
 from cldfast.planner.stage import Stage
-from cldfast.process.noise_level import NoiseLevel
-from cldfast.process.sde import LinearPhaseSDE
+from cldfast.process.noise_level import noise_level
+from cldfast.process.path import Path, Process
 
 
 def make_plan(
-    sde: LinearPhaseSDE,
+    sde: Process,
     solver: str = "sscs",
     steps: int | None = None,
     grid: Grid = "quadratic",
@@ -31,7 +31,7 @@ def make_plan(
 ) -> Plan:
     """A sampler on a fixed grid as a `Plan`.
 
-    sde: the forward process.
+    sde: the forward process, in phase space or a path of `cldfast.classical`.
     solver: the name of a solver in `cldfast.planner.solvers`, or of one that you have registered.
     steps: grid intervals; None is 50, or the intervals of a grid given as an array.
     grid: a name of `cldfast.make_grid`, "auto" for the best one measured for the solver and number
@@ -47,21 +47,23 @@ def make_plan(
     Raises ValueError or TypeError naming what was expected. What the solver's own code raises is
     left as it is.
     """
-    if not isinstance(sde, LinearPhaseSDE):
+    if not isinstance(sde, Process):
         raise TypeError(
-            f"sde must be a LinearPhaseSDE such as cldfast.CLD, got {type(sde).__name__}"
+            "sde must be a LinearPhaseSDE such as cldfast.CLD, or a path such as "
+            f"cldfast.classical.VP, got {type(sde).__name__}"
         )
+    solvers = sde.solvers if isinstance(sde, Path) else SOLVERS
     if solver == "pflow":
         raise ValueError("pflow chooses its own steps and has no plan: call cldfast.pflow")
-    if solver not in SOLVERS:
-        raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(SOLVERS)}")
-    method = SOLVERS[solver]
+    if solver not in solvers:
+        raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(solvers)}")
+    method = solvers[solver]
     grid_options = {"rho": options.pop("rho")} if "rho" in options else {}
     settings = method.settings(options)
     if isinstance(grid, str) and grid == "auto":
         grid = method.auto_grid(DEFAULT_STEPS if steps is None else steps, settings)
     times = make_grid(
-        grid, T=sde.T, t_min=t_min, steps=steps, noise=NoiseLevel(sde), **grid_options
+        grid, T=sde.T, t_min=t_min, steps=steps, noise=noise_level(sde), **grid_options
     )
     stages = tuple(method.build(sde, times, parameterization, **options))
     if not stages or not math.isclose(stages[-1].t_next, times[-1], abs_tol=1e-12 * sde.T):
@@ -82,7 +84,7 @@ def make_plan(
     )
 
 
-def denoising_stage(sde: LinearPhaseSDE, t: float, parameterization: str) -> Stage:
+def denoising_stage(sde: Process, t: float, parameterization: str) -> Stage:
     """The state at t replaced by `E[u_0 | u_t]`, without noise: one evaluation."""
     times = np.array([t])
     clean = denoiser_map(sde, times, score_map(sde, times, parameterization))

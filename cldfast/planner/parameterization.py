@@ -31,6 +31,7 @@ from array_api_compat import array_namespace
 
 from cldfast.planner.reverse import Bridge
 from cldfast.process.linear_flow import stack_matrix
+from cldfast.process.path import Path, Process
 from cldfast.process.sde import LinearPhaseSDE, Marginal
 
 Array = Any
@@ -152,7 +153,7 @@ def check_parameterization(name: str) -> None:
         )
 
 
-def score_map(sde: LinearPhaseSDE, t: np.ndarray, parameterization: str = "score") -> LinearMap:
+def score_map(sde: Process, t: np.ndarray, parameterization: str = "score") -> LinearMap:
     """The map from network output to full score (two planes) at times t (n,), all > 0.
 
     "score": the velocity score s_v. "noise": eps_v with `s_v = -ell eps_v`. "mixed": `s_v =
@@ -165,6 +166,8 @@ def score_map(sde: LinearPhaseSDE, t: np.ndarray, parameterization: str = "score
     Raises ValueError for an unknown name, a time where the marginal is singular (t = 0), or a
     velocity row from which the position row does not follow.
     """
+    if isinstance(sde, Path):
+        return sde.score_map(t, parameterization)
     marginal = _marginal(sde, t, parameterization)
     with np.errstate(all="ignore"):  # what overflows is refused below, in words
         if parameterization == "x0":
@@ -229,7 +232,7 @@ def noise_map(
     return score_map(sde, t, parameterization).then(-np.swapaxes(factor, -1, -2))
 
 
-def denoiser_map(sde: LinearPhaseSDE, t: np.ndarray, score: LinearMap) -> LinearMap:
+def denoiser_map(sde: Process, t: np.ndarray, score: LinearMap) -> LinearMap:
     """`E[u_0 | u_t] = Phi^-1 (u + Q score)` as a map of (output, state): Tweedie in phase space.
 
     The initial velocity is part of u_0, hence the marginal given (x0, v0) is the one that enters.

@@ -9,7 +9,7 @@ import numpy as np
 from cldfast.planner.error_budget import ErrorBudget, error_budget
 from cldfast.planner.law import GaussianLaw, gaussian_law
 from cldfast.planner.stage import Stage
-from cldfast.process.sde import LinearPhaseSDE
+from cldfast.process.path import Process
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Plan:
     """
 
     stages: tuple[Stage, ...]
-    sde: LinearPhaseSDE
+    sde: Process
     solver: str
     order: int
     parameterization: str
@@ -105,7 +105,7 @@ class Plan:
         return error_budget(*self._linear, start, data_mean, data_var, score_error, over)
 
     @property
-    def _linear(self) -> tuple[tuple[Stage, ...], LinearPhaseSDE, str]:
+    def _linear(self) -> tuple[tuple[Stage, ...], Process, str]:
         """What the exact law of the output needs; ValueError where that law is not linear."""
         if self.guidance_term:
             raise ValueError(

@@ -4,7 +4,7 @@
 phase-space process. `docs/classical.md` is the guide.
 """
 
-from cldfast.classical import exponential, steps  # noqa: F401, register the solvers
+from cldfast.classical import solvers  # noqa: F401, registers them
 from cldfast.classical.langevin import (
     KineticLangevin,
     Langevin,
@@ -19,21 +19,11 @@ from cldfast.classical.losses import (
     multi_scale_loss,
     sliced_loss,
 )
-from cldfast.classical.mala import mala
-from cldfast.classical.paths import (
-    EDM,
-    OU,
-    SOLVERS,
-    VE,
-    VP,
-    Brownian,
-    FlowMatching,
-    GaussianPath,
-    solver,
-)
+from cldfast.classical.paths import EDM, OU, VE, VP, Brownian, FlowMatching, GaussianPath
+from cldfast.sampling.mala import mala
 
 __all__ = [
-    "EDM", "OU", "SOLVERS", "VE", "VP", "Brownian", "FlowMatching", "GaussianPath",
-    "KineticLangevin", "Langevin", "annealed_langevin", "dsm_loss", "flow_matching_loss",
-    "implicit_loss", "kinetic_langevin", "mala", "multi_scale_loss", "sliced_loss", "solver", "ula",
+    "EDM", "OU", "VE", "VP", "Brownian", "FlowMatching", "GaussianPath", "KineticLangevin",
+    "Langevin", "annealed_langevin", "dsm_loss", "flow_matching_loss", "implicit_loss",
+    "kinetic_langevin", "mala", "multi_scale_loss", "sliced_loss", "ula",
 ]  # fmt: skip

@@ -10,7 +10,6 @@ and is split into kicks B, moves A and friction with noise O (Leimkuhler and Mat
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,12 @@ import torch
 
 from cldfast import kernels
 from cldfast.classical.paths import EDM, GaussianPath
+from cldfast.classical.solvers import Stages, kicks
 from cldfast.kernels import NoiseAddress, Stream
 from cldfast.network import Network
 from cldfast.planner.parameterization import LinearMap
-from cldfast.planner.path_forms import blocks, check_form
 from cldfast.planner.solvers import Solver, solver
-from cldfast.planner.stage import Stage, affine_stages
+from cldfast.planner.stage import affine_stages
 from cldfast.process.linear_flow import Covariance, stack_matrix
 from cldfast.process.schedules import as_float64, require
 from cldfast.process.sde import Marginal
@@ -31,7 +30,6 @@ from cldfast.sampling.run import sample
 
 OVERDAMPED: dict[str, Solver] = {}
 KINETIC: dict[str, Solver] = {}
-Stages = tuple[Stage, ...]
 
 
 class Langevin(EDM):
@@ -61,7 +59,7 @@ class KineticLangevin(Langevin):
         return Marginal(np.stack([one, zero], axis=-1), covariance)
 
     def score_map(self, t: np.ndarray, parameterization: str) -> LinearMap:
-        check_form(self, parameterization)
+        super().score_map(t, parameterization)  # which refuses all but the score
         one, zero = self.alpha(t), self.sigma(t)
         row = np.stack([one, zero], axis=-1)[..., None]
         return LinearMap(row, stack_matrix(zero, zero, zero, -one))
@@ -69,20 +67,21 @@ class KineticLangevin(Langevin):
 
 @solver("ula", order=1, table=OVERDAMPED)
 def unadjusted(path: Langevin, grid: np.ndarray, parameterization: str) -> Stages:
-    """`x' = x + h s(x) + sqrt(2 h) z`. Order 1; for a normal target of variance 1 the stationary
-    variance is `2/(2 - h)`. Source: Roberts and Tweedie (1996)."""
+    """`x' = x + h s(x) + sqrt(2 h) z`. Order 1. Source: Roberts and Tweedie (1996)."""
     h = -np.diff(grid)
-    kick = path.score_map(grid[:-1], parameterization).then(blocks(h))
-    P, L = np.eye(2) + kick.from_state, blocks(np.sqrt(2.0 * h))
-    return tuple(affine_stages(grid[:-1], grid[1:], P, kick.from_output, L))
+    return kicks(path, grid, grid[:-1], parameterization, 1.0, h, 2.0 * h)
 
 
 @solver("euler", order=1, table=KINETIC)
 def euler(path: KineticLangevin, grid: np.ndarray, parameterization: str) -> Stages:
     """Euler-Maruyama. Order 1, one evaluation per step."""
     h = -np.diff(grid)
-    decay = 1.0 - path.friction * h
-    return _moves(grid[:-1], grid[1:], h, decay, h, (0.0 * h, np.sqrt(2.0 * path.friction * h)))
+    zero, one, spread = 0.0 * h, np.ones_like(h), np.sqrt(2.0 * path.friction * h)
+    P, L = (
+        stack_matrix(one, h, zero, one - path.friction * h),
+        stack_matrix(zero, zero, zero, spread),
+    )
+    return tuple(affine_stages(grid[:-1], grid[1:], P, np.stack([zero, h], -1)[..., None], L))
 
 
 @solver("baoab", order=2, table=KINETIC)
@@ -92,10 +91,10 @@ def baoab(path: KineticLangevin, grid: np.ndarray, parameterization: str) -> Sta
     Order 2; for a normal target x has the exact stationary law. Half-kicks meet at one score: one
     evaluation per step and one more. Source: Leimkuhler and Matthews (2013).
     """
-    h, before, ends = _steps(grid)
+    h, before = np.append(-np.diff(grid), 0.0), np.append(0.0, -np.diff(grid))
     decay, spread = np.exp(-path.friction * h), np.sqrt(-np.expm1(-2.0 * path.friction * h))
     move = 0.5 * h * (1.0 + decay)
-    return _moves(grid, ends, move, decay, 0.5 * (before + h), (0.5 * h * spread, spread))
+    return _moves(grid, grid - h, move, decay, 0.5 * (before + h), (0.5 * h * spread, spread))
 
 
 @solver("obabo", order=2, table=KINETIC)
@@ -104,17 +103,11 @@ def obabo(path: KineticLangevin, grid: np.ndarray, parameterization: str) -> Sta
 
     Order 2, one evaluation per step and one more. Source: Bussi and Parrinello (2007).
     """
-    h, before, ends = _steps(grid)
+    h, before = np.append(-np.diff(grid), 0.0), np.append(0.0, -np.diff(grid))
     time = 0.5 * path.friction * (before + h)
     decay, spread = np.exp(-time), np.sqrt(-np.expm1(-2.0 * time))
     kick = 0.5 * (before + h / decay)  # before the friction, so the second half counts for more
-    return _moves(grid, ends, h * decay, decay, kick, (h * spread, spread))
-
-
-def _steps(grid: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The steps after and before each time of a grid, and the times that they lead to."""
-    h = -np.diff(grid)
-    return np.append(h, 0.0), np.append(0.0, h), np.append(grid[1:], grid[-1])
+    return _moves(grid, grid - h, h * decay, decay, kick, (h * spread, spread))
 
 
 def _moves(
@@ -134,7 +127,7 @@ def ula(score: Network, x: torch.Tensor, step: float, steps: int, **options: Any
     score: `score(x, t)`; the target does not depend on t. options: of `cldfast.sample`, such as
     seed, batch_size, callback.
     """
-    return _run(score, Langevin(step * steps), x, "ula", steps, **options)
+    return _run(score, Langevin(step * steps), x.shape, x, "ula", steps, options)
 
 
 def kinetic_langevin(
@@ -149,9 +142,9 @@ def kinetic_langevin(
     if v is None:
         where = NoiseAddress(seed, first_index, stream=Stream.VELOCITY)
         v = kernels.normals(x.shape, where, dtype=x.dtype, device=x.device)[:, : x.shape[1]]
-    process = KineticLangevin(step * steps, friction)
-    run = partial(_run, return_velocity=True, shape=x.shape, seed=seed, first_index=first_index)
-    return run(score, process, torch.cat([x, v], dim=1), scheme, steps, **options)
+    process, start = KineticLangevin(step * steps, friction), torch.cat([x, v], dim=1)
+    options |= {"seed": seed, "first_index": first_index, "return_velocity": True}
+    return _run(score, process, x.shape, start, scheme, steps, options)
 
 
 def annealed_langevin(
@@ -161,17 +154,15 @@ def annealed_langevin(
 
     options: `inner`, `step`, and those of `cldfast.sample`.
     """
-    settings = {"grid": "log_snr"} | options
-    made = sample(net, path, shape, "annealed_langevin", levels - 1, **settings)
-    assert isinstance(made, torch.Tensor)  # for there is no velocity
-    return made
+    made = sample(net, path, shape, "annealed_langevin", levels - 1, "log_snr", **options)
+    return made  # type: ignore[return-value]
 
 
 def _run(
-    score: Network, process: Langevin, init: torch.Tensor, scheme: str, steps: int,
-    shape: Any = None, **options: Any,
+    score: Network, process: Langevin, shape: Any, init: torch.Tensor, scheme: str, steps: int,
+    options: dict[str, Any],
 ) -> Any:  # fmt: skip
     return sample(
-        score, process, init.shape if shape is None else shape, scheme, steps, "linear", init=init,
-        t_min=0.0, device=init.device, dtype=init.dtype, **options,
+        score, process, shape, scheme, steps, "linear", t_min=0.0, init=init, device=init.device,
+        dtype=init.dtype, **options,
     )  # fmt: skip

@@ -35,17 +35,15 @@ def dsm_loss(
         check_form(path, name)
     address = NoiseAddress(draw_seed() if seed is None else seed, first_index)
     if t is None:
-        word, _ = kernels.pair_words(address.in_stream(Stream.TIMES), len(x0), x0.device)
-        t = t_min + (path.T - t_min) * (word.to(torch.float64) + 0.5) * 2.0**-32
+        t = t_min + (path.T - t_min) * _uniform(address, x0)
     if noise is None:
         where = address.in_stream(Stream.PERTURBATION)
-        noise = kernels.normals(x0.shape, where, dtype=x0.dtype, device=x0.device)
-        noise = noise[:, : x0.shape[1]]
-    t = t.to(torch.float64)
+        pairs = kernels.normals(x0.shape, where, dtype=x0.dtype, device=x0.device)
+        noise = pairs[:, : x0.shape[1]]
+    t = label = t.to(torch.float64)
     p, q = FORMS[parameterization](path, t)
     gain, _ = change(path, t, parameterization, weighting)
     x = _rows(path.alpha(t), x0) * x0 + _rows(path.sigma(t), x0) * noise
-    label = t
     if parameterization in INPUTS:
         scale, label = INPUTS[parameterization](path, t)
         x = _rows(scale, x0) * x
@@ -74,12 +72,10 @@ def multi_scale_loss(
     and Ermon (2019), eq. 6.
     """
     seed = draw_seed() if seed is None else seed
-    where = NoiseAddress(seed, options.get("first_index", 0), stream=Stream.TIMES)
-    word, _ = kernels.pair_words(where, len(x0), x0.device)
+    share = _uniform(NoiseAddress(seed, options.get("first_index", 0)), x0)
     levels = torch.tensor(list(sigmas), dtype=torch.float64, device=x0.device)
-    # The upper bits of a 32-bit word choose the level.
-    level = levels[word * len(levels) >> 32]
-    return dsm_loss(net, EDM(max(sigmas)), x0, level, seed=seed, **options)
+    t = levels[(share * len(levels)).long()]
+    return dsm_loss(net, EDM(max(sigmas)), x0, t, seed=seed, **options)
 
 
 def implicit_loss(net: Network, x: Tensor, t: Tensor, directions: Tensor | None = None) -> Tensor:
@@ -88,14 +84,12 @@ def implicit_loss(net: Network, x: Tensor, t: Tensor, directions: Tensor | None 
     directions: w like x, of zero mean and unit covariance, for Hutchinson's estimate `w^T (ds/dx)
     w` of the divergence by one pass. Sources: Hyvarinen (2005), theorem 1; Hutchinson (1990).
     """
-    x = x.detach().requires_grad_()
-    score = _checked(net(x, t), x)
+    score = _checked(net(x := x.detach().requires_grad_(), t), x)
     size = 0.5 * score.flatten(1).square().sum(1)
     if directions is not None:
         return (size + _slope(score, x, directions)).mean()
-    axes = torch.eye(score[0].numel(), dtype=x.dtype, device=x.device)
-    for axis in axes.reshape(-1, 1, *x.shape[1:]):
-        size = size + _slope(score, x, axis.expand_as(x))
+    for axis in torch.eye(x[0].numel(), dtype=x.dtype, device=x.device):
+        size = size + _slope(score, x, axis.reshape(x[0].shape).expand_as(x))
     return size.mean()
 
 
@@ -106,10 +100,15 @@ def sliced_loss(net: Network, x: Tensor, t: Tensor, directions: Tensor) -> Tenso
     `(w^T s)^2`, of less variance, it is `implicit_loss` with directions.
     Source: Song, Garg, Shi, Ermon (2019), eq. 8.
     """
-    x = x.detach().requires_grad_()
-    score = _checked(net(x, t), x)
+    score = _checked(net(x := x.detach().requires_grad_(), t), x)
     along = (directions * score).flatten(1).sum(1)
     return (0.5 * along.square() + _slope(score, x, directions)).mean()
+
+
+def _uniform(address: NoiseAddress, x: Tensor) -> Tensor:
+    """A number in (0, 1) for each row, float64."""
+    word, _ = kernels.pair_words(address.in_stream(Stream.TIMES), len(x), x.device)
+    return (word.to(torch.float64) + 0.5) * 2.0**-32
 
 
 def _slope(score: Tensor, x: Tensor, w: Tensor) -> Tensor:
@@ -123,6 +122,6 @@ def _rows(values: Tensor, like: Tensor) -> Tensor:
 
 def _checked(output: Any, x: Tensor) -> Tensor:
     if not isinstance(output, Tensor) or output.shape != x.shape:
-        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        got = tuple(getattr(output, "shape", ())) or type(output).__name__
         raise ValueError(f"the network must return {tuple(x.shape)}, got {got}")
     return output

@@ -97,7 +97,8 @@ class VP(OU):
 class EDM(GaussianPath):
     """`X_t = X_0 + t eps`: time is the noise level. Source: Karras et al. (2022), table 1.
 
-    T: largest noise level. sigma_data: standard deviation of the data, for the form `edm`.
+    T: largest noise level. sigma_data: standard deviation of the data, for the form `edm`. Below
+    are the paths that differ in one of the two functions of time.
     """
 
     def __init__(self, T: float = 80.0, sigma_data: float = 0.5) -> None:
@@ -150,7 +151,7 @@ class Brownian(EDM):
         return 0.0 * as_float64(t), self.beta.beta(t) / self.sigma(t)
 
 
-class FlowMatching(GaussianPath):
+class FlowMatching(EDM):
     """`X_t = (1 - t) X_0 + t eps`, straight lines from data to noise.
 
     At t = 1 nothing of the data is left, so the reverse SDE has no finite drift there: solvers with
@@ -160,16 +161,12 @@ class FlowMatching(GaussianPath):
     variable = "t"
 
     def __init__(self, T: float = 1.0) -> None:
-        require("> 0", T=T)
-        self.T = float(T)
+        super().__init__(T, sigma_data=1.0)
         if T > 1.0:
             raise ValueError(f"T must be at most 1, where all is noise, got {T}")
 
     def alpha(self, t: Array) -> Array:
         return 1.0 - as_float64(t)
-
-    def sigma(self, t: Array) -> Array:
-        return as_float64(t)
 
     def slopes(self, t: Array) -> tuple[Array, Array]:
         zero = 0.0 * as_float64(t)

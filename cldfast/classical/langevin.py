@@ -58,11 +58,15 @@ class KineticLangevin(Langevin):
         covariance = Covariance(one * data_var, zero, one, one * data_var)
         return Marginal(np.stack([one, zero], axis=-1), covariance)
 
-    def score_map(self, t: np.ndarray, parameterization: str) -> LinearMap:
+    def score_map(self, t: np.ndarray, parameterization: Any) -> LinearMap:
         super().score_map(t, parameterization)  # which refuses all but the score
         one, zero = self.alpha(t), self.sigma(t)
         row = np.stack([one, zero], axis=-1)[..., None]
         return LinearMap(row, stack_matrix(zero, zero, zero, -one))
+
+    def input_map(self, t: np.ndarray, parameterization: Any) -> tuple[np.ndarray, np.ndarray]:
+        # The score of the target sees the positions.
+        return np.broadcast_to([[1.0, 0.0]], (len(t), 1, 2)), np.asarray(t, dtype=np.float64)
 
 
 @solver("ula", order=1, table=OVERDAMPED)
@@ -124,8 +128,7 @@ def _moves(
 def ula(score: Network, x: torch.Tensor, step: float, steps: int, **options: Any) -> torch.Tensor:
     """Unadjusted Langevin from x (B, ...): `x' = x + step s(x) + sqrt(2 step) z`.
 
-    score: `score(x, t)`; the target does not depend on t. options: of `cldfast.sample`, such as
-    seed, batch_size, callback.
+    score: `score(x, t)`, of which t is no matter. options: of `cldfast.sample`, such as seed.
     """
     return _run(score, Langevin(step * steps), x.shape, x, "ula", steps, options)
 
@@ -150,10 +153,7 @@ def kinetic_langevin(
 def annealed_langevin(
     net: Network, path: GaussianPath, shape: Any, levels: int = 10, **options: Any
 ) -> torch.Tensor:
-    """Annealed Langevin samples: the solver "annealed_langevin" on levels even in log sigma.
-
-    options: `inner`, `step`, and those of `cldfast.sample`.
-    """
+    """Samples by the solver of this name, levels even in log sigma; options of `cldfast.sample`."""
     made = sample(net, path, shape, "annealed_langevin", levels - 1, "log_snr", **options)
     return made  # type: ignore[return-value]
 

@@ -11,14 +11,15 @@ from cldfast import kernels
 from cldfast.classical.paths import EDM, FlowMatching, GaussianPath
 from cldfast.kernels import NoiseAddress, Stream
 from cldfast.network import Network, draw_seed
-from cldfast.planner.path_forms import FORMS, INPUTS, change, check_form
+from cldfast.planner.parameterization import Parameterization
+from cldfast.planner.path_forms import change, parts, view
 
 Tensor = torch.Tensor
 
 
 def dsm_loss(
     net: Network, path: GaussianPath, x0: Tensor, t: Tensor | None = None, *,
-    parameterization: str = "score", weighting: str = "noise", t_min: float = 1e-3,
+    parameterization: Parameterization | None = None, weighting: str = "noise", t_min: float = 1e-3,
     seed: int | None = None, first_index: int = 0, noise: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Denoising score matching, summed over the coordinates of a row and averaged over rows.
@@ -31,8 +32,7 @@ def dsm_loss(
     Raises ValueError for an unknown form, or an output that is not of the shape of x0.
     Source: Vincent (2011); Song et al. (2021), eq. 7.
     """
-    for name in (parameterization, weighting):
-        check_form(path, name)
+    parameterization = path.parameterization if parameterization is None else parameterization
     address = NoiseAddress(draw_seed() if seed is None else seed, first_index)
     if t is None:
         t = t_min + (path.T - t_min) * _uniform(address, x0)
@@ -41,12 +41,11 @@ def dsm_loss(
         pairs = kernels.normals(x0.shape, where, dtype=x0.dtype, device=x0.device)
         noise = pairs[:, : x0.shape[1]]
     t = label = t.to(torch.float64)
-    p, q = FORMS[parameterization](path, t)
+    p, q = parts(path, t, parameterization)
     gain, _ = change(path, t, parameterization, weighting)
     x = _rows(path.alpha(t), x0) * x0 + _rows(path.sigma(t), x0) * noise
-    if parameterization in INPUTS:
-        scale, label = INPUTS[parameterization](path, t)
-        x = _rows(scale, x0) * x
+    if (seen := view(path, t, parameterization)) is not None:
+        x, label = _rows(seen[0], x0) * x, seen[1]
     output = _checked(net(x, label.to(x0.dtype)), x0)
     error = _rows(gain, x0) * (output - _rows(p, x0) * x0 - _rows(q, x0) * noise)
     return error.square().flatten(1).sum(1).mean()
@@ -121,7 +120,6 @@ def _rows(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _checked(output: Any, x: Tensor) -> Tensor:
-    if not isinstance(output, Tensor) or output.shape != x.shape:
-        got = tuple(getattr(output, "shape", ())) or type(output).__name__
-        raise ValueError(f"the network must return {tuple(x.shape)}, got {got}")
+    if output.shape != x.shape:
+        raise ValueError(f"the network must return {tuple(x.shape)}, got {tuple(output.shape)}")
     return output

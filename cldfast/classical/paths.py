@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from cldfast.planner.parameterization import LinearMap
-from cldfast.planner.path_forms import pair_map
+from cldfast.planner.parameterization import LinearMap, Parameterization
+from cldfast.planner.path_forms import pair_map, pair_view
 from cldfast.planner.solvers import Solver
 from cldfast.planner.solvers import solver as register
 from cldfast.process.path import Path
@@ -55,9 +55,11 @@ class GaussianPath(Path):
 
         return slope(self._alpha), slope(self._sigma)
 
-    def score_map(self, t: np.ndarray, parameterization: str) -> LinearMap:
-        """The score of a pair from what a network returns, see `planner.path_forms`."""
+    def score_map(self, t: np.ndarray, parameterization: Parameterization) -> LinearMap:
         return pair_map(self, t, parameterization, "score")
+
+    def input_map(self, t: np.ndarray, parameterization: Parameterization) -> Any:
+        return pair_view(self, t, parameterization)
 
 
 class OU(GaussianPath):
@@ -95,15 +97,11 @@ class VP(OU):
 
 
 class EDM(GaussianPath):
-    """`X_t = X_0 + t eps`: time is the noise level. Source: Karras et al. (2022), table 1.
+    """`X_t = X_0 + t eps`: time is the noise level. Source: Karras et al. (2022), table 1."""
 
-    T: largest noise level. sigma_data: standard deviation of the data, for the form `edm`. Below
-    are the paths that differ in one of the two functions of time.
-    """
-
-    def __init__(self, T: float = 80.0, sigma_data: float = 0.5) -> None:
-        require("> 0", T=T, sigma_data=sigma_data)
-        self.T, self.sigma_data = float(T), float(sigma_data)
+    def __init__(self, T: float = 80.0) -> None:
+        require("> 0", T=T)
+        self.T = float(T)
 
     def alpha(self, t: Array) -> Array:
         return 0.0 * as_float64(t) + 1.0
@@ -123,7 +121,7 @@ class VE(EDM):
     """
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, T: float = 1.0) -> None:
-        super().__init__(T, sigma_data=1.0)
+        super().__init__(T)
         if not 0.0 < sigma_min < sigma_max < math.inf:
             raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
@@ -141,7 +139,7 @@ class Brownian(EDM):
     """Brownian motion from the data on: `dX = sqrt(2 beta) dB`, the heat equation at rate beta."""
 
     def __init__(self, beta: object = 50.0, T: float = 1.0) -> None:
-        super().__init__(T, sigma_data=1.0)
+        super().__init__(T)
         self.beta = as_schedule(beta, self.T)
 
     def sigma(self, t: Array) -> Array:
@@ -159,9 +157,10 @@ class FlowMatching(EDM):
     """
 
     variable = "t"
+    parameterization = "flow"
 
     def __init__(self, T: float = 1.0) -> None:
-        super().__init__(T, sigma_data=1.0)
+        super().__init__(T)
         if T > 1.0:
             raise ValueError(f"T must be at most 1, where all is noise, got {T}")
 

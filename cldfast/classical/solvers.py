@@ -95,9 +95,9 @@ def multistep(
 ) -> Stages:  # fmt: skip
     """DPM-Solver++ on the probability flow: the last predictions of x0 interpolated.
 
-    order, correct: as for the `multistep` of CLD, which corrects its first steps. variable: see
-    `PathExponential`. Order `order` from 1 to 4, plus 1 with `correct`; one evaluation per step.
-    Source: Lu et al. (2022), DPM-Solver++ (2M, 3M); Zhao et al. (2023), UniPC, for `correct`.
+    order, correct: as for CLD's `multistep`. variable: see `PathExponential`. Order `order` from 1
+    to 4, plus 1 with `correct`; one evaluation per step. Source: Lu et al. (2022), DPM-Solver++
+    (2M, 3M); Zhao et al. (2023), UniPC, for `correct`.
     """
     return adams(PathExponential(path, grid, form, 0.0, variable), grid, order, correct)
 
@@ -109,8 +109,7 @@ def stochastic_multistep(
 ) -> Stages:  # fmt: skip
     """SDE-DPM-Solver++: `multistep` with noise, for churn 1 on the reverse SDE.
 
-    Order `order`, at most 2 for churn > 0; one evaluation per step. Source: Lu et al. (2022),
-    DPM-Solver++, section 4.3; Xue et al. (2023), SA-Solver.
+    Order `order`, at most 2 for churn > 0; one evaluation per step. Source: Lu et al. (2022).
     """
     return adams(PathExponential(path, grid, form, churn, variable), grid, order, False)
 
@@ -121,9 +120,8 @@ def sscs(path: GaussianPath, grid: Grid, form: str, *, data_var: float = 1.0) ->
 
     Data `N(0, data_var)` have the law `N(0, c)` at time t and a linear reverse SDE, which is solved
     exactly; the kick adds `h g^2 (s + x/c)` at the middle time. For `VP` and `data_var` 1 this is
-    SSCS, whose Gaussian is the stationary law.
-
-    Order 1 in law, one evaluation per step. Source: Dockhorn, Vahdat, Kreis (2022), algorithm 1.
+    SSCS, whose Gaussian is the stationary law. Order 1 in law, one evaluation per step.
+    Source: Dockhorn, Vahdat, Kreis (2022), algorithm 1.
     """
     middle = 0.5 * (grid[:-1] + grid[1:])
     ends = np.concatenate([grid[:1], middle, grid[-1:]])
@@ -149,8 +147,6 @@ def predictor_corrector(
 
     corrections: Langevin steps of size `2 (snr sigma)^2`, that of the source where the score has
     the size 1/sigma. Order 1 up to the bias of these steps; `1 + corrections` evaluations per step.
-
-    Raises ValueError for another predictor, `corrections < 1` or `snr <= 0`.
     Source: Song et al. (2021), algorithms 2 to 5.
     """
     single = ("em", "ancestral", "ddim", "euler")

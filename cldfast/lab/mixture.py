@@ -10,8 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cldfast.planner.parameterization import FULL_MAPS, check_parameterization, score_map
-from cldfast.planner.path_forms import FORMS, INPUTS, check_form
+from cldfast.planner.data_forms import DataForm, Preconditioned
+from cldfast.planner.parameterization import (
+    FULL_MAPS,
+    Parameterization,
+    check_parameterization,
+    data_form,
+    default_parameterization,
+    score_map,
+)
+from cldfast.planner.path_forms import data_form_of, parts
 from cldfast.process.path import Path
 
 # Rows are worked through in blocks of at most this many (row, component, coordinate) entries, so
@@ -135,21 +143,28 @@ class GaussianMixture:
         """Exact E[x_0 | u_t = u], shape (B, d) or (B, C, H, W); arguments as for `score`."""
         return self._by_time(u, t, sde, "x0")
 
-    def network(self, sde: Any, parameterization: str = "score") -> Callable[..., Tensor]:
+    def network(
+        self, sde: Any, parameterization: Parameterization | None = None
+    ) -> Callable[..., Tensor]:
         """A perfect network net(u, t) for this data, in the calling convention of the samplers.
 
-        sde: as for `score`. parameterization: what it returns, as `cldfast.make_plan` names it;
-        ValueError for an unknown name.
+        sde: as for `score`. parameterization: what it returns and sees, as `cldfast.make_plan`
+        takes it, with the same default; ValueError for an unknown name.
 
         Where all rows share t (`t.stride(0) == 0` or B = 1) a call is one evaluation, otherwise one
         for each different time. It reads t on the host.
 
-        For a path of `cldfast.classical` it takes samples x (B, d) or (B, C, H, W) for states.
+        For a path of `cldfast.classical` the network sees samples x, (B, d) or (B, C, H, W).
         """
+        if parameterization is None:
+            parameterization = default_parameterization(sde)
         if isinstance(sde, Path):
-            check_form(sde, parameterization)
+            form = data_form_of(sde, parameterization)
         else:
             check_parameterization(parameterization)
+            form = data_form(parameterization)
+        if form is not None and form.sees_y:
+            return self._denoising_network(form)
 
         def net(u: Tensor, t: Tensor) -> Tensor:
             if not isinstance(t, Tensor) or t.shape != (u.shape[0],):
@@ -159,17 +174,38 @@ class GaussianMixture:
 
         return net
 
-    def _by_time(self, u: Tensor, t: float | Tensor, sde: Any, what: str) -> Tensor:
-        path = isinstance(sde, Path)
-        flat = _check_rows(u, self.dim if path else 2 * self.dim, "u").double()
+    def _denoising_network(self, form: DataForm) -> Callable[..., Tensor]:
+        """The perfect network of a form that sees y: net(scale y, argument), of any process."""
+
+        def net(seen: Tensor, argument: Tensor) -> Tensor:
+            flat = _check_rows(seen, self.dim, "y").double()
+            levels = argument.double()
+            if isinstance(form, Preconditioned):
+                levels = (4.0 * levels).exp()
+            made = form.coefficients(levels)
+            assert made.scale is not None  # of a form that sees y
+            y, s2 = flat / made.scale[:, None], levels**2
+            if bool((levels == levels[0]).all()):
+                pull = self._rowwise(y, lambda rows: self._blurred_pull(rows, float(s2[0])))
+            else:
+                pull = torch.cat([
+                    self._blurred_pull(row, float(level))
+                    for row, level in zip(y.split(1), s2, strict=True)
+                ])  # fmt: skip
+            output = (made.drop[:, None] * y - s2[:, None] * pull) / made.gain[:, None]
+            return output.to(seen.dtype).reshape(seen.shape)
+
+        return net
+
+    def _by_time(self, u: Tensor, t: float | Tensor, sde: Any, what: Parameterization) -> Tensor:
+        on_path = isinstance(sde, Path)
+        flat = _check_rows(u, self.dim if on_path else 2 * self.dim, "u").double()
         shape = list(u.shape)
-        if path:
-            pass  # the rows are samples, and so is what the network returns
-        elif shape[1] % 2:
+        if not on_path and shape[1] % 2:
             raise ValueError(
                 f"u: expected x half then v half along dimension 1, got {tuple(shape)}"
             )
-        elif what not in FULL_MAPS:
+        if not on_path and what not in FULL_MAPS:
             shape[1] //= 2
         if not isinstance(t, Tensor) or t.ndim == 0:
             rows = self._at_time(flat, float(t), sde, what)
@@ -187,14 +223,10 @@ class GaussianMixture:
             rows = torch.cat(parts)[torch.argsort(torch.cat(picks))]
         return rows.to(u.dtype).reshape(shape)
 
-    def _on_path(self, x: Tensor, t: float, path: Path, what: str) -> Tensor:
-        """Rows of a form for float64 rows x (B, d) that share one time, or one label."""
-        if what in INPUTS:  # such a network sees a multiple of y, and the label says its noise
-            level = math.exp(4.0 * t) if what == "edm" else t
-            t = float(path.time(np.array([math.log(level)]))[0])
-            x = x / float(INPUTS[what](path, np.array(t))[0])
+    def _on_path(self, x: Tensor, t: float, path: Path, what: Parameterization) -> Tensor:
+        """Rows of a form for float64 rows x (B, d) that share one time."""
         alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
-        if alpha == 0.0:
+        if alpha == 0.0:  # x says nothing of the data
             data, noise = self.mean().to(x).expand_as(x), x / sigma
         else:
             y, s2 = x / alpha, (sigma / alpha) ** 2
@@ -204,10 +236,10 @@ class GaussianMixture:
                 return -pull / alpha
             data = self._rowwise(y, lambda rows: self._posterior_mean(rows, s2))
             noise = sigma / alpha * pull
-        p, q = FORMS[what](path, np.array(t))
+        p, q = parts(path, np.array(t), what)
         return float(p) * data + float(q) * noise
 
-    def _at_time(self, u: Tensor, t: float, sde: Any, what: str) -> Tensor:
+    def _at_time(self, u: Tensor, t: float, sde: Any, what: Parameterization) -> Tensor:
         """Rows of a parameterisation for float64 rows u (B, 2d) that share one time."""
         if isinstance(sde, Path):
             return self._on_path(u, t, sde, what)
@@ -217,6 +249,8 @@ class GaussianMixture:
         y = a[0] * x + a[1] * v
         if what == "x0":
             return self._rowwise(y, lambda rows: self._posterior_mean(rows, s2))
+        if what == "data_noise":
+            return math.sqrt(s2) * self._rowwise(y, lambda rows: self._blurred_pull(rows, s2))
         pull = self._rowwise(y, lambda rows: self._blurred_pull(rows, s2))
         w = (q[0] * x + q[1] * v) / kappa
         velocity = -a[1] * pull - q[1] * w

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cldfast.planner.parameterization import score_map
+from cldfast.planner.parameterization import Parameterization, score_map
 from cldfast.planner.stage import Stage
 from cldfast.process.path import Process
 
@@ -26,7 +26,9 @@ def classifier_free(stages: Sequence[Stage], scale: float) -> tuple[Stage, ...]:
     return _map_blocks(stages, lambda stage, block: (scale * block, (1.0 - scale) * block))
 
 
-def added_score(stages: Sequence[Stage], sde: Process, parameterization: str) -> tuple[Stage, ...]:
+def added_score(
+    stages: Sequence[Stage], sde: Process, parameterization: Parameterization
+) -> tuple[Stage, ...]:
     """Stages that read one more output: a term that is added to the network's score.
 
     For parameterisations of one plane the term is added to the velocity score, (B, C, ...); for

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cldfast.planner.parameterization import score_map
+from cldfast.planner.parameterization import Parameterization, data_form, score_map, x0_map
 from cldfast.planner.stage import Stage
 from cldfast.process.path import Path, Process
 
@@ -69,34 +69,52 @@ def marginal_law(
 def exact_network(
     sde: Process,
     t: Sequence[float] | np.ndarray,
-    parameterization: str,
+    parameterization: Parameterization,
     data_mean: float,
     data_var: float,
     score_bias: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a perfect network returns at times t, `gain @ u + shift`: (n, r, 2) and (n, r).
+    """What a perfect network returns at times t of the state u: `gain @ u + shift`.
 
-    score_bias: a constant added to its velocity score, for a path to the score of each coordinate.
+    gain: (n, r, 2). shift: (n, r). score_bias: a constant added to its velocity score,
+        or to the score of each coordinate of a path.
     """
     t = np.asarray(t, dtype=np.float64)
     if isinstance(sde, Path):
         law, error = sde.gaussian(t, data_var), np.array([score_bias, score_bias])
-        mean, precision = law.mean, law.precision
-    else:
-        marginal, error = sde.marginal(t), np.array([0.0, score_bias])
-        mean = marginal.mean
-        precision = marginal.covariance.plus_outer(data_var, mean[..., 0], mean[..., 1]).inverse
-    score_shift = (precision @ mean[..., None])[..., 0] * data_mean + error
+        return _of_score(sde, t, parameterization, law.precision, law.mean * data_mean, error)
+    marginal = sde.marginal(t)
+    mean = marginal.mean
+    form = data_form(parameterization)
+    if form is not None:
+        # `E[x0 | y] = (data_var y + sigma^2 data_mean) / (data_var + sigma^2)`.
+        made, unsure = form.coefficients(marginal.sigma_y), marginal.det / marginal.signal
+        unsure = unsure / (data_var + unsure)
+        to_bias = x0_map(sde, t, "score").from_output[:, 0, 0] if score_bias else 0.0
+        return (
+            ((made.drop - unsure) / made.gain)[:, None, None] * marginal.statistic[:, None, :],
+            ((unsure * data_mean + to_bias * score_bias) / made.gain)[:, None],
+        )
+    precision = marginal.covariance.plus_outer(data_var, mean[..., 0], mean[..., 1]).inverse
+    error = np.array([0.0, score_bias])
+    return _of_score(sde, t, parameterization, precision, mean * data_mean, error)
+
+
+def _of_score(
+    sde: Process, t: np.ndarray, parameterization: Parameterization, precision: np.ndarray,
+    mean: np.ndarray, error: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """What a network returns whose score is `-precision (u - mean) + error`."""
     to_score = score_map(sde, t, parameterization)
     back = to_score.left_inverse()
     gain = back @ (-precision - to_score.from_state)
-    return gain, (back @ score_shift[..., None])[..., 0]
+    return gain, (back @ (precision @ mean[..., None] + error[:, None]))[..., 0]
 
 
 def gaussian_law(
     stages: Sequence[Stage],
     sde: Process,
-    parameterization: str,
+    parameterization: Parameterization,
     mean0: np.ndarray | None = None,
     var0: np.ndarray | None = None,
     data_mean: float = 0.0,

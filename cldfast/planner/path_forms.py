@@ -5,7 +5,8 @@ an output and the state give any quantity `a x0 + b eps`:
 
     a x0 + b eps = ((a sigma - b alpha) o + (b p - a q) x)/(p sigma - q alpha)
 
-so a table of (p, q) is all that there is to a parameterisation, in sampling and in training.
+so a table of (p, q) is all that there is to a parameterisation, in sampling and in training. The
+forms of `cldfast.planner.data_forms` serve too, for `y = x/alpha` at the noise level sigma/alpha.
 """
 
 from __future__ import annotations
@@ -14,70 +15,77 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
-from cldfast.planner.parameterization import LinearMap
+from cldfast.planner.data_forms import DATA_FORMS, DataForm
+from cldfast.planner.parameterization import LinearMap, Parameterization
+from cldfast.process.path import Path
 
 Array = Any
-Form = Callable[[Any, Array], tuple[Array, Array]]
-
-
-def _size(path: Any, t: Array) -> Array:
-    """Root mean square of x for data of standard deviation `sigma_data`."""
-    return (path.sigma(t) ** 2 + (path.alpha(t) * path.sigma_data) ** 2) ** 0.5
-
-
-def _edm(path: Any, t: Array) -> tuple[Array, Array]:
-    size, deviation = _size(path, t), path.sigma_data
-    return path.sigma(t) / (deviation * size), -deviation * path.alpha(t) / size
-
-
-# Name -> (p, q). "score": of the noised data. "noise": eps. "v": Salimans and Ho (2022). "flow":
-# the velocity dx/dt. "denoiser": D(y, level), the data. "edm": the preconditioned output F in
-# `D = c_skip y + c_out F` of Karras et al. (2022), table 1.
-FORMS: dict[str, Form] = {
+# Name -> (p, q) at times t. "score": of the noised data. "noise": eps. "v": Salimans and Ho (2022).
+# "flow": the velocity dx/dt, Lipman et al. (2023).
+FORMS: dict[str, Callable[[Path, Array], tuple[Array, Array]]] = {
     "score": lambda path, t: (0.0 * t, -1.0 / path.sigma(t)),
     "noise": lambda path, t: (0.0 * t, 0.0 * t + 1.0),
     "x0": lambda path, t: (0.0 * t + 1.0, 0.0 * t),
     "v": lambda path, t: (-path.sigma(t), path.alpha(t)),
     "flow": lambda path, t: path.slopes(t),
-    "denoiser": lambda path, t: (0.0 * t + 1.0, 0.0 * t),
-    "edm": _edm,
 }
-# What networks of these forms see: a multiple of x, and in place of the time the noise level
-# sigma/alpha of `y = x/alpha`, or a quarter of its logarithm.
-INPUTS: dict[str, Form] = {
-    "denoiser": lambda path, t: (1.0 / path.alpha(t), path.sigma(t) / path.alpha(t)),
-    "edm": lambda path, t: (
-        1.0 / _size(path, t), 0.25 * array_namespace(t).log(path.sigma(t) / path.alpha(t))
-    ),
-}  # fmt: skip
 
 
-def check_form(path: Any, name: str) -> None:
-    """ValueError for a name that is not one of `FORMS`."""
-    if name not in FORMS:
-        raise ValueError(
-            f"unknown parameterization {name!r} of a {type(path).__name__} path; "
-            f"expected one of {', '.join(FORMS)}"
-        )
+def data_form_of(path: Path, name: Parameterization) -> DataForm | None:
+    """The form of a network that predicts the data from y, None for one of `FORMS`.
+
+    Raises ValueError for an unknown name.
+    """
+    form = name if isinstance(name, DataForm) else None
+    if form is None and name not in FORMS:
+        form = DATA_FORMS.get(str(name))
+        if form is None:
+            raise ValueError(
+                f"unknown parameterization {name!r} of a {type(path).__name__} path; expected one "
+                f"of {', '.join(dict.fromkeys([*FORMS, *DATA_FORMS]))}"
+            )
+    return form
 
 
-def change(path: Any, t: Array, name: str, to: str) -> tuple[Array, Array]:
-    """The factors of an output `name` and of x in the quantity `to`, two of `FORMS`, at times t."""
+def parts(path: Path, t: Array, name: Parameterization) -> tuple[Array, Array]:
+    """(p, q) of an output at times t, float64."""
+    form = data_form_of(path, name)
+    if form is None:
+        return FORMS[str(name)](path, t)
+    level = path.sigma(t) / path.alpha(t)
+    made = form.coefficients(level)
+    # x0 = keep y + gain o with y = x0 + level eps
+    return made.drop / made.gain, -made.keep * level / made.gain
+
+
+def change(
+    path: Path, t: Array, name: Parameterization, to: Parameterization
+) -> tuple[Array, Array]:
+    """The factors of an output `name` and of x in the quantity `to`, at times t, float64."""
     alpha, sigma = path.alpha(t), path.sigma(t)
-    (p, q), (a, b) = FORMS[name](path, t), FORMS[to](path, t)
+    (p, q), (a, b) = parts(path, t, name), parts(path, t, to)
     det = p * sigma - q * alpha
     return (a * sigma - b * alpha) / det, (b * p - a * q) / det
 
 
-def pair_map(path: Any, t: np.ndarray, name: str, to: str) -> LinearMap:
+def view(path: Path, t: Array, name: Parameterization) -> tuple[Array, Array] | None:
+    """The factor of x in what the network sees, and its second argument; None for x and t."""
+    form = data_form_of(path, name)
+    if form is None or not form.sees_y:
+        return None
+    made = form.coefficients(path.sigma(t) / path.alpha(t))
+    assert made.scale is not None and made.argument is not None  # of a form that sees y
+    return made.scale / path.alpha(t), made.argument
+
+
+def pair_map(path: Path, t: np.ndarray, name: Parameterization, to: str) -> LinearMap:
     """`change` for two coordinates at times t (n,), as the planner has it.
 
     Raises ValueError for an unknown form, or one that does not fix the quantity.
     """
     t = np.asarray(t, dtype=np.float64)
-    check_form(path, name)
+    data_form_of(path, name)
     if name == to:  # also where sigma is 0, as it is for Langevin dynamics
         return LinearMap(blocks(np.ones_like(t)), blocks(np.zeros_like(t)))
     with np.errstate(all="ignore"):
@@ -85,9 +93,17 @@ def pair_map(path: Any, t: np.ndarray, name: str, to: str) -> LinearMap:
     bad = ~(np.isfinite(on_output) & np.isfinite(on_state))
     if np.any(bad):
         raise ValueError(
-            f"{name!r} does not give {to!r} at t = {t[bad].max()} of {path}: change t_min or T"
+            f"{str(name)!r} does not give {to!r} at t = {t[bad].max()} of {path}: change t_min or T"
         )
     return LinearMap(blocks(on_output), blocks(on_state))
+
+
+def pair_view(
+    path: Path, t: np.ndarray, name: Parameterization
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """`view` for two coordinates, as `input_map` of the planner has it: (n, 2, 2) and (n,)."""
+    seen = view(path, np.asarray(t, dtype=np.float64), name)
+    return None if seen is None else (blocks(seen[0]), seen[1])
 
 
 def blocks(values: Array) -> np.ndarray:

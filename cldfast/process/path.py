@@ -43,8 +43,8 @@ class Path(ABC):
     paired: ClassVar[bool] = True
     # In which the polynomials of exponential solvers are polynomials: "log_snr" or "t".
     variable: ClassVar[str] = "log_snr"
-    # Standard deviation of the data for which outputs of the form `edm` are scaled.
-    sigma_data: float = 1.0
+    # What a network is taken to return where nothing is said, see `planner.path_forms`.
+    parameterization: ClassVar[str] = "score"
     # Name -> `cldfast.planner.solvers.Solver`.
     solvers: ClassVar[Mapping[str, Any]]
 
@@ -61,8 +61,12 @@ class Path(ABC):
         """The derivatives of alpha and sigma."""
 
     @abstractmethod
-    def score_map(self, t: np.ndarray, parameterization: str) -> Any:
+    def score_map(self, t: np.ndarray, parameterization: Any) -> Any:
         """The `LinearMap` from output and state to the score of a pair at times t (n,)."""
+
+    @abstractmethod
+    def input_map(self, t: np.ndarray, parameterization: Any) -> Any:
+        """What the network sees at times t (n,), see `planner.parameterization.input_map`."""
 
     def __repr__(self) -> str:
         shown = (f"{k}={v}" for k, v in vars(self).items() if not k.startswith("_"))

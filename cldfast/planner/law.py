@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cldfast.planner.parameterization import Parameterization, data_form, score_map, x0_map
+from cldfast.planner.path_forms import pair_network
 from cldfast.planner.stage import Stage
 from cldfast.process.path import Path, Process
 
@@ -80,8 +81,10 @@ def exact_network(
         or to the score of each coordinate of a path.
     """
     t = np.asarray(t, dtype=np.float64)
+    if isinstance(sde, Path) and sde.paired:
+        return pair_network(sde, t, parameterization, data_mean, data_var, score_bias)
     if isinstance(sde, Path):
-        law, error = sde.gaussian(t, data_var), np.array([score_bias, score_bias])
+        law, error = sde.gaussian(t, data_var), np.array([score_bias, 0.0])
         return _of_score(sde, t, parameterization, law.precision, law.mean * data_mean, error)
     marginal = sde.marginal(t)
     mean = marginal.mean

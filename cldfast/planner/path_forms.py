@@ -106,6 +106,28 @@ def pair_view(
     return None if seen is None else (blocks(seen[0]), seen[1])
 
 
+def pair_network(
+    path: Path, t: np.ndarray, name: Parameterization, mean: float, var: float, score_bias: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a perfect network for data `N(mean, var)` returns: `gain @ (x, v) + shift`.
+
+    `E[x0 | x] = mean + alpha var r` and `E[eps | x] = sigma r` with `r = (x - alpha mean)/c`, c the
+    variance of x. gain: (n, 2, 2). shift: (n, 2). score_bias: a constant added to the score.
+    """
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    variance = alpha**2 * var + sigma**2
+    if name == "score":  # also where sigma is 0
+        gain, shift = -1.0 / variance, alpha * mean / variance + score_bias
+    else:
+        p, q = parts(path, t, name)
+        gain = (p * alpha * var + q * sigma) / variance
+        shift = (p - gain * alpha) * mean
+        if score_bias != 0.0:
+            with np.errstate(divide="ignore"):  # infinite where x says nothing of the data
+                shift = shift + score_bias / change(path, t, name, "score")[0]
+    return blocks(gain), np.stack([shift, shift], axis=-1)
+
+
 def blocks(values: Array) -> np.ndarray:
     """`c I` for each number c: (n, 2, 2)."""
     return np.asarray(values)[..., None, None] * np.eye(2)

@@ -59,13 +59,12 @@ class KineticLangevin(Langevin):
         return Marginal(np.stack([one, zero], axis=-1), covariance)
 
     def score_map(self, t: np.ndarray, parameterization: Any) -> LinearMap:
-        super().score_map(t, parameterization)  # which refuses all but the score
         one, zero = self.alpha(t), self.sigma(t)
         row = np.stack([one, zero], axis=-1)[..., None]
         return LinearMap(row, stack_matrix(zero, zero, zero, -one))
 
     def input_map(self, t: np.ndarray, parameterization: Any) -> tuple[np.ndarray, np.ndarray]:
-        # The score of the target sees the positions.
+        super().score_map(t, parameterization)  # refuses all but the score, which sees positions
         return np.broadcast_to([[1.0, 0.0]], (len(t), 1, 2)), np.asarray(t, dtype=np.float64)
 
 

@@ -51,7 +51,9 @@ def test_packing_an_even_number_copies_nothing() -> None:
 def test_batches_and_shards_make_the_same_bits(solver: str) -> None:
     whole = sample(net, VE(0.01, 5.0), (10, 3), solver, 5, seed=2)
     options: dict[str, Any] = {"seed": 2}
-    assert torch.equal(sample(net, VE(0.01, 5.0), (10, 3), solver, 5, batch_size=3, **options), whole)
+    assert torch.equal(
+        sample(net, VE(0.01, 5.0), (10, 3), solver, 5, batch_size=3, **options), whole
+    )
     shard = sample(net, VE(0.01, 5.0), (4, 3), solver, 5, first_index=6, **options)
     assert torch.equal(shard, whole[6:])
 
@@ -95,9 +97,7 @@ def test_guidance() -> None:
     guided = sample(net, VP(), (6, 3), "em", 9, guidance=term, **options)
     expected = sample(lambda x, t: net(x, t) + term(x, t), VP(), (6, 3), "em", 9, **options)
     torch.testing.assert_close(guided, expected, rtol=1e-10, atol=1e-10)
-    two = sample(
-        lambda x, t: (net(x, t), -x), VP(), (6, 3), "em", 9, guidance_scale=3.0, **options
-    )
+    two = sample(lambda x, t: (net(x, t), -x), VP(), (6, 3), "em", 9, guidance_scale=3.0, **options)
     one = sample(lambda x, t: 3.0 * net(x, t) + 2.0 * x, VP(), (6, 3), "em", 9, **options)
     torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-9)
 

@@ -60,7 +60,9 @@ def test_a_loss_does_not_depend_on_the_form(form: str, weighting: str) -> None:
     made = data.network(path, "x0")(alpha * x0 + sigma * noise, t)
     falling, growing = (slope[:, None] for slope in path.slopes(t))
     scale = {"x0": 1.0, "noise": alpha / sigma, "flow": falling - growing * alpha / sigma}
-    assert losses[0] == pytest.approx(float((scale[weighting] * (made - x0)).square().sum(1).mean()))
+    assert losses[0] == pytest.approx(
+        float((scale[weighting] * (made - x0)).square().sum(1).mean())
+    )
 
 
 def test_flow_matching_in_three_lines() -> None:

@@ -25,9 +25,10 @@ from cldfast import kernels
 from cldfast.kernels import NoiseAddress, Stream
 from cldfast.planner.plan import Plan
 
-# Nodes of a tree of this depth have numbers that fit into the 32 bits of a stage index. Within its
-# last intervals, 1e-9 T long, each time by itself has the right law.
-DEPTH = 30
+# The tree ends at intervals of 2^-24 T = 6e-8 T: the last step of a quadratic grid of 4,000 steps.
+# Within an interval each time by itself has the right law. Numbers of nodes fit into the 32 bits of
+# a stage index.
+DEPTH = 24
 
 
 class BrownianPath:

@@ -3,8 +3,8 @@
     python benchmarks/classical_cost.py
 
 Writes benchmarks/results/classical_cost.csv: medians of one Euler-Maruyama stage by the kernel
-alone, in place and on one thread, in interleaved rounds. A path has half the planes of CLD, so about
-half the time is expected where memory or arithmetic decides. A minute.
+alone, in place and on one thread, in interleaved rounds. A path has half the planes of CLD, so
+about half the time is expected where memory or arithmetic decides. A minute.
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ def one_size(size: int) -> dict[str, float]:
             backend.stage(u, (output,), (), table, kernels.NoiseAddress(1), out=u)
             begin = time.perf_counter()
             for index in range(calls):
-                backend.stage(
-                    u, (output,), (), table, kernels.NoiseAddress(1, 0, index), out=u
-                )
+                backend.stage(u, (output,), (), table, kernels.NoiseAddress(1, 0, index), out=u)
             samples[name].append((time.perf_counter() - begin) / calls)
             u.normal_()
     cld, vp = (float(np.median(samples[name])) for name in ("cld", "vp"))

@@ -131,20 +131,21 @@ def learned_networks(
     for name, one in (contenders() if processes is None else processes).items():
         if not one.learned:
             continue
-        torch.manual_seed(seed)
-        net = MLPScore(data.dim, width=width, in_planes=1, conditioning="c_noise")
-        optimiser = torch.optim.Adam(net.parameters(), 1e-3)
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        for step in range(steps):
-            x0 = rows[torch.randint(len(rows), (batch,))]
-            if isinstance(one.process, GaussianPath):
-                loss = dsm_loss(net, one.process, x0, parameterization=FORM, seed=step)
-            else:
-                loss = hsm_loss(net, one.process, x0, "reweighted", FORM, step, times="uniform")
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            decay.step()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = MLPScore(data.dim, width=width, in_planes=1, conditioning="c_noise")
+            optimiser = torch.optim.Adam(net.parameters(), 1e-3)
+            decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+            for step in range(steps):
+                x0 = rows[torch.randint(len(rows), (batch,))]
+                if isinstance(one.process, GaussianPath):
+                    loss = dsm_loss(net, one.process, x0, parameterization=FORM, seed=step)
+                else:
+                    loss = hsm_loss(net, one.process, x0, "reweighted", FORM, step, times="uniform")
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                decay.step()
         made[name] = net.eval()
     return made
 

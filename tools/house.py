@@ -24,13 +24,13 @@ RULES = dict.fromkeys(BASE.split(), "") | {
     "kernels": BASE,
     "training": CORE,
     "sampling": f"{CORE} training",
-    "classical": CORE,
+    "classical": f"{CORE} training sampling",
     "lab": MIDDLE,
     "compat": MIDDLE,
     "info": f"{BASE} kernels",
     "bench": f"{MIDDLE} lab compat info",
     "app": f"{MIDDLE} lab compat info bench",
-    "__init__": f"{MIDDLE} compat info",
+    "__init__": f"{MIDDLE} lab compat info",
     "__main__": "app",
 }
 # Floors of rooms in the house, and of files in one room.

@@ -11,7 +11,7 @@ from cldfast.planner.error_budget import ErrorBudget, error_budget
 from cldfast.planner.law import GaussianLaw, gaussian_law
 from cldfast.planner.parameterization import Parameterization
 from cldfast.planner.stage import Stage
-from cldfast.process.sde import LinearPhaseSDE
+from cldfast.process.path import Process
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class Plan:
     """
 
     stages: tuple[Stage, ...]
-    sde: LinearPhaseSDE
+    sde: Process
     solver: str
     order: int
     parameterization: Parameterization
@@ -112,7 +112,7 @@ class Plan:
         return error_budget(*self._linear, start, data_mean, data_var, score_error, over, of)
 
     @property
-    def _linear(self) -> tuple[tuple[Stage, ...], LinearPhaseSDE, Parameterization]:
+    def _linear(self) -> tuple[tuple[Stage, ...], Process, Parameterization]:
         """What the exact law of the output needs; ValueError where that law is not linear."""
         if self.guidance_term:
             raise ValueError(

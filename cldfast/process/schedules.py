@@ -41,7 +41,7 @@ class Schedule(Protocol):
         """The time at which the integral reaches `tau`."""
 
 
-def _require(relation: str, **values: float) -> None:
+def require(relation: str, **values: float) -> None:
     """ValueError for a value that is not finite and not "> 0" or ">= 0", as `relation` says."""
     for name, value in values.items():
         allowed = value > 0.0 or (value == 0.0 and relation == ">= 0")
@@ -84,7 +84,7 @@ class ConstantBeta(Formulas):
     value: float = 4.0
 
     def __post_init__(self) -> None:
-        _require("> 0", value=self.value)
+        require("> 0", value=self.value)
 
     def _beta(self, xp: Any, t: Array) -> Array:
         return t * 0.0 + self.value
@@ -105,8 +105,8 @@ class LinearBeta(Formulas):
     T: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(">= 0", beta_min=self.beta_min)
-        _require("> 0", beta_max=self.beta_max, T=self.T)
+        require(">= 0", beta_min=self.beta_min)
+        require("> 0", beta_max=self.beta_max, T=self.T)
 
     @property
     def _slope(self) -> float:
@@ -139,8 +139,8 @@ class ExponentialBeta(Formulas):
     k: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(">= 0", beta_min=self.beta_min, delta=self.delta)
-        _require("> 0", k=self.k, beta_min_plus_delta=self.beta_min + self.delta)
+        require(">= 0", beta_min=self.beta_min, delta=self.delta)
+        require("> 0", k=self.k, beta_min_plus_delta=self.beta_min + self.delta)
 
     def _beta(self, xp: Any, t: Array) -> Array:
         return self.beta_min + self.delta * xp.expm1(self.k * t)
@@ -196,8 +196,8 @@ class CosineBeta(Formulas):
     T: float = 1.0
 
     def __post_init__(self) -> None:
-        _require("> 0", scale=self.scale, T=self.T)
-        _require(">= 0", offset=self.offset)
+        require("> 0", scale=self.scale, T=self.T)
+        require(">= 0", offset=self.offset)
         if not self.offset / (1.0 + self.offset) < self.end < 1.0:
             raise ValueError(f"end must lie between offset/(1 + offset) and 1, got {self.end!r}")
 
@@ -247,16 +247,16 @@ class CallableBeta(Formulas):
             raise TypeError(
                 f"beta must be a number, a schedule or a callable, got {self.function!r}"
             )
-        _require("> 0", T=self.T)
+        require("> 0", T=self.T)
 
     def _beta(self, xp: Any, t: Array) -> Array:
-        return _on_host(xp, t, lambda x: np.array([float(self.function(s)) for s in x]))
+        return on_host(xp, t, lambda x: np.array([float(self.function(s)) for s in x]))
 
     def _integral(self, xp: Any, t: Array) -> Array:
-        return _on_host(xp, t, self._quadratures)
+        return on_host(xp, t, self._quadratures)
 
     def _inverse(self, xp: Any, tau: Array) -> Array:
-        return _on_host(xp, tau, self._roots)
+        return on_host(xp, tau, self._roots)
 
     def _quadratures(self, times: np.ndarray) -> np.ndarray:
         """The integrals up to each time: quadrature between neighbouring distinct times, summed."""
@@ -294,7 +294,7 @@ class CallableBeta(Formulas):
 QUADRATURE_ERROR = 1e-13
 
 
-def _on_host(xp: Any, array: Array, function: Callable[[np.ndarray], np.ndarray]) -> Array:
+def on_host(xp: Any, array: Array, function: Callable[[np.ndarray], np.ndarray]) -> Array:
     """Apply a function of flat numpy float64 arrays to a float64 array of any library."""
     if isinstance(array, np.ndarray | np.generic):
         return function(np.ravel(array)).reshape(np.shape(array))

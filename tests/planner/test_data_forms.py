@@ -27,9 +27,7 @@ SDES = {
 }
 FORMS: dict[str, DataForm] = {**DATA_FORMS, "edm(0.5)": Preconditioned(0.5)}
 # Arrays, for numbers in lists are rounded to float32.
-MIXTURE = GaussianMixture(
-    np.array(WEIGHTS), np.array(MEANS)[:, None], np.array(VARIANCES)[:, None]
-)
+MIXTURE = GaussianMixture(np.array(WEIGHTS), np.array(MEANS)[:, None], np.array(VARIANCES)[:, None])
 SIGMAS = np.array([1e-12, 1e-6, 1e-3, 0.1, 1.0, 30.0, 1e6])
 
 
@@ -54,7 +52,9 @@ def test_each_form_by_its_definition(name: str) -> None:
                     1 / level, mp.log(sigma) / 4,
                 ),
             }[name.removesuffix("(0.5)")]  # fmt: skip
-            keep, drop, gain = (mp.mpf(float(part[k])) for part in (made.keep, made.drop, made.gain))
+            keep, drop, gain = (
+                mp.mpf(float(part[k])) for part in (made.keep, made.drop, made.gain)
+            )
             # A few roundings of numbers of order 1, and of sigma nu.
             assert abs(keep * y + gain * output - x0) < 1e-15 * (2 + sigma)
             assert abs(keep + drop - 1) < 1e-15
@@ -128,7 +128,9 @@ def test_the_law_is_that_of_the_full_score(solver: str, form: str) -> None:
         ]
         # Coefficients grow to about snr(0.01) < 1e5 where both rows of the score are multiplied out.
         assert np.allclose(laws[0].mean, laws[1].mean, rtol=1e-9, atol=1e-9)
-        assert np.allclose(laws[0].cov, laws[1].cov, rtol=1e-9, atol=1e-9 * np.abs(laws[0].cov).max())
+        assert np.allclose(
+            laws[0].cov, laws[1].cov, rtol=1e-9, atol=1e-9 * np.abs(laws[0].cov).max()
+        )
 
 
 def test_the_share_of_the_velocity_row() -> None:

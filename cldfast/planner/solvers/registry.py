@@ -82,6 +82,7 @@ def solver(
     order: int | Callable[..., int],
     evaluations_per_step: int = 1,
     quadratic_from: float | Callable[..., float] = math.inf,
+    table: dict[str, Solver] = SOLVERS,
 ) -> Callable[[Build], Build]:
     """Register a function `(sde, grid, parameterization, *, options) -> stages` as a solver.
 
@@ -103,14 +104,15 @@ def solver(
                 yield Stage(t, s, P, (E,), L=np.sqrt(temperature * h * D))
 
     order, evaluations_per_step, quadratic_from: see `Solver`; functions of the options are called
-    with all options by name, defaults included.
+    with all options by name, defaults included. table: where the solver is entered; that of
+    phase-space processes, or of another kind of process.
 
     Raises ValueError for a name that another function has, or an option that `make_plan` or
     `sample` would take for itself.
     """
 
     def register(build: Build) -> Build:
-        known = SOLVERS.get(name)
+        known = table.get(name)
         if known is not None and _origin(known.build) != _origin(build):
             raise ValueError(f"the name {name!r} is taken by the solver {_origin(known.build)}")
         options = _options(build)
@@ -119,7 +121,7 @@ def solver(
                 f"solver {name!r} may not call its options {', '.join(sorted(taken))}: arguments "
                 "of make_plan and sample have these names"
             )
-        SOLVERS[name] = Solver(name, build, order, evaluations_per_step, quadratic_from, options)
+        table[name] = Solver(name, build, order, evaluations_per_step, quadratic_from, options)
         return build
 
     return register

@@ -60,10 +60,11 @@ def error_budget(
 
     score_error: size M >= 0 of the score's error: a constant that is added at every evaluation, so
         its L2 size is M, and it never averages out.
-    of: "velocity" adds M to the velocity score, of a path to the score. "full" adds a vector of length M to the score in
+    of: "velocity" adds M to the velocity score. "full" adds a vector of length M to the score in
         (x, v), which is that of the renormalised score too and the M of the theorem (Strasman,
         Surendran et al. 2025): for a network of one plane the vector along `Sigma^-1 m`, as an
-        error of its data prediction makes it, else the constant one that does most harm.
+        error of its data prediction makes it, else the constant one that does most harm. The score
+        of a path has one row, to which M is added.
     over: "x" compares the laws of x, "phase" those of (x, v). A plan that denoises makes the mean
         of the initial velocity, not its law: "phase" then counts the missing variance as
         discretisation.

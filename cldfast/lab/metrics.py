@@ -18,19 +18,8 @@ from cldfast.lab.arrays import as_float64, as_numpy
 
 Points = NDArray[np.float64]
 
-# The exact distance holds an n x m cost matrix and takes cubic time.
-EXACT_LIMIT = 5000
-
 # Projections go through in blocks of at most this many projected numbers (32 MiB) at a time.
 _BLOCK_ENTRIES = 1 << 22
-
-# Pivots for the exact solver: its own limit of 100,000 stops short at a few thousand points.
-_MAX_PIVOTS = 100_000_000
-
-# A covariance may miss symmetry or semi-definiteness by this much, in units of its variances.
-_COVARIANCE_SLACK = 1e-10
-
-_NEEDS_POT = "the sample distances need POT"
 
 
 def sliced_w2(x: Any, y: Any, n_projections: int = 500, seed: int = 0) -> float:
@@ -46,7 +35,7 @@ def sliced_w2(x: Any, y: Any, n_projections: int = 500, seed: int = 0) -> float:
     a, b = _pair(x, y)
     if n_projections < 1:
         raise ValueError(f"n_projections: expected at least 1, got {n_projections}")
-    ot = extra_module("ot", _NEEDS_POT)
+    ot = extra_module("ot", "sliced_w2 needs POT")
     directions = np.random.default_rng(seed).standard_normal((a.shape[1], n_projections))
     directions /= np.linalg.norm(directions, axis=0)
     block = max(1, _BLOCK_ENTRIES // max(len(a), len(b)))
@@ -56,49 +45,6 @@ def sliced_w2(x: Any, y: Any, n_projections: int = 500, seed: int = 0) -> float:
         distance = ot.sliced_wasserstein_distance(a, b, projections=part, p=2)
         total += part.shape[1] * float(distance) ** 2
     return math.sqrt(total / n_projections)
-
-
-def exact_w2(x: Any, y: Any) -> float:
-    """Exact Wasserstein-2 distance (not squared) between two samples, in the units of the data.
-
-    x, y: samples (n, d) and (m, d), at most 5,000 points each. Raises RuntimeError where the solver
-    does not converge.
-    """
-    a, b = _pair(x, y)
-    if max(len(a), len(b)) > EXACT_LIMIT:
-        raise ValueError(
-            f"exact_w2 takes at most {EXACT_LIMIT} points a side, got {len(a)} and {len(b)}; "
-            "use sliced_w2"
-        )
-    ot = extra_module("ot", _NEEDS_POT)
-    from scipy.spatial.distance import cdist
-
-    # Differences first: the usual |x|^2 + |y|^2 - 2 x.y loses small distances to cancellation.
-    cost = cdist(a, b, "sqeuclidean")
-    squared, log = ot.emd2(ot.unif(len(a)), ot.unif(len(b)), cost, numItermax=_MAX_PIVOTS, log=True)
-    if log["warning"] is not None:
-        raise RuntimeError(f"exact_w2 did not converge: {log['warning']}")
-    return math.sqrt(max(float(squared), 0.0))
-
-
-def bures_w2(mean0: Any, cov0: Any, mean1: Any, cov1: Any) -> float:
-    """Wasserstein-2 distance (not squared) between N(mean0, cov0) and N(mean1, cov1).
-
-    mean0, mean1: (d,). cov0, cov1: (d, d), symmetric positive semi-definite; singular ones are
-    fine. ValueError for what is not a covariance.
-
-    With C = S S^T the squared distance is |mean0 - mean1|^2 + min over rotations U of
-    |S0 - S1 U|^2, attained at U = A B^T for S1^T S0 = A diag B^T (Procrustes). Unlike
-    tr C0 + tr C1 - 2 tr (C0^1/2 C1 C0^1/2)^1/2, nothing cancels where the two laws are close.
-
-    Source: Bhatia, Jain and Lim (2019), "On the Bures-Wasserstein distance", theorem 1.
-    """
-    m0, m1 = as_float64(mean0, "mean0"), as_float64(mean1, "mean1")
-    if m0.ndim != 1 or m0.size == 0 or m0.shape != m1.shape:
-        raise ValueError(f"means: expected two of shape (d,), got {m0.shape} and {m1.shape}")
-    s0, s1 = _factor(cov0, len(m0), "cov0"), _factor(cov1, len(m0), "cov1")
-    left, _, right = np.linalg.svd(s1.T @ s0)
-    return math.hypot(np.linalg.norm(m0 - m1), np.linalg.norm(s0 - s1 @ (left @ right)))
 
 
 def class_fractions(samples: Any, train_x: Any, train_y: Any) -> Points:
@@ -121,35 +67,6 @@ def class_fractions(samples: Any, train_x: Any, train_y: Any) -> Points:
     svm = extra_module("sklearn.svm", "class_fractions needs scikit-learn")
     found = svm.SVC().fit(known, labels).predict(points)
     return np.bincount(found, minlength=int(labels.max()) + 1) / len(points)
-
-
-def _factor(cov: Any, dim: int, name: str) -> Points:
-    """A square root S (d, d) of a covariance, C = S S^T, accurate entry by entry.
-
-    Pivoted Cholesky of the correlation matrix: a coordinate of tiny variance keeps its relative
-    accuracy, which an eigenbasis (absolute errors, in units of the largest variance) would lose.
-    """
-    from scipy.linalg.lapack import dpstrf
-
-    c = as_float64(cov, name)
-    if c.shape != (dim, dim):
-        raise ValueError(f"{name}: expected shape ({dim}, {dim}), got {c.shape}")
-    variances = np.diag(c)
-    if variances.min() < 0:
-        raise ValueError(f"{name}: expected variances >= 0, got {variances.min():.3g}")
-    scale = np.sqrt(variances)
-    scale[scale == 0] = 1.0
-    correlation = c / scale[:, None] / scale
-    # Widest coordinate first where pivots tie: factors graded this way lose least in the SVD.
-    order = np.argsort(-variances)
-    packed, pivots, rank, _ = dpstrf(correlation[np.ix_(order, order)], lower=1)
-    lower = np.tril(packed)
-    lower[:, rank:] = 0.0
-    root = np.empty_like(lower)
-    root[order[pivots - 1]] = lower
-    if np.abs(root @ root.T - correlation).max() > _COVARIANCE_SLACK:
-        raise ValueError(f"{name}: expected a symmetric positive semi-definite matrix")
-    return root * scale[:, None]
 
 
 def _pair(x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> tuple[Points, Points]:

@@ -270,8 +270,7 @@ class CallableBeta(Formulas):
         ]
         if not all(math.isfinite(piece) and piece >= 0.0 for piece in pieces):
             raise ValueError("beta must be finite and >= 0 on [0, T], and so its integral")
-        result: np.ndarray = np.cumsum(pieces)[where]
-        return result
+        return np.cumsum(pieces)[where]
 
     def _roots(self, targets: np.ndarray) -> np.ndarray:
         """Bracketed root finding (`scipy.optimize.brentq`) on [0, T], to about 1e-15 T."""

@@ -67,7 +67,7 @@ inline int read_planes(const py::tuple& tensors, Plane* planes, int before = 0) 
     const Dtype dtype = static_cast<Dtype>(code);
     for (int64_t p = 0; p < number; ++p) {
       planes[count++] = {data + p * integer(tensors, i + 4) * size_of(dtype), integer(tensors, i + 3),
-                         integer(tensors, i + 5), integer(tensors, i + 6), dtype, false};
+                         integer(tensors, i + 5), integer(tensors, i + 6), dtype};
     }
   }
   return count - before;

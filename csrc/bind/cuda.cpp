@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "bind/arguments.h"
+#include "cuda/launch.h"
 #include "cuda/run.h"
 
 namespace py = pybind11;
@@ -31,11 +32,11 @@ void stage(const py::tuple& shape, const py::tuple& inputs, const py::tuple& out
 
 void residual(const py::tuple& shape, const py::tuple& outputs, const py::tuple& offsets,
               const py::tuple& gradients, const py::tuple& weights, uintptr_t scale, double factor,
-              uintptr_t sums, uintptr_t loss, bool reduce, const py::tuple& queue) {
+              uintptr_t sums, const py::tuple& queue) {
   ResidualArgs args = read_residual(shape, outputs, offsets, gradients, MatrixShape(weights),
                                     reinterpret_cast<const double*>(scale), factor);
   args.sums = reinterpret_cast<double*>(sums);
-  run_residual(args, reinterpret_cast<void*>(loss), reduce, read_queue(queue));
+  run_residual(args, read_queue(queue));
 }
 
 }  // namespace
@@ -54,9 +55,9 @@ PYBIND11_MODULE(_cuda, module) {
              "One stage on a stream. As `_core.stage`, with weights on the host or the device, a step "
              "counter on the device or 0, and a mask of the columns that weights on the device use.");
   module.def("residual", &residual,
-             "Losses and gradients on a stream. As `_core.residual`, all memory on the device, with room "
-             "for `residual_room` numbers of float64.");
-  module.def("residual_room", &residual_room, "rows"_a, "width"_a, "reduce"_a);
+             "Losses of the pieces of rows, float64 (rows, pieces), and gradients on a stream. As "
+             "`_core.residual`, all memory on the device.");
+  module.def("pieces_of", &pieces_of, "width"_a, "Pieces of a row.");
   module.def(
       "matrices",
       [](uintptr_t coefficients, uintptr_t octaves, int64_t count, int64_t terms, int64_t stride,

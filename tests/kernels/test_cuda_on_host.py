@@ -340,7 +340,7 @@ def test_residual_of_half_precision_outputs(
 
 
 def test_a_sum_over_more_rows_than_blocks_take_at_once(residual: Residual) -> None:
-    """4,096 blocks at most, and 64 rows of four pairs to each."""
+    """32 blocks of each processor at most, and 64 rows of four pairs to each."""
     rows = 4096 * 64 + 300
     output, offset = torch.randn(rows, 4), torch.randn(rows, 4)
     weights = torch.randn(rows, 1, 2, dtype=FLOAT64)

@@ -63,14 +63,15 @@ class CudaBackend(CompiledBackend):
     ) -> None:
         assert isinstance(weights, torch.Tensor)
         rows, channels, inner, _ = layout
-        size = self.kernels.residual_room(rows, channels * inner, reduce)
+        size = rows, self.kernels.pieces_of(channels * inner)
         sums = torch.empty(size, dtype=torch.float64, device=loss.device)
         with current(loss.device):
             self.kernels.residual(
                 layout, *planes, (weights.data_ptr(), *weights.shape),
-                0 if scale is None else scale.data_ptr(), factor, sums.data_ptr(), loss.data_ptr(),
-                reduce, self.queue(loss.device),
+                0 if scale is None else scale.data_ptr(), factor, sums.data_ptr(),
+                self.queue(loss.device),
             )  # fmt: skip
+        loss.copy_(sums.sum() if reduce else sums.sum(1))
 
     def _may_overwrite(self, output_planes: int) -> bool:
         return output_planes <= MOST_OVERWRITTEN

@@ -6,7 +6,6 @@
 #include "cpu/levels.h"
 #include "cpu/run.h"
 #include "cpu/threads.h"
-#include "shared/philox.h"
 
 namespace py = pybind11;
 using namespace cldfast;
@@ -98,25 +97,6 @@ bool matrices(uintptr_t address, uintptr_t t, int64_t rows, int64_t entries, uin
   return true;
 }
 
-py::tuple philox4x32(const py::tuple& counter, uint64_t key) {
-  const auto word = [&](size_t i) { return counter[i].cast<uint32_t>(); };
-  const auto words =
-      scalar::philox4x32(scalar::Words<uint64_t>{word(0), word(1), word(2), word(3)},
-                         scalar::round_keys(key));
-  const auto low = [](uint64_t wide) { return static_cast<uint32_t>(wide); };
-  return py::make_tuple(low(words.w0), low(words.w1), low(words.w2), low(words.w3));
-}
-
-template <class T>
-void scalar_normals(uintptr_t radius, uintptr_t angle, int64_t count, uintptr_t z_x, uintptr_t z_v) {
-  using Word = scalar::Bits<T>;
-  for (int64_t i = 0; i < count; ++i) {
-    scalar::box_muller<T>(Word(reinterpret_cast<const uint32_t*>(radius)[i]),
-                          Word(reinterpret_cast<const uint32_t*>(angle)[i]),
-                          reinterpret_cast<T*>(z_x)[i], reinterpret_cast<T*>(z_v)[i]);
-  }
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
@@ -154,8 +134,6 @@ PYBIND11_MODULE(_core, module) {
                           rows);
       },
       "Whether a table covers all of the float64 times at an address.");
-  module.def("philox4x32", &philox4x32, "counter"_a, "key"_a,
-             "Four words of one counter (4 words) and a 64-bit key.");
   module.def(
       "philox_words",
       [](const py::tuple& noise, int64_t count, uintptr_t radius, uintptr_t angle,
@@ -165,12 +143,4 @@ PYBIND11_MODULE(_core, module) {
       },
       "noise"_a, "count"_a, "radius"_a, "angle"_a, "level"_a = "",
       "Words of a run of pairs, to two uint32 arrays given by address.");
-  module.def(
-      "normals_from_words",
-      [](uintptr_t radius, uintptr_t angle, int64_t count, bool wide, uintptr_t z_x, uintptr_t z_v) {
-        const auto fill = wide ? scalar_normals<double> : scalar_normals<float>;
-        fill(radius, angle, count, z_x, z_v);
-      },
-      "radius"_a, "angle"_a, "count"_a, "wide"_a, "z_x"_a, "z_v"_a,
-      "The scalar form, which device code shares: normals from two uint32 arrays of words.");
 }

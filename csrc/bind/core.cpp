@@ -14,23 +14,14 @@ namespace {
 
 Table make_table(uintptr_t coefficients, uintptr_t octaves, int64_t count, int64_t terms, int64_t stride,
                  double end, uint64_t used) {
-  if (stride % 8 != 0 || stride < 8) {
-    throw std::invalid_argument("a table holds whole vectors of 8 entries, got " + std::to_string(stride));
-  }
-  if (terms < 1 || count < 1 || count > MOST_OCTAVES) {
-    throw std::invalid_argument("a table has some terms and 1 to " + std::to_string(MOST_OCTAVES) +
-                                " octaves, got " + std::to_string(terms) + " and " +
-                                std::to_string(count));
-  }
+  require(stride % 8 == 0 && stride > 0, "a table holds whole vectors of 8 entries");
+  require(terms > 0 && count > 0 && count <= MOST_OCTAVES, "a table has some terms and octaves");
   return {reinterpret_cast<const double*>(coefficients), reinterpret_cast<const int64_t*>(octaves),
           count, terms, stride, end, used};
 }
 
 void check_entries(const Table& table, int64_t entries) {
-  if (entries > table.stride) {
-    throw std::invalid_argument("the table holds " + std::to_string(table.stride) + " entries, not " +
-                                std::to_string(entries));
-  }
+  require(entries <= table.stride, "the table holds fewer entries");
 }
 
 // Takes matrices from a table, if there is one, and finds the used columns. False where a time lies outside
@@ -63,10 +54,8 @@ bool stage(const py::tuple& shape, const py::tuple& inputs, const py::tuple& out
            int threads, const std::string& level) {
   const MatrixShape matrices(weights);
   StageArgs args = read_stage(shape, inputs, outputs, matrices, noise);
-  if (matrices.count != args.rows && (matrices.count != 1 || table)) {
-    throw std::invalid_argument("weights must hold 1 or " + std::to_string(args.rows) +
-                                " matrices, got " + std::to_string(matrices.count));
-  }
+  require(matrices.count == args.rows || (matrices.count == 1 && !table),
+          "weights must hold 1 matrix, or one for each row");
   if (!place_matrices(args, matrices, table, times)) return false;
   if (!table && matrices.count == 1) matrices.check_finite();
   const Kernels& kernels = kernels_for(level);

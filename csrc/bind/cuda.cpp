@@ -12,7 +12,7 @@ namespace {
 
 // Device number and stream handle.
 Queue read_queue(const py::tuple& queue) {
-  check_size(queue, 2, "a queue");
+  require(PyTuple_GET_SIZE(queue.ptr()) == 2, "a queue is 2 integers");
   return {static_cast<int>(integer(queue, 0)), reinterpret_cast<cudaStream_t>(integer(queue, 1))};
 }
 
@@ -21,10 +21,8 @@ void stage(const py::tuple& shape, const py::tuple& inputs, const py::tuple& out
            const py::tuple& queue) {
   const MatrixShape matrices(weights);
   StageArgs args = read_stage(shape, inputs, outputs, matrices, noise);
-  if (matrices.count != 1 && !(on_device && matrices.count == args.rows)) {
-    throw std::invalid_argument("weights must hold 1 matrix, or one for each row on the device, got " +
-                                std::to_string(matrices.count));
-  }
+  require(matrices.count == 1 || (on_device && matrices.count == args.rows),
+          "weights must hold 1 matrix, or one for each row on the device");
   if (!on_device) matrices.check_finite();
   args.used = on_device ? used : matrices.used_columns();
   run_stage(args, on_device, reinterpret_cast<const int64_t*>(step), read_queue(queue));

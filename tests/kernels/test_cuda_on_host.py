@@ -280,7 +280,7 @@ def test_bad_weights_are_refused(cuda: Calls) -> None:
     weights = torch.full((1, 2, 4), math.nan, dtype=FLOAT64)
     with pytest.raises(ValueError, match="weights must be finite"):
         cuda.stage(torch.zeros(2, 4), [], [], weights)
-    with pytest.raises(ValueError, match="do not fit 2 input planes"):
+    with pytest.raises(ValueError, match="the weights do not fit the planes"):
         cuda.stage(torch.zeros(2, 4), [], [], weights[:, :, :3])
 
 

@@ -303,7 +303,7 @@ def test_a_table_is_first_used_by_many_threads():
 
 def test_a_table_for_one_matrix_is_not_a_table_for_all_rows():
     one = make_table(perturbation, 1.0).at(torch.tensor([0.3], dtype=F64))
-    with pytest.raises(ValueError, match="weights must hold 1 or 2 matrices, got 1"):
+    with pytest.raises(ValueError, match="weights must hold 1 matrix, or one for each row"):
         at_level().stage(None, (torch.randn(2, 3),), (), one)
 
 

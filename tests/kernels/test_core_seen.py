@@ -47,7 +47,7 @@ def test_calls_that_do_not_fit_are_refused() -> None:
     planes = described(state, 2)
     arguments = {
         "shape": (4, 3, 1, 0), "inputs": planes, "outputs": planes,
-        "weights": (weights.data_ptr(), 1, 2, 4), "table": 0, "times": 0, "noise": (1, 2, 3, 4),
+        "weights": (weights.data_ptr(), 1, 2, 4), "table": None, "times": 0, "noise": (1, 2, 3, 4),
         "threads": 1, "level": "",
     }  # fmt: skip
     assert _core.stage(*arguments.values())

@@ -44,7 +44,7 @@ def normals(
     code = {torch.float32: 0, torch.float64: 1}[dtype]
     described = (state.data_ptr(), 2, code, 2 * count, count, 1, 1)
     _core.stage(
-        (1, count, 1, code), (), described, (unit.data_ptr(), 1, 2, 2), 0, 0,
+        (1, count, 1, code), (), described, (unit.data_ptr(), 1, 2, 2), None, 0,
         (seed, first_pair, stage_index, stream), 1, level,
     )  # fmt: skip
     return state[0], state[1]

@@ -1,10 +1,4 @@
-"""Samplers and loss of mandt-lab/PSLD (Pandey, Mandt 2023) on our kernels.
-
-    import cldfast.compat.psld as backend
-    backend.install()                   # with the codebase's `main/` on `sys.path`
-
-After `install` the codebase's registry hands out these classes.
-"""
+"""Samplers and loss of mandt-lab/PSLD (Pandey, Mandt 2023) on our kernels: docs/codebases.md."""
 
 from __future__ import annotations
 

@@ -1,12 +1,7 @@
 """The operations in plain PyTorch: their specification, and the fallback on any device.
 
-A stage is one small matrix applied at every coordinate:
-
-    (x', v', h ..., y ...) = W (x, v, o ..., h ..., z_x, z_v)
-
 A *plane* is one scalar per coordinate, (B, C, ...): the state has the planes x and v along
-dimension 1, a network output or a history row has one or two, and the noise planes z are addressed
-normals that are made on the fly. `W` holds the blocks P, E, H, L, A, B of `planner.stage.Stage`.
+dimension 1, a network output or a history row has one or two, the noise z_x and z_v.
 """
 
 from __future__ import annotations

@@ -30,16 +30,14 @@ Plane = tuple[torch.Tensor, tuple[int, int, int]]
 
 
 @triton.jit
-def _place(pair, width, inner, strides, DENSE: tl.constexpr):
-    """Offsets of flat pairs in a plane."""
-    row = pair // width
-    column = pair % width
-    place = row.to(tl.int64) * strides[0]
+def place(row, column, inner, strides, DENSE: tl.constexpr):
+    """Offsets of coordinates in a plane."""
+    offset = row.to(tl.int64) * strides[0]
     if DENSE:
-        place += column
+        offset += column
     else:
-        place += (column // inner).to(tl.int64) * strides[1] + (column % inner) * strides[2]
-    return place
+        offset += (column // inner).to(tl.int64) * strides[1] + (column % inner) * strides[2]
+    return offset
 
 
 @triton.jit
@@ -113,13 +111,14 @@ def stage_kernel(
         width = width.to(tl.int32)
         inner = inner.to(tl.int32)
     inside = (pair >= 0) & (pair < pairs)
+    row, column = pair // width, pair % width
     matrix = tl.full([], 0, tl.int64)
     if TABLE:
         number = tl.load(step)
         matrix = number
         stage_index += number.to(tl.uint32)
     if OWN:
-        matrix = tl.where(inside, pair // width, 0).to(tl.int64)
+        matrix = tl.where(inside, row, 0).to(tl.int64)
 
     zero = tl.full([BLOCK], 0.0, like)
     y0, y1, y2, y3 = zero, zero, zero, zero
@@ -127,8 +126,8 @@ def stage_kernel(
         if (used >> m) & 1:
             w0, w1, w2, w3 = _column(weights, matrix, first_row, m, ROWS, COLUMNS, OUTS, zero)
             needed = (w0 != 0.0) | (w1 != 0.0) | (w2 != 0.0) | (w3 != 0.0)
-            place = _place(pair, width, inner, input_strides[m], (DENSE >> m) & 1)
-            x = tl.load(inputs[m] + place, mask=inside & needed, other=0.0).to(like)
+            at = place(row, column, inner, input_strides[m], (DENSE >> m) & 1)
+            x = tl.load(inputs[m] + at, mask=inside & needed, other=0.0).to(like)
             y0, y1 = tl.fma(x, w0, y0), tl.fma(x, w1, y1)
             y2, y3 = tl.fma(x, w2, y2), tl.fma(x, w3, y3)
     if NOISY:
@@ -141,8 +140,8 @@ def stage_kernel(
             y2, y3 = tl.fma(z, w2, y2), tl.fma(z, w3, y3)
     for k in tl.static_range(OUTS):
         y = y0 if k == 0 else (y1 if k == 1 else (y2 if k == 2 else y3))
-        place = _place(pair, width, inner, output_strides[k], (DENSE >> (INS + k)) & 1)
-        tl.store(outputs[k] + place, narrowed(y, outputs[k].dtype.element_ty), mask=inside)
+        at = place(row, column, inner, output_strides[k], (DENSE >> (INS + k)) & 1)
+        tl.store(outputs[k] + at, narrowed(y, outputs[k].dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -10,7 +10,6 @@ from cldfast.kernels import native
 from cldfast.kernels.address import NoiseAddress
 from cldfast.kernels.backends.compiled import CompiledBackend, Layout, NoiseWords
 from cldfast.kernels.backends.planes import Description, current
-from cldfast.kernels.backends.reference import covers
 from cldfast.kernels.backends.registry import register_backend
 from cldfast.kernels.limits import MOST_OVERWRITTEN
 from cldfast.kernels.time_tables import AtTimes
@@ -76,11 +75,8 @@ class CudaBackend(CompiledBackend):
     def _may_overwrite(self, output_planes: int) -> bool:
         return output_planes <= MOST_OVERWRITTEN
 
-    def covers(self, weights: AtTimes) -> bool:
-        return covers(weights)
-
     def matrices(self, weights: AtTimes) -> torch.Tensor | None:
-        if not covers(weights):
+        if not self.covers(weights):
             return None
         device, (count, rows, columns) = weights.device, weights.shape
         coefficients, octaves = weights.table.on(device)

@@ -32,11 +32,6 @@ def noise_planes(
     return z_x.reshape(tuple(shape)), z_v.reshape(tuple(shape))
 
 
-def covers(weights: AtTimes) -> bool:
-    """Whether the table covers all of the times; the host waits if it has to look."""
-    return weights.inside or bool(weights.table.covers(weights.t).all())
-
-
 class ReferenceBackend(Backend):
     """Plain PyTorch on any device, differentiable in everything, as often as one likes."""
 
@@ -129,17 +124,6 @@ class ReferenceBackend(Backend):
         if factor != 1.0:
             losses = losses * factor
         return losses.sum() if reduce else losses, None
-
-    def covers(self, weights: AtTimes) -> bool:
-        return covers(weights)
-
-    def matrices(self, weights: AtTimes) -> torch.Tensor | None:
-        return weights.table(weights.t) if covers(weights) else None
-
-    def words(
-        self, address: NoiseAddress, count: int, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return philox.pair_words(address, count, device)
 
 
 register_backend("reference", ReferenceBackend)

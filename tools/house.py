@@ -30,7 +30,7 @@ RULES = dict.fromkeys(BASE.split(), "") | {
     "info": f"{BASE} kernels",
     "bench": f"{MIDDLE} lab compat info",
     "app": f"{MIDDLE} lab compat info bench",
-    "__init__": f"{MIDDLE} info",
+    "__init__": f"{MIDDLE} compat info",
     "__main__": "app",
 }
 # Floors of rooms in the house, and of files in one room.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cldfast.planner.error_budget import ErrorBudget, error_budget
 from cldfast.planner.law import GaussianLaw, gaussian_law
+from cldfast.planner.parameterization import Parameterization
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 
@@ -25,7 +27,7 @@ class Plan:
     sde: LinearPhaseSDE
     solver: str
     order: int
-    parameterization: str
+    parameterization: Parameterization
     grid: np.ndarray
     guidance_term: bool = False
 
@@ -37,7 +39,7 @@ class Plan:
             _validate(index, stage, kept)
             if stage.B is not None:
                 kept.insert(0, stage.B.shape[0])
-        matrices = tuple(stage.matrix() for stage in self.stages)
+        matrices = tuple(stage_matrices(self.stages))
         object.__setattr__(self, "_matrices", matrices)
         flat = np.concatenate([m.ravel() for m in matrices])
         if not np.all(np.isfinite(flat)):
@@ -70,7 +72,10 @@ class Plan:
         return max(len(stage.H) for stage in self.stages)
 
     def matrices(self) -> tuple[np.ndarray, ...]:
-        """The matrices that a run executes, one (2 + q, n) for each stage, float64; made once."""
+        """The matrices that a run executes, one (2 + q + s, n) a stage, float64; made once.
+
+        The last s rows are the planes that the network of the next stage sees, where it sees them.
+        """
         return self._matrices  # type: ignore[attr-defined, no-any-return]
 
     def gaussian_law(
@@ -105,7 +110,7 @@ class Plan:
         return error_budget(*self._linear, start, data_mean, data_var, score_error, over)
 
     @property
-    def _linear(self) -> tuple[tuple[Stage, ...], LinearPhaseSDE, str]:
+    def _linear(self) -> tuple[tuple[Stage, ...], LinearPhaseSDE, Parameterization]:
         """What the exact law of the output needs; ValueError where that law is not linear."""
         if self.guidance_term:
             raise ValueError(
@@ -113,6 +118,16 @@ class Plan:
                 "make the plan with guidance_term=False"
             )
         return self.stages, self.sde, self.parameterization
+
+
+def looks(stages: Sequence[Stage]) -> list[np.ndarray | None]:
+    """For each stage the rows (s, 2) by which the network of the next stage sees the state."""
+    return [*(stage.seen for stage in stages[1:]), None]
+
+
+def stage_matrices(stages: Sequence[Stage]) -> list[np.ndarray]:
+    """The matrices that a run of these stages executes; each makes what the next network sees."""
+    return [stage.matrix(look) for stage, look in zip(stages, looks(stages), strict=True)]
 
 
 def _validate(index: int, stage: Stage, kept: list[int]) -> None:
@@ -139,6 +154,10 @@ def _validate(index: int, stage: Stage, kept: list[int]) -> None:
         )
     for j, e in enumerate(stage.E):
         expect(f"E[{j}]", e, 2, None)
+    if stage.seen is not None:
+        expect("seen", stage.seen, None, 2)
+        if not stage.evaluates:
+            raise ValueError(f"stage {index}: seen planes belong to a stage with a time t")
     if len(stage.H) > len(kept):
         raise ValueError(f"stage {index} reads {len(stage.H)} history rows, {len(kept)} are kept")
     for k, h in enumerate(stage.H):

@@ -58,7 +58,7 @@ class Table:
     coefficients: float64 (panels, TERMS, n), n >= rows * columns, of x^0, x^1 ... on [-1, 1].
     octaves: int64 (n, 2), of each octave, from the end down, its first panel and the binary
         logarithm of its number of panels, which follow each other in time.
-    copies: of both by their devices.
+    copies: of both by their devices, and what the compiled core is told of the table.
     """
 
     coefficients: torch.Tensor

@@ -99,9 +99,13 @@ class CpuBackend(CompiledBackend):
 
 def _described(table: Table) -> tuple[float, ...]:
     """A table as the core takes it: addresses, sizes, its end and the columns that it uses."""
-    count, (_, terms, stride) = table.octaves.shape[0], table.coefficients.shape
-    pointers = table.coefficients.data_ptr(), table.octaves.data_ptr()
-    return (*pointers, count, terms, stride, table.end, table.used)
+    known = table.copies.get("core")
+    if known is None:
+        count, (_, terms, stride) = table.octaves.shape[0], table.coefficients.shape
+        pointers = table.coefficients.data_ptr(), table.octaves.data_ptr()
+        known = (*pointers, count, terms, stride, table.end, table.used)
+        table.copies["core"] = known
+    return known
 
 
 def load() -> CpuBackend:

@@ -8,8 +8,8 @@ ones. The floor is that distance between exact samples. Two questions, a part of
                      the score (2 d outputs) and the velocity score (the recipe until then)
     preconditioning  x_noise = 0: times, preconditioning and input apart from each other
 
-    python benchmarks/learning_study.py                       # both, resumable: rows that are there stay
-    python benchmarks/learning_study.py --data gaussians25 --trainings 1 --steps 200 --out /tmp/x.csv
+    python benchmarks/learning_study.py            # both; rows that are there already stay
+    python benchmarks/learning_study.py --data gaussians25 --trainings 1 --steps 200 --out try.csv
 
 One setting of everything (width, steps, step size, t_min) for all forms, chosen beforehand; none of
 the distances was used to choose one.
@@ -38,7 +38,7 @@ from cldfast.planner.parameterization import Parameterization, data_form, named_
 from cldfast.training import TrainConfig, Trainer
 from cldfast.training.data_scale import DataScale
 
-WIDTH, DEPTH, BATCH, LR = 128, 3, 512, 2e-3
+WIDTH, DEPTH, BATCH, LR = 96, 3, 256, 2e-3
 ROWS, DRAWN, PROJECTIONS = 50_000, 10_000, 256
 # data -> (coordinates, training steps)
 DATA = {"gaussians25": (2, 3_000), "funnel": (20, 4_000)}
@@ -54,7 +54,7 @@ SAMPLERS: dict[str, tuple[str, int, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A parameterisation and its training times; preconditioned: of (x, v), by `PreconditionedState`."""
+    """A parameterisation and its training times; preconditioned: by `PreconditionedState`."""
 
     parameterization: str
     times: str

@@ -1,5 +1,6 @@
 """Accelerated samplers and losses for critically-damped Langevin diffusion (CLD)."""
 
+from cldfast.fitting.fit import FitResult, fit_plan
 from cldfast.info import info
 from cldfast.kernels import BackendWarning, NoiseAddress, stage
 from cldfast.planner.error_budget import ErrorBudget
@@ -35,6 +36,7 @@ __all__ = [
     "CosineBeta",
     "ErrorBudget",
     "ExponentialBeta",
+    "FitResult",
     "GraphWarning",
     "Inpainting",
     "Likelihood",
@@ -47,6 +49,7 @@ __all__ = [
     "Trajectory",
     "__version__",
     "dsm_loss",
+    "fit_plan",
     "hsm_loss",
     "info",
     "initial_state",

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cldfast.app.run_folder import load_run
@@ -26,7 +25,7 @@ from cldfast.files import PathLike, write_json
 from cldfast.info import info
 from cldfast.kernels import missing_backend
 from cldfast.lab.data import Digits
-from cldfast.lab.metrics import class_fractions, sliced_w2
+from cldfast.lab.metrics import class_fractions, nearest_ratio, sliced_w2
 from cldfast.lab.plots import image_grid, quality_curve
 
 TRAIN_STEPS = 3_000
@@ -118,7 +117,7 @@ def run_demo(
             "sliced_w2_train_to_test": floor,
             "ratio": distance / floor,
             "class_fractions": fractions.tolist(),
-            "nearest_train_over_test_median": _novelty(drawn, digits),
+            "nearest_train_over_test_median": nearest_ratio(drawn, digits.train_x, digits.test_x),
             "evaluations": list(CURVE_EVALUATIONS),
             "sliced_w2_by_solver": curve,
         },
@@ -183,16 +182,6 @@ def _plot_quality(curve: Curve, floor: float, path: Path, title: str) -> None:
         for name, values in curve.items()
     }
     quality_curve(series, floor, path, title=title)
-
-
-def _novelty(drawn: Tensor, digits: Digits) -> float:
-    """Median distance of samples to their nearest training image, over that of test images.
-
-    About 1 or more: new digits. Towards 0: copies of the training set.
-    """
-    train = digits.train_x.flatten(1)
-    nearest = [torch.cdist(x.flatten(1), train).amin(1).median() for x in (drawn, digits.test_x)]
-    return float(nearest[0] / nearest[1])
 
 
 def _table(report: Report) -> str:

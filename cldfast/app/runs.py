@@ -169,7 +169,9 @@ def flow_run(
 
 
 def _arguments(config: RunConfig, n: int, options: dict[str, Any]) -> dict[str, Any]:
-    own = {"t_min": config.t_min, "parameterization": config.parameterization}
+    own: dict[str, Any] = {"parameterization": config.parameterization}
+    if options.get("plan") is None:
+        own["t_min"] = config.t_min  # a plan has its own
     return {"shape": (n, *config.shape)} | own | options
 
 

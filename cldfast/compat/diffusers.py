@@ -49,8 +49,8 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
     def __init__(
         self,
         sde: LinearPhaseSDE | dict[str, Any] | None = None,
-        solver: str = "sscs",
-        grid: str | Sequence[float] = "quadratic",
+        solver: str = "auto",
+        grid: str | Sequence[float] | None = None,
         t_min: float = 1e-3,
         parameterization: str = "score",
         denoise: bool = False,
@@ -66,7 +66,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         self.register_to_config(
             sde=self.sde.config(),
             solver=solver,
-            grid=grid if isinstance(grid, str) else [float(t) for t in grid],
+            grid=grid if grid is None or isinstance(grid, str) else [float(t) for t in grid],
             t_min=t_min,
             parameterization=parameterization,
             denoise=denoise,
@@ -74,7 +74,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
             num_train_timesteps=num_train_timesteps,
         )
         # Refuses what is wrong in the configuration now, not at the first run.
-        self._make_plan(1 if isinstance(grid, str) else None)
+        self._make_plan(1 if grid is None or isinstance(grid, str) else None)
         self.plan: Plan | None = None
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cldfast.planner.automatic import automatic
 from cldfast.planner.grids import DEFAULT_STEPS, Grid, make_grid
 from cldfast.planner.guidance import added_score, classifier_free
 from cldfast.planner.parameterization import denoiser_map, score_map
@@ -19,9 +20,9 @@ from cldfast.process.sde import LinearPhaseSDE
 
 def make_plan(
     sde: LinearPhaseSDE,
-    solver: str = "sscs",
+    solver: str = "auto",
     steps: int | None = None,
-    grid: Grid = "quadratic",
+    grid: Grid | None = None,
     t_min: float = 1e-3,
     parameterization: str = "score",
     denoise: bool = False,
@@ -32,10 +33,12 @@ def make_plan(
     """A sampler on a fixed grid as a `Plan`.
 
     sde: the forward process.
-    solver: the name of a solver in `cldfast.planner.solvers`, or of one that you have registered.
-    steps: grid intervals; None is 50, or the intervals of a grid given as an array.
+    solver: the name of a solver in `cldfast.planner.solvers`, or of one that you have registered;
+        "auto" is the best one measured for the number of steps (`cldfast.planner.automatic`).
+    steps: grid intervals; None is 20, or the intervals of a grid given as an array.
     grid: a name of `cldfast.make_grid`, "auto" for the best one measured for the solver and number
-        of steps, or a descending array of times.
+        of steps, or a descending array of times; None is that of the solver "auto", and
+        "quadratic" for others.
     t_min: last time; 0 is allowed, and exact data predictions then end on the data.
     parameterization: what the network returns.
     denoise: one more evaluation at the last time, which replaces the state by `E[u_0 | u]`.
@@ -51,10 +54,18 @@ def make_plan(
         raise TypeError(
             f"sde must be a LinearPhaseSDE such as cldfast.CLD, got {type(sde).__name__}"
         )
+    if solver == "auto":
+        intervals = steps if isinstance(steps, int | np.integer) else DEFAULT_STEPS
+        if not isinstance(grid, str) and grid is not None:
+            intervals = len(grid) - 1
+        solver, best_grid, best = automatic(intervals)
+        grid, options = best_grid if grid is None else grid, best | options
+    elif grid is None:
+        grid = "quadratic"
     if solver == "pflow":
         raise ValueError("pflow chooses its own steps and has no plan: call cldfast.pflow")
     if solver not in SOLVERS:
-        raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(SOLVERS)}")
+        raise ValueError(f"unknown solver {solver!r}; expected one of auto, {', '.join(SOLVERS)}")
     method = SOLVERS[solver]
     grid_options = {"rho": options.pop("rho")} if "rho" in options else {}
     settings = method.settings(options)

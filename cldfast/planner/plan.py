@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from cldfast.files import PathLike, located
 from cldfast.planner.error_budget import ErrorBudget, error_budget
 from cldfast.planner.law import GaussianLaw, gaussian_law
+from cldfast.planner.plan_file import read_plan, same_process, write_plan
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 
@@ -17,8 +22,8 @@ class Plan:
     """A sampler on a fixed grid: stages in order, from the law at T to that at `grid[-1]`.
 
     stages: the affine updates. sde, solver, parameterization: what the stages were made from.
-    order: of convergence in law. grid: (steps + 1,) descending times. guidance_term: whether the
-    last output is a term added to the score, not a network's.
+    order: of convergence in law, 0 for fitted coefficients. grid: (steps + 1,) descending times.
+    guidance_term: whether the last output is a term added to the score, not a network's.
     """
 
     stages: tuple[Stage, ...]
@@ -103,6 +108,49 @@ class Plan:
         """
         start = float(self.grid[0])
         return error_budget(*self._linear, start, data_mean, data_var, score_error, over)
+
+    def save(self, path: PathLike, figures: Mapping[str, Any] | None = None) -> None:
+        """Write the plan as JSON, with plain figures about it.
+
+        Raises ValueError for a process whose rate is a function of one's own.
+        """
+        write_plan(path, {f.name: getattr(self, f.name) for f in fields(self)}, figures or {})
+
+    @classmethod
+    def load(
+        cls,
+        path: PathLike,
+        sde: LinearPhaseSDE | None = None,
+        parameterization: str | None = None,
+    ) -> Plan:
+        """Read what `save` wrote.
+
+        sde, parameterization: what the plan must be for; None takes those of the file.
+
+        Raises ValueError, in one line that names the file, for a file that is missing or no plan,
+        and for a plan for another process or parameterisation.
+        """
+        try:
+            plan = cls(**read_plan(path)[0])
+            plan.check_made_for(plan.sde if sde is None else sde, parameterization)
+        except (ValueError, TypeError) as error:
+            raise located(Path(path), error) from error
+        return plan
+
+    @staticmethod
+    def figures(path: PathLike) -> dict[str, Any]:
+        """The figures that a plan was saved with; ValueError as for `load`."""
+        return read_plan(path)[1]
+
+    def check_made_for(self, sde: LinearPhaseSDE, parameterization: str | None = None) -> None:
+        """ValueError for a plan of another process or, unless None, another parameterisation."""
+        if not same_process(self.sde, sde):
+            raise ValueError(f"the plan is for another process: for {self.sde!r}, not {sde!r}")
+        if parameterization not in (None, self.parameterization):
+            raise ValueError(
+                f"the plan is for networks that return {self.parameterization!r}, "
+                f"not {parameterization!r}"
+            )
 
     @property
     def _linear(self) -> tuple[tuple[Stage, ...], LinearPhaseSDE, str]:

@@ -1,0 +1,71 @@
+"""Running a plan with coefficients and times that carry gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from cldfast import kernels
+from cldfast.fitting.free_plan import FreePlan
+from cldfast.kernels import NoiseAddress, StageResult
+from cldfast.network import Network
+from cldfast.sampling.steps import Outputs
+
+# A plane smaller than this part of the largest one that a stage reads counts as of this size.
+_LEAST = 1e-6
+
+
+def rollout(
+    free: FreePlan, vector: Tensor, net: Network, u: Tensor, address: NoiseAddress, backend: str
+) -> Tensor:
+    """The final states (B, 2C, ...) of the plan that a vector stands for, differentiable in it."""
+    for _, made in _walk(free, vector, net, u, address, backend):
+        u = made.state
+    return u
+
+
+@torch.no_grad()
+def sizes_of_change(
+    free: FreePlan, net: Network, u: Tensor, address: NoiseAddress, backend: str
+) -> list[Tensor]:
+    """For each stage a matrix like its own: the change of a coefficient that counts as one unit.
+
+    The unit changes a row by as much as the stage does: by the root mean square of `u' - u`, or of
+    a history row, over that of the plane which the coefficient multiplies. So a step of an
+    optimiser means the same for all coefficients, at any noise level and in any parameterisation.
+    """
+    result = []
+    channels = u.shape[1] // 2
+
+    def size(*tensors: Tensor | None) -> Tensor:
+        """The root mean square of each plane."""
+        planes = [t.double().unflatten(1, (-1, channels)) for t in tensors if t is not None]
+        return torch.cat([p.square().transpose(0, 1).flatten(1).mean(1) for p in planes]).sqrt()
+
+    for read, made in _walk(free, free.zeros(), net, u, address, backend):
+        below = size(*read)
+        below = torch.cat([below.clamp_min(_LEAST * below.max()), below.new_ones(2)])
+        result.append((size(made.state - read[0], made.history)[:, None] / below).cpu())
+    return result
+
+
+def _walk(
+    free: FreePlan, vector: Tensor, net: Network, u: Tensor, address: NoiseAddress, backend: str
+) -> Iterator[tuple[tuple[Tensor, ...], StageResult]]:
+    """For each stage the tensors that it reads and what it makes."""
+    outputs = Outputs(net, free.base.parameterization)
+    times = iter(free.times(vector).to(device=u.device, dtype=u.dtype))
+    history: list[Tensor] = []
+    for index, (stage, table) in enumerate(zip(free.stages, free.tables(vector), strict=True)):
+        given: tuple[Tensor, ...] = ()
+        if stage.evaluates:
+            given = outputs(stage, u, next(times).expand(len(u)))
+        rows = history[: len(stage.H)]
+        noise = address.at_stage(index)
+        made = kernels.stage(u, given, rows, table, noise=noise, backend=backend)
+        yield (u, *given, *rows), made
+        u = made.state
+        if made.history is not None:
+            history.insert(0, made.history)

@@ -1,0 +1,134 @@
+"""Plans as JSON: plain numbers, read with checks before anything is made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cldfast.files import PathLike, located, read_json, write_json
+from cldfast.planner.stage import Stage
+from cldfast.process.sde import LinearPhaseSDE, sde_from_config
+
+FORMAT = "cldfast plan"
+VERSION = 1
+# A plan of 1,000 stages that each read 32 planes has about 10 MB of digits.
+MOST_BYTES = 64 << 20
+
+_KEYS = {
+    "format", "version", "sde", "solver", "order", "parameterization", "guidance_term", "grid",
+    "stages", "figures",
+}  # fmt: skip
+_BLOCKS = ("P", "L", "B")
+_LISTS = ("E", "H", "A")
+
+
+def write_plan(path: PathLike, fields: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
+    """Write the fields of a plan, by name, and plain figures about it; atomically.
+
+    Raises ValueError for a process that has no plain description, or figures that are not plain.
+    """
+    plain = {name: value for name, value in fields.items() if name not in ("stages", "grid", "sde")}
+    write_json(
+        path,
+        {"format": FORMAT, "version": VERSION, "sde": fields["sde"].config()}
+        | plain
+        | {"grid": np.asarray(fields["grid"]).tolist()}
+        | {"stages": [_plain(stage) for stage in fields["stages"]], "figures": dict(figures)},
+    )
+
+
+def read_plan(path: PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of a plan, by name, and its figures; ValueError, in one line, names the file."""
+    file = Path(path)
+    if file.is_file() and file.stat().st_size > MOST_BYTES:
+        raise ValueError(
+            f"{file}: expected a plan, at most {MOST_BYTES} bytes, got {file.stat().st_size}"
+        )
+    values = read_json(file)
+    try:
+        return _fields(values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise located(file, error, "not a plan: ") from error
+
+
+def same_process(a: LinearPhaseSDE, b: LinearPhaseSDE) -> bool:
+    """Whether two processes are the same numbers and the same rate."""
+    matrices = np.array_equal(a.A, b.A) and np.array_equal(a.D, b.D)
+    return matrices and (a.v0_var, a.T, a.schedule) == (b.v0_var, b.T, b.schedule)
+
+
+def _plain(stage: Stage) -> dict[str, Any]:
+    values: dict[str, Any] = {"t": stage.t, "t_next": stage.t_next}
+    for name in _BLOCKS:
+        block = getattr(stage, name)
+        values[name] = None if block is None else np.asarray(block, dtype=np.float64).tolist()
+    for name in _LISTS:
+        blocks = getattr(stage, name)
+        values[name] = None if blocks is None else [np.asarray(b, float).tolist() for b in blocks]
+    return values
+
+
+def _fields(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    if values.get("format") != FORMAT:
+        raise ValueError(f"expected format {FORMAT!r}, got {values.get('format')!r}")
+    if values.get("version") != VERSION:
+        raise ValueError(f"expected version {VERSION}, got {values.get('version')!r}")
+    if values.keys() != _KEYS:
+        wrong = sorted(values.keys() ^ _KEYS)
+        raise ValueError(f"unknown or missing {', '.join(wrong)}")
+    for name, kind in (
+        ("sde", dict), ("solver", str), ("order", int), ("parameterization", str),
+        ("guidance_term", bool), ("stages", list), ("figures", dict),
+    ):  # fmt: skip
+        if type(values[name]) is not kind:
+            raise ValueError(f"{name}: expected {kind.__name__}, got {values[name]!r:.40}")
+    fields = {k: values[k] for k in ("solver", "order", "parameterization", "guidance_term")}
+    fields["sde"] = sde_from_config(values["sde"])
+    fields["grid"] = grid = _array("grid", values["grid"], 1)
+    if len(grid) < 2 or not np.all(np.diff(grid) < 0.0):
+        raise ValueError("grid: expected at least 2 descending times")
+    fields["stages"] = tuple(_stage(k, stage) for k, stage in enumerate(values["stages"]))
+    return fields, values["figures"]
+
+
+def _stage(index: int, values: object) -> Stage:
+    names = {"t", "t_next", *_BLOCKS, *_LISTS}
+    if not isinstance(values, dict) or values.keys() != names:
+        raise ValueError(f"stage {index}: expected an object with {', '.join(sorted(names))}")
+    fields: dict[str, Any] = {}
+    for name in ("t", "t_next"):
+        number = values[name]
+        if not (name == "t" and number is None):
+            number = float(_array(f"stage {index}: {name}", number, 0))
+        fields[name] = number
+    for name in _BLOCKS:
+        block = values[name]
+        known = name == "B" and block is None
+        fields[name] = None if known else _array(f"stage {index}: {name}", block, 2)
+    for name in _LISTS:
+        blocks = values[name]
+        if not isinstance(blocks, list) and not (name == "A" and blocks is None):
+            raise ValueError(f"stage {index}: {name}: expected a list of matrices")
+        if blocks is not None:
+            blocks = tuple(_array(f"stage {index}: {name}", block, 2) for block in blocks)
+        fields[name] = blocks
+    return Stage(**fields)
+
+
+def _array(name: str, value: object, dimensions: int) -> np.ndarray:
+    """Finite numbers in so many dimensions, float64."""
+
+    def numbers(part: object, depth: int) -> bool:
+        if depth == 0:
+            return type(part) in (int, float) and math.isfinite(part)  # type: ignore[arg-type]
+        return isinstance(part, list) and all(numbers(entry, depth - 1) for entry in part)
+
+    if numbers(value, dimensions):
+        with suppress(ValueError):  # rows of different lengths
+            return np.array(value, dtype=np.float64)
+    raise ValueError(f"{name}: expected finite numbers in {dimensions} dimensions")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cldfast.app.run_folder import RunConfig, load_run
+from cldfast.app.run_folder import PLANS, RunConfig, load_run
 from cldfast.app.runs import training_data
 from cldfast.files import PathLike
 from cldfast.fitting.fit import FitResult, fit_plan
@@ -14,7 +14,6 @@ from cldfast.planner.plan import Plan
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.sampling.run import sample
 
-PLANS = "plans"
 # Samples whose nearest rows of the data are looked for.
 _LOOKED_AT = 1_024
 

@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cldfast.app.run_folder import CONFIG, METRICS, MODEL, RunConfig, save_config, save_run
+from cldfast.app.run_folder import (
+    CONFIG,
+    METRICS,
+    MODEL,
+    RunConfig,
+    remove_plans,
+    save_config,
+    save_run,
+)
 from cldfast.files import PathLike
 from cldfast.lab.data import DATASETS, Digits, make_data
 from cldfast.lab.models import MLPScore, UNetScore, build_model
@@ -122,6 +130,7 @@ def train_run(
     if resume:
         # The checkpoint fits, so the new settings may replace those in the folder.
         save_config(path, config)
+    remove_plans(path)
     average = trainer.fit(progress=progress)
     metrics = {
         "steps": trainer.step,
@@ -144,6 +153,7 @@ def remove_run(folder: PathLike) -> None:
     """Remove the files of a run from a folder, and nothing else."""
     for name in (CHECKPOINT, LOG, FAILED, MODEL, METRICS, LOSS_PLOT, CONFIG):
         (Path(folder) / name).unlink(missing_ok=True)
+    remove_plans(folder)
 
 
 def sample_run(

@@ -47,7 +47,9 @@ def run(tmp_path_factory):
 # --- help ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["sample"], ["bench"], ["info"]])
+@pytest.mark.parametrize(
+    "command", [[], ["demo"], ["train"], ["fit"], ["sample"], ["bench"], ["info"]]
+)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])

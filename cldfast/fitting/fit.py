@@ -23,13 +23,15 @@ from cldfast.planner.solvers import SOLVERS
 from cldfast.process.sde import LinearPhaseSDE
 
 # Adam's step, in units of `sizes_of_change`, decays to 0 along a cosine.
-STEP_SIZE = 0.02
+STEP_SIZE = 0.003
 # The averaged vector forgets with this factor a step, and faster at the start.
 AVERAGE = 0.9
 # Steps between looks at the rows that choose.
 LOOK_EVERY = 10
 # Rows of data in a step, over the samples in it: rows cost a sort, samples a network.
 _ROWS_PER_SAMPLE = 2
+# Samples that choose or judge a plan, over those in a step: the last gains are small.
+_JUDGED = 4
 _PILOT_ROWS = 512
 # Part of the data that is held out, half of it to choose a plan and half to judge it.
 _HELD_OUT = 0.2
@@ -132,7 +134,7 @@ def fit_plan(
         if paths and (_draws(plan) or _draws(long)):
             raise ValueError("the objective 'paths' needs a teacher and a base without noise")
         for role in (FIT, CHOOSE, JUDGE):
-            count = batch_size * (_ROWS_PER_SAMPLE if role == FIT else 1)
+            count = batch_size * (_ROWS_PER_SAMPLE if role == FIT else _JUDGED)
             source.teach(long, role, count, rows=energy and data is None, ends=paths)
 
     free = FreePlan(plan)
@@ -160,7 +162,8 @@ class _Fit:
     def value(self, vector: Tensor, role: int) -> float:
         """The objective of a vector's plan on the samples of a role; infinite for none."""
         try:
-            value = self.source.value(self.objective, self.free.plan(vector), role, self.batch)
+            plan = self.free.plan(vector)
+            value = self.source.value(self.objective, plan, role, _JUDGED * self.batch)
         except ValueError:
             return float("inf")  # coefficients that are not finite
         return value if value == value else float("inf")

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
+
+from cldfast.planner.grids import DEFAULT_STEPS, Grid
 
 # Up to this many steps the deterministic solver is the better one, from then on noise mends errors
 # of the network (docs/solvers.md, "Which solver auto is").
 MOST_DETERMINISTIC = 15
 
 
-def automatic(steps: int) -> tuple[str, str, dict[str, Any]]:
-    """Solver, grid and options for so many steps of one evaluation each."""
+def resolved(
+    solver: str, steps: int | None, grid: Grid | None, options: Mapping[str, Any]
+) -> tuple[str, Grid, dict[str, Any]]:
+    """Solver, grid and options with those of "auto" filled in; "quadratic" for no other grid."""
+    if solver != "auto":
+        return solver, "quadratic" if grid is None else grid, dict(options)
+    count = steps if isinstance(steps, int | np.integer) else DEFAULT_STEPS
+    if grid is not None and not isinstance(grid, str):
+        count = len(grid) - 1
+    name, best_grid, best = _best(int(count))
+    return name, best_grid if grid is None else grid, best | dict(options)
+
+
+def _best(steps: int) -> tuple[str, str, dict[str, Any]]:
+    """Solver, grid and options for so many steps."""
     if steps <= MOST_DETERMINISTIC:
         return "unipc", "logistic", {}
     return "stochastic_multistep", "quadratic", {"order": 3, "churn": 0.5}

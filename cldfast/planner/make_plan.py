@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cldfast.planner.automatic import automatic
+from cldfast.planner.automatic import resolved
 from cldfast.planner.grids import DEFAULT_STEPS, Grid, make_grid
 from cldfast.planner.guidance import added_score, classifier_free
 from cldfast.planner.parameterization import denoiser_map, score_map
@@ -54,14 +54,7 @@ def make_plan(
         raise TypeError(
             f"sde must be a LinearPhaseSDE such as cldfast.CLD, got {type(sde).__name__}"
         )
-    if solver == "auto":
-        intervals = steps if isinstance(steps, int | np.integer) else DEFAULT_STEPS
-        if not isinstance(grid, str) and grid is not None:
-            intervals = len(grid) - 1
-        solver, best_grid, best = automatic(intervals)
-        grid, options = best_grid if grid is None else grid, best | options
-    elif grid is None:
-        grid = "quadratic"
+    solver, grid, options = resolved(solver, steps, grid, options)
     if solver == "pflow":
         raise ValueError("pflow chooses its own steps and has no plan: call cldfast.pflow")
     if solver not in SOLVERS:

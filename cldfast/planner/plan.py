@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from cldfast.files import PathLike, located
+from cldfast.files import PathLike, located, write_json
 from cldfast.planner.error_budget import ErrorBudget, error_budget
 from cldfast.planner.law import GaussianLaw, gaussian_law
-from cldfast.planner.plan_file import read_plan, same_process, write_plan
+from cldfast.planner.plan_file import plan_config, plan_fields, read_config, same_process
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 
@@ -109,12 +109,23 @@ class Plan:
         start = float(self.grid[0])
         return error_budget(*self._linear, start, data_mean, data_var, score_error, over)
 
-    def save(self, path: PathLike, figures: Mapping[str, Any] | None = None) -> None:
-        """Write the plan as JSON, with plain figures about it.
+    def config(self, figures: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The plan as plain data, of which `from_config` makes it again.
+
+        figures: plain data about the plan, kept with it.
 
         Raises ValueError for a process whose rate is a function of one's own.
         """
-        write_plan(path, {f.name: getattr(self, f.name) for f in fields(self)}, figures or {})
+        return plan_config({f.name: getattr(self, f.name) for f in fields(self)}, figures or {})
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any]) -> Plan:
+        """The inverse of `config`; ValueError for what is no plan."""
+        return cls(**plan_fields(values))
+
+    def save(self, path: PathLike, figures: Mapping[str, Any] | None = None) -> None:
+        """Write the plan as JSON, with plain figures about it; ValueError as for `config`."""
+        write_json(path, self.config(figures))
 
     @classmethod
     def load(
@@ -131,7 +142,7 @@ class Plan:
         and for a plan for another process or parameterisation.
         """
         try:
-            plan = cls(**read_plan(path)[0])
+            plan = cls.from_config(read_config(path))
             plan.check_made_for(plan.sde if sde is None else sde, parameterization)
         except (ValueError, TypeError) as error:
             raise located(Path(path), error) from error
@@ -140,7 +151,8 @@ class Plan:
     @staticmethod
     def figures(path: PathLike) -> dict[str, Any]:
         """The figures that a plan was saved with; ValueError as for `load`."""
-        return read_plan(path)[1]
+        figures: dict[str, Any] = read_config(path).get("figures", {})
+        return figures
 
     def check_made_for(self, sde: LinearPhaseSDE, parameterization: str | None = None) -> None:
         """ValueError for a plan of another process or, unless None, another parameterisation."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cldfast.files import PathLike, located, read_json, write_json
+from cldfast.files import PathLike, read_json
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE, sde_from_config
 
@@ -27,33 +27,28 @@ _BLOCKS = ("P", "L", "B")
 _LISTS = ("E", "H", "A")
 
 
-def write_plan(path: PathLike, fields: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
-    """Write the fields of a plan, by name, and plain figures about it; atomically.
+def plan_config(fields: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a plan, by name, as plain data, with figures about it.
 
-    Raises ValueError for a process that has no plain description, or figures that are not plain.
+    Raises ValueError for a process that has no plain description.
     """
     plain = {name: value for name, value in fields.items() if name not in ("stages", "grid", "sde")}
-    write_json(
-        path,
+    return (
         {"format": FORMAT, "version": VERSION, "sde": fields["sde"].config()}
         | plain
         | {"grid": np.asarray(fields["grid"]).tolist()}
-        | {"stages": [_plain(stage) for stage in fields["stages"]], "figures": dict(figures)},
+        | {"stages": [_plain(stage) for stage in fields["stages"]], "figures": dict(figures)}
     )
 
 
-def read_plan(path: PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields of a plan, by name, and its figures; ValueError, in one line, names the file."""
+def read_config(path: PathLike) -> dict[str, Any]:
+    """The plain data in a file; ValueError, in one line that names the file, for none."""
     file = Path(path)
     if file.is_file() and file.stat().st_size > MOST_BYTES:
         raise ValueError(
             f"{file}: expected a plan, at most {MOST_BYTES} bytes, got {file.stat().st_size}"
         )
-    values = read_json(file)
-    try:
-        return _fields(values)
-    except (ValueError, TypeError, KeyError) as error:
-        raise located(file, error, "not a plan: ") from error
+    return read_json(file)
 
 
 def same_process(a: LinearPhaseSDE, b: LinearPhaseSDE) -> bool:
@@ -73,7 +68,8 @@ def _plain(stage: Stage) -> dict[str, Any]:
     return values
 
 
-def _fields(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def plan_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `plan_config`, without the figures; ValueError for what is no plan."""
     if values.get("format") != FORMAT:
         raise ValueError(f"expected format {FORMAT!r}, got {values.get('format')!r}")
     if values.get("version") != VERSION:
@@ -93,7 +89,7 @@ def _fields(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     if len(grid) < 2 or not np.all(np.diff(grid) < 0.0):
         raise ValueError("grid: expected at least 2 descending times")
     fields["stages"] = tuple(_stage(k, stage) for k, stage in enumerate(values["stages"]))
-    return fields, values["figures"]
+    return fields
 
 
 def _stage(index: int, values: object) -> Stage:

@@ -26,7 +26,7 @@ def funnel(dim: int = 20, **changes: Any) -> RunConfig:
     """
     options = {
         "data": "funnel", "dim": dim, "rows": ROWS, "steps": 15_000, "batch_size": 512, "lr": 2e-3,
-        "decay": "cosine", "clip": 0.0,
+        "decay": "cosine", "clip": 0.0, "parameterization": "mixed",
     }  # fmt: skip
     config = run_config(options | changes)
     return replace(config, data=(config.data or {}) | {"seed": 0})

@@ -1,8 +1,10 @@
 """Accelerated samplers and losses for critically-damped Langevin diffusion (CLD)."""
 
+from cldfast.compat.denoisers import from_denoiser, from_diffusers
 from cldfast.fitting.fit import FitResult, fit_plan
 from cldfast.info import info
 from cldfast.kernels import BackendWarning, NoiseAddress, stage
+from cldfast.planner.data_forms import Preconditioned
 from cldfast.planner.error_budget import ErrorBudget
 from cldfast.planner.grid_search import optimise_grid
 from cldfast.planner.grids import make_grid
@@ -23,14 +25,16 @@ from cldfast.sampling.likelihood import Likelihood, likelihood
 from cldfast.sampling.probability_flow import pflow
 from cldfast.sampling.run import StopSampling, initial_state, run, sample
 from cldfast.sampling.trajectory import Trajectory
-from cldfast.training.losses import dsm_loss, hsm_loss, perturb
+from cldfast.training.losses import BlindLossWarning, dsm_loss, hsm_loss, perturb
 from cldfast.training.times import sample_times
+from cldfast.training.uncertainty import Uncertainty
 from cldfast.version import __version__
 
 __all__ = [
     "CLD",
     "PSLD",
     "BackendWarning",
+    "BlindLossWarning",
     "CallableBeta",
     "ConstantBeta",
     "CosineBeta",
@@ -44,12 +48,16 @@ __all__ = [
     "LinearPhaseSDE",
     "NoiseAddress",
     "Plan",
+    "Preconditioned",
     "Stage",
     "StopSampling",
     "Trajectory",
+    "Uncertainty",
     "__version__",
     "dsm_loss",
     "fit_plan",
+    "from_denoiser",
+    "from_diffusers",
     "hsm_loss",
     "info",
     "initial_state",

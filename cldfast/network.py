@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
 # `net(u, t)`: a state and the time of each of its rows, to one output or several.
 Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | Sequence[torch.Tensor]]
+
+
+def network_dtype(net: Network) -> torch.dtype | None:
+    """The floating dtype of a module's parameters; None for any other function."""
+    if isinstance(net, torch.nn.Module):
+        for parameter in net.parameters():
+            if parameter.is_floating_point():
+                return parameter.dtype
+    return None
 
 
 def draw_seed() -> int:
@@ -21,3 +31,49 @@ def device_of(net: Network) -> torch.device:
         for parameter in net.parameters():
             return parameter.device
     return torch.get_default_device()
+
+
+class ClassifierFree(nn.Module):
+    """A network of classes as one that returns (conditional, unconditional), by one call.
+
+    For plans made with `guidance_scale`. net: `net(u, t, labels)` with int64 labels (B,).
+    labels: of the rows of a call, int64 (B,), or one label for all rows. null: the label of no
+    class; None is `net.classes`, as the networks of `cldfast.lab.models` have it.
+
+    Raises TypeError for labels that are no whole numbers, ValueError for a network without classes
+    and, in the call, for another number of rows.
+    Source: Ho and Salimans (2022), algorithm 2.
+    """
+
+    def __init__(self, net: Network, labels: torch.Tensor | int, null: int | None = None) -> None:
+        super().__init__()
+        if isinstance(labels, int) and not isinstance(labels, bool):
+            labels = torch.tensor(labels, device=device_of(net))
+        if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64:
+            got = labels.dtype if isinstance(labels, torch.Tensor) else type(labels).__name__
+            raise TypeError(f"labels: expected int64 (B,) or a whole number, got {got}")
+        if labels.ndim > 1:
+            raise ValueError(f"labels: expected shape (B,) or (), got {tuple(labels.shape)}")
+        null = getattr(net, "classes", None) if null is None else null
+        if null is None:
+            raise ValueError("net: expected a network of classes, or the label of no class as null")
+        self.net, self.null = net, null
+        self.labels: torch.Tensor
+        self.register_buffer("labels", labels, persistent=False)
+
+    def forward(self, u: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Both outputs for a state u and times t (B,)."""
+        rows = len(u)
+        if self.labels.ndim and len(self.labels) != rows:
+            raise ValueError(
+                f"labels: expected one for each of the {rows} rows of this call, got "
+                f"{len(self.labels)}; sample in batches with the labels of each, or one for all"
+            )
+        labels = self.labels.expand(rows)
+        labels = torch.cat([labels, torch.full_like(labels, self.null)])
+        # An expanded view stays one: it tells the network that all rows share t.
+        t = torch.cat([t, t]) if t.stride(0) else t[:1].expand(2 * rows)
+        both = self.net(torch.cat([u, u]), t, labels)  # type: ignore[call-arg]
+        if not isinstance(both, torch.Tensor):
+            raise TypeError(f"the network's output must be a tensor, got {type(both).__name__}")
+        return both.chunk(2)

@@ -31,7 +31,7 @@ RULES = dict.fromkeys(BASE.split(), "") | {
     "info": f"{BASE} kernels",
     "bench": f"{MIDDLE} lab compat info",
     "app": f"{MIDDLE} fitting lab compat info bench",
-    "__init__": f"{MIDDLE} fitting info",
+    "__init__": f"{MIDDLE} compat fitting info",
     "__main__": "app",
 }
 # Floors of rooms in the house, and of files in one room.

@@ -16,7 +16,7 @@ from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import CLD, LinearPhaseSDE, sde_from_config
-from cldfast.sampling.steps import Steps, stage_tables
+from cldfast.sampling.steps import Steps, look, stage_tables
 from cldfast.training.losses import perturb
 
 try:
@@ -36,7 +36,8 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
     sde: a process such as `cldfast.CLD`, or its `config()`; None is `cldfast.CLD()`.
     solver, grid, t_min, parameterization, denoise: see `cldfast.make_plan`; a grid given as times
         fixes the number of steps. solver_options: the solver's own options, by name.
-    num_train_timesteps: the network is asked at `t / T` times this, a float.
+    num_train_timesteps: the network is asked at `t / T` times this, a float; one of a
+        parameterisation of y at the argument of that.
     plan: a plan for this process and parameterisation, such as `cldfast.fit_plan` makes, or its
         `config()`. It takes the place of those that solver, grid and options make; a run of it
         begins at its first timestep.
@@ -56,7 +57,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         solver: str = "auto",
         grid: str | Sequence[float] | None = None,
         t_min: float = 1e-3,
-        parameterization: str = "score",
+        parameterization: str | None = None,
         denoise: bool = False,
         solver_options: dict[str, Any] | None = None,
         num_train_timesteps: int = 1000,
@@ -159,13 +160,15 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
     def scale_model_input(
         self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The state that the network is asked about: the sample, or at the first timestep a state
-        made of the unit noise."""
+        """What the network is asked about: the sample, or at the first timestep a state made of the
+        unit noise; or, as `parameterization` says, the plane that the network sees of it."""
         self._begin(timestep)
-        if self._step_index != 0:
-            return sample
-        weights = np.concatenate([self._first_factor, np.zeros((2, 2))], axis=1)
-        return kernels.stage(sample, weights=torch.from_numpy(weights)[None]).state
+        assert self._step_index is not None
+        seen = self._stages[self._groups[self._step_index][0]].seen
+        if self._step_index == 0:
+            weights = np.concatenate([self._first_factor, np.zeros((2, 2))], axis=1)
+            sample = kernels.stage(sample, weights=torch.from_numpy(weights)[None]).state
+        return sample if seen is None else look(seen, sample, sample.dtype)
 
     def step(
         self,
@@ -201,7 +204,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         group = self._groups[self._step_index]
         kernels.check_output(
             "model_output", model_output, sample, sample.shape[1] // 2,
-            self._stages[group[0]].E[0].shape[1], self.config.parameterization,
+            self._stages[group[0]].E[0].shape[1], str(self.config.parameterization),
         )  # fmt: skip
         drawn = [index for index in group if self._draws[index]]
         if variance_noise is not None and len(drawn) > 1:
@@ -221,7 +224,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
                     noise = variance_noise
             state = self._steps.take(
                 index, stage, state, (model_output,) if stage.evaluates else (), noise, checked=True
-            )
+            ).state
         self._step_index += 1
         return SchedulerOutput(prev_sample=state) if return_dict else (state,)
 
@@ -260,7 +263,11 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
 
     def _timesteps(self, plan: Plan, device: torch.device | str | None = None) -> torch.Tensor:
         scale = self.config.num_train_timesteps / self.sde.T
-        times = [stage.t * scale for stage in plan.stages if stage.t is not None]
+        times = [
+            stage.t * scale if stage.argument is None else stage.argument
+            for stage in plan.stages
+            if stage.t is not None
+        ]
         return torch.tensor(times, dtype=torch.float32, device=device)
 
     def _prepare(self, plan: Plan) -> None:
@@ -297,7 +304,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
             unit = matrices[first][:, :2] @ self._first_factor
             matrices[first] = np.concatenate([unit, matrices[first][:, 2:]], axis=1)
         kept = max(len(stage.H) for stage in self._stages)
-        return Steps(stage_tables(matrices), kept)
+        return Steps(stage_tables(matrices), kept, [0] * len(matrices))
 
     def _begin(self, timestep: float | torch.Tensor | None) -> None:
         if self._step_index is not None:

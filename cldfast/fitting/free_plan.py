@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from cldfast.kernels.limits import MOST_PLANES
+from cldfast.planner.make_plan import with_inputs
+from cldfast.planner.parameterization import data_form, seen_by
 from cldfast.planner.plan import Plan
 from cldfast.planner.stage import Stage
 
@@ -67,6 +69,17 @@ class FreePlan:
         share = way[:-1] / way[-1]
         return (1.0 - share) * self._knots[0] + share * self._knots[-1]
 
+    def inputs(self, times: Tensor) -> tuple[Tensor | None, Tensor]:
+        """What the network sees at times (n,): rows (n, s, 2) of the state, or None, and arguments.
+
+        Differentiable in the times.
+        """
+        form = data_form(self.base.parameterization)
+        if form is None or not form.sees_y:
+            return None, times
+        rows, arguments = seen_by(form, self.base.sde.marginal(times))
+        return rows, arguments
+
     def plan(self, vector: Tensor) -> Plan:
         """The plan of a vector; ValueError where its coefficients are not finite."""
         tables = [table[0].detach().numpy() for table in self.tables(vector)]
@@ -79,7 +92,7 @@ class FreePlan:
             return result
 
         evaluated = iter(times)
-        stages = tuple(
+        made = tuple(
             _with_matrix(
                 stage,
                 matrix,
@@ -88,6 +101,7 @@ class FreePlan:
             )
             for stage, matrix in zip(self.stages, tables, strict=True)
         )
+        stages = with_inputs(made, self.base.sde, self.base.parameterization)
         grid = moved(self.base.grid)
         name = self.base.solver.removeprefix("fitted ")
         return replace(self.base, stages=stages, solver=f"fitted {name}", order=0, grid=grid)

@@ -10,8 +10,8 @@ from torch import Tensor
 from cldfast import kernels
 from cldfast.fitting.free_plan import FreePlan
 from cldfast.kernels import NoiseAddress, StageResult
-from cldfast.network import Network
-from cldfast.sampling.steps import Outputs
+from cldfast.network import Network, network_dtype
+from cldfast.sampling.steps import Outputs, look
 
 # A plane smaller than this part of the largest one that a stage reads counts as of this size.
 _LEAST = 1e-6
@@ -56,12 +56,20 @@ def _walk(
 ) -> Iterator[tuple[tuple[Tensor, ...], StageResult]]:
     """For each stage the tensors that it reads and what it makes."""
     outputs = Outputs(net, free.base.parameterization)
-    times = iter(free.times(vector).to(device=u.device, dtype=u.dtype))
+    times = free.times(vector)
+    rows_seen, arguments = free.inputs(times)
+    times, arguments = (t.to(device=u.device, dtype=u.dtype) for t in (times, arguments))
+    evaluation = 0
     history: list[Tensor] = []
     for index, (stage, table) in enumerate(zip(free.stages, free.tables(vector), strict=True)):
         given: tuple[Tensor, ...] = ()
         if stage.evaluates:
-            given = outputs(stage, u, next(times).expand(len(u)))
+            seen = u
+            if rows_seen is not None:
+                seen = look(rows_seen[evaluation].to(u), u, network_dtype(net) or u.dtype)
+            t, argument = (numbers[evaluation].expand(len(u)) for numbers in (times, arguments))
+            given = outputs(stage, u, t, seen, argument)
+            evaluation += 1
         rows = history[: len(stage.H)]
         noise = address.at_stage(index)
         made = kernels.stage(u, given, rows, table, noise=noise, backend=backend)

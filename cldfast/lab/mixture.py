@@ -10,7 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cldfast.planner.parameterization import FULL_MAPS, check_parameterization, score_map
+from cldfast.planner.data_forms import DataForm, Preconditioned
+from cldfast.planner.parameterization import (
+    FULL_MAPS,
+    Parameterization,
+    check_parameterization,
+    data_form,
+    default_parameterization,
+    score_map,
+)
 
 # Rows are worked through in blocks of at most this many (row, component, coordinate) entries, so
 # that a large batch against many components stays near 32 MiB per temporary.
@@ -133,16 +141,23 @@ class GaussianMixture:
         """Exact E[x_0 | u_t = u], shape (B, d) or (B, C, H, W); arguments as for `score`."""
         return self._by_time(u, t, sde, "x0")
 
-    def network(self, sde: Any, parameterization: str = "score") -> Callable[..., Tensor]:
+    def network(
+        self, sde: Any, parameterization: Parameterization | None = None
+    ) -> Callable[..., Tensor]:
         """A perfect network net(u, t) for this data, in the calling convention of the samplers.
 
-        sde: as for `score`. parameterization: what it returns, as `cldfast.make_plan` names it;
-        ValueError for an unknown name.
+        sde: as for `score`. parameterization: what it returns and sees, as `cldfast.make_plan`
+        takes it, with the same default; ValueError for an unknown name.
 
         Where all rows share t (`t.stride(0) == 0` or B = 1) a call is one evaluation, otherwise one
         for each different time. It reads t on the host.
         """
+        if parameterization is None:
+            parameterization = default_parameterization(sde)
         check_parameterization(parameterization)
+        form = data_form(parameterization)
+        if form is not None and form.sees_y:
+            return self._denoising_network(form)
 
         def net(u: Tensor, t: Tensor) -> Tensor:
             if not isinstance(t, Tensor) or t.shape != (u.shape[0],):
@@ -152,7 +167,30 @@ class GaussianMixture:
 
         return net
 
-    def _by_time(self, u: Tensor, t: float | Tensor, sde: Any, what: str) -> Tensor:
+    def _denoising_network(self, form: DataForm) -> Callable[..., Tensor]:
+        """The perfect network of a form that sees y: net(scale y, argument), of any process."""
+
+        def net(seen: Tensor, argument: Tensor) -> Tensor:
+            flat = _check_rows(seen, self.dim, "y").double()
+            levels = argument.double()
+            if isinstance(form, Preconditioned):
+                levels = (4.0 * levels).exp()
+            made = form.coefficients(levels)
+            assert made.scale is not None  # of a form that sees y
+            y, s2 = flat / made.scale[:, None], levels**2
+            if bool((levels == levels[0]).all()):
+                pull = self._rowwise(y, lambda rows: self._blurred_pull(rows, float(s2[0])))
+            else:
+                pull = torch.cat([
+                    self._blurred_pull(row, float(level))
+                    for row, level in zip(y.split(1), s2, strict=True)
+                ])  # fmt: skip
+            output = (made.drop[:, None] * y - s2[:, None] * pull) / made.gain[:, None]
+            return output.to(seen.dtype).reshape(seen.shape)
+
+        return net
+
+    def _by_time(self, u: Tensor, t: float | Tensor, sde: Any, what: Parameterization) -> Tensor:
         flat = _check_rows(u, 2 * self.dim, "u").double()
         shape = list(u.shape)
         if shape[1] % 2:
@@ -177,7 +215,7 @@ class GaussianMixture:
             rows = torch.cat(parts)[torch.argsort(torch.cat(picks))]
         return rows.to(u.dtype).reshape(shape)
 
-    def _at_time(self, u: Tensor, t: float, sde: Any, what: str) -> Tensor:
+    def _at_time(self, u: Tensor, t: float, sde: Any, what: Parameterization) -> Tensor:
         """Rows of a parameterisation for float64 rows u (B, 2d) that share one time."""
         a, q, kappa, s2 = sufficient_statistic(sde.marginal(t, objective="hsm"), t)
         self._check_density(s2, f"score at t={t:g}")
@@ -185,6 +223,8 @@ class GaussianMixture:
         y = a[0] * x + a[1] * v
         if what == "x0":
             return self._rowwise(y, lambda rows: self._posterior_mean(rows, s2))
+        if what == "data_noise":
+            return math.sqrt(s2) * self._rowwise(y, lambda rows: self._blurred_pull(rows, s2))
         pull = self._rowwise(y, lambda rows: self._blurred_pull(rows, s2))
         w = (q[0] * x + q[1] * v) / kappa
         velocity = -a[1] * pull - q[1] * w

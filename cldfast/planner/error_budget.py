@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from cldfast.planner.law import gaussian_law, marginal_law, wasserstein2
+from cldfast.planner.parameterization import Parameterization
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 
@@ -43,7 +44,7 @@ class ErrorBudget:
 def error_budget(
     stages: Sequence[Stage],
     sde: LinearPhaseSDE,
-    parameterization: str,
+    parameterization: Parameterization,
     start: float,
     data_mean: float = 0.0,
     data_var: float = 1.0,

@@ -9,6 +9,7 @@ import numpy as np
 
 from cldfast.planner.law import GaussianLaw, marginal_law, wasserstein2
 from cldfast.planner.make_plan import make_plan
+from cldfast.planner.parameterization import Parameterization
 from cldfast.process.noise_level import NoiseLevel
 from cldfast.process.sde import LinearPhaseSDE
 
@@ -28,7 +29,7 @@ def optimise_grid(
     *,
     t_min: float = 1e-3,
     knots: int = DEFAULT_KNOTS,
-    parameterization: str = "score",
+    parameterization: Parameterization | None = None,
     max_evaluations: int = 400,
     **options: Any,
 ) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cldfast.planner.parameterization import score_map
+from cldfast.planner.parameterization import Parameterization, score_map
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 
@@ -27,7 +27,7 @@ def classifier_free(stages: Sequence[Stage], scale: float) -> tuple[Stage, ...]:
 
 
 def added_score(
-    stages: Sequence[Stage], sde: LinearPhaseSDE, parameterization: str
+    stages: Sequence[Stage], sde: LinearPhaseSDE, parameterization: Parameterization
 ) -> tuple[Stage, ...]:
     """Stages that read one more output: a term that is added to the network's score.
 

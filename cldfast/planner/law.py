@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cldfast.planner.parameterization import score_map
+from cldfast.planner.parameterization import Parameterization, data_form, score_map, x0_map
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 
@@ -66,18 +66,28 @@ def marginal_law(
 def exact_network(
     sde: LinearPhaseSDE,
     t: Sequence[float] | np.ndarray,
-    parameterization: str,
+    parameterization: Parameterization,
     data_mean: float,
     data_var: float,
     score_bias: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a perfect network returns at times t, `gain @ u + shift`: (n, r, 2) and (n, r).
+    """What a perfect network returns at times t of the state u: `gain @ u + shift`.
 
-    score_bias: a constant added to its velocity score.
+    gain: (n, r, 2). shift: (n, r). score_bias: a constant added to its velocity score.
     """
     t = np.asarray(t, dtype=np.float64)
     marginal = sde.marginal(t)
     mean = marginal.mean
+    form = data_form(parameterization)
+    if form is not None:
+        # `E[x0 | y] = (data_var y + sigma^2 data_mean) / (data_var + sigma^2)`.
+        made, unsure = form.coefficients(marginal.sigma_y), marginal.det / marginal.signal
+        unsure = unsure / (data_var + unsure)
+        to_bias = x0_map(sde, t, "score").from_output[:, 0, 0] if score_bias else 0.0
+        return (
+            ((made.drop - unsure) / made.gain)[:, None, None] * marginal.statistic[:, None, :],
+            ((unsure * data_mean + to_bias * score_bias) / made.gain)[:, None],
+        )
     precision = marginal.covariance.plus_outer(data_var, mean[..., 0], mean[..., 1]).inverse
     score_shift = (precision @ mean[..., None])[..., 0] * data_mean + np.array([0.0, score_bias])
     to_score = score_map(sde, t, parameterization)
@@ -89,7 +99,7 @@ def exact_network(
 def gaussian_law(
     stages: Sequence[Stage],
     sde: LinearPhaseSDE,
-    parameterization: str,
+    parameterization: Parameterization,
     mean0: np.ndarray | None = None,
     var0: np.ndarray | None = None,
     data_mean: float = 0.0,

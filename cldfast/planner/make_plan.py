@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,14 @@ import numpy as np
 from cldfast.planner.automatic import resolved
 from cldfast.planner.grids import DEFAULT_STEPS, Grid, make_grid
 from cldfast.planner.guidance import added_score, classifier_free
-from cldfast.planner.parameterization import denoiser_map, score_map
+from cldfast.planner.parameterization import (
+    Parameterization,
+    check_parameterization,
+    default_parameterization,
+    denoiser_map,
+    input_map,
+    score_map,
+)
 from cldfast.planner.plan import Plan
 from cldfast.planner.solvers import SOLVERS
 from cldfast.planner.stage import Stage
@@ -24,7 +33,7 @@ def make_plan(
     steps: int | None = None,
     grid: Grid | None = None,
     t_min: float = 1e-3,
-    parameterization: str = "score",
+    parameterization: Parameterization | None = None,
     denoise: bool = False,
     guidance_scale: float | None = None,
     guidance_term: bool = False,
@@ -40,7 +49,8 @@ def make_plan(
         of steps, or a descending array of times; None is that of the solver "auto", and
         "quadratic" for others.
     t_min: last time; 0 is allowed, and exact data predictions then end on the data.
-    parameterization: what the network returns.
+    parameterization: what the network returns and sees, see `cldfast.planner.parameterization`;
+        None is "score", or "data_noise" where the position carries noise.
     denoise: one more evaluation at the last time, which replaces the state by `E[u_0 | u]`.
     guidance_scale: classifier-free guidance, for a network that returns (conditional,
         unconditional).
@@ -59,6 +69,9 @@ def make_plan(
         raise ValueError("pflow chooses its own steps and has no plan: call cldfast.pflow")
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}; expected one of auto, {', '.join(SOLVERS)}")
+    if parameterization is None:
+        parameterization = default_parameterization(sde)
+    check_parameterization(parameterization)
     method = SOLVERS[solver]
     grid_options = {"rho": options.pop("rho")} if "rho" in options else {}
     settings = method.settings(options)
@@ -81,12 +94,31 @@ def make_plan(
     if guidance_scale is not None:
         # The first output's blocks are split last, so the term stays behind both of its parts.
         stages = classifier_free(stages, guidance_scale)
+    stages = with_inputs(stages, sde, parameterization)
     return Plan(
         stages, sde, solver, method.order_in_law(settings), parameterization, times, guidance_term
     )
 
 
-def denoising_stage(sde: LinearPhaseSDE, t: float, parameterization: str) -> Stage:
+def with_inputs(
+    stages: Sequence[Stage], sde: LinearPhaseSDE, parameterization: Parameterization
+) -> tuple[Stage, ...]:
+    """Stages that say what the network sees, where that is not the state and its time."""
+    times = np.array([stage.t for stage in stages if stage.evaluates], dtype=np.float64)
+    inputs = input_map(sde, times, parameterization)
+    if inputs is None:
+        return tuple(stages)
+    rows = iter(zip(*inputs, strict=True))
+    result = []
+    for stage in stages:
+        if stage.evaluates:
+            seen, argument = next(rows)
+            stage = replace(stage, seen=seen, argument=float(argument))
+        result.append(stage)
+    return tuple(result)
+
+
+def denoising_stage(sde: LinearPhaseSDE, t: float, parameterization: Parameterization) -> Stage:
     """The state at t replaced by `E[u_0 | u_t]`, without noise: one evaluation."""
     times = np.array([t])
     clean = denoiser_map(sde, times, score_map(sde, times, parameterization))

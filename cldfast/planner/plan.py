@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from cldfast.files import PathLike, located, write_json
 from cldfast.planner.error_budget import ErrorBudget, error_budget
 from cldfast.planner.law import GaussianLaw, gaussian_law
+from cldfast.planner.parameterization import Parameterization, same_parameterization
 from cldfast.planner.plan_file import plan_config, plan_fields, read_config, same_process
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
@@ -30,7 +31,7 @@ class Plan:
     sde: LinearPhaseSDE
     solver: str
     order: int
-    parameterization: str
+    parameterization: Parameterization
     grid: np.ndarray
     guidance_term: bool = False
 
@@ -42,7 +43,7 @@ class Plan:
             _validate(index, stage, kept)
             if stage.B is not None:
                 kept.insert(0, stage.B.shape[0])
-        matrices = tuple(stage.matrix() for stage in self.stages)
+        matrices = tuple(stage_matrices(self.stages))
         object.__setattr__(self, "_matrices", matrices)
         flat = np.concatenate([m.ravel() for m in matrices])
         if not np.all(np.isfinite(flat)):
@@ -75,7 +76,10 @@ class Plan:
         return max(len(stage.H) for stage in self.stages)
 
     def matrices(self) -> tuple[np.ndarray, ...]:
-        """The matrices that a run executes, one (2 + q, n) for each stage, float64; made once."""
+        """The matrices that a run executes, one (2 + q + s, n) a stage, float64; made once.
+
+        The last s rows are the planes that the network of the next stage sees, where it sees them.
+        """
         return self._matrices  # type: ignore[attr-defined, no-any-return]
 
     def gaussian_law(
@@ -132,7 +136,7 @@ class Plan:
         cls,
         path: PathLike,
         sde: LinearPhaseSDE | None = None,
-        parameterization: str | None = None,
+        parameterization: Parameterization | None = None,
     ) -> Plan:
         """Read what `save` wrote.
 
@@ -154,18 +158,22 @@ class Plan:
         figures: dict[str, Any] = read_config(path).get("figures", {})
         return figures
 
-    def check_made_for(self, sde: LinearPhaseSDE, parameterization: str | None = None) -> None:
+    def check_made_for(
+        self, sde: LinearPhaseSDE, parameterization: Parameterization | None = None
+    ) -> None:
         """ValueError for a plan of another process or, unless None, another parameterisation."""
         if not same_process(self.sde, sde):
             raise ValueError(f"the plan is for another process: for {self.sde!r}, not {sde!r}")
-        if parameterization not in (None, self.parameterization):
+        if parameterization is None:
+            return
+        if not same_parameterization(parameterization, self.parameterization):
             raise ValueError(
-                f"the plan is for networks that return {self.parameterization!r}, "
-                f"not {parameterization!r}"
+                f"the plan is for networks of the parameterization {str(self.parameterization)!r}, "
+                f"not {str(parameterization)!r}"
             )
 
     @property
-    def _linear(self) -> tuple[tuple[Stage, ...], LinearPhaseSDE, str]:
+    def _linear(self) -> tuple[tuple[Stage, ...], LinearPhaseSDE, Parameterization]:
         """What the exact law of the output needs; ValueError where that law is not linear."""
         if self.guidance_term:
             raise ValueError(
@@ -173,6 +181,16 @@ class Plan:
                 "make the plan with guidance_term=False"
             )
         return self.stages, self.sde, self.parameterization
+
+
+def looks(stages: Sequence[Stage]) -> list[np.ndarray | None]:
+    """For each stage the rows (s, 2) by which the network of the next stage sees the state."""
+    return [*(stage.seen for stage in stages[1:]), None]
+
+
+def stage_matrices(stages: Sequence[Stage]) -> list[np.ndarray]:
+    """The matrices that a run of these stages executes; each makes what the next network sees."""
+    return [stage.matrix(look) for stage, look in zip(stages, looks(stages), strict=True)]
 
 
 def _validate(index: int, stage: Stage, kept: list[int]) -> None:
@@ -199,6 +217,10 @@ def _validate(index: int, stage: Stage, kept: list[int]) -> None:
         )
     for j, e in enumerate(stage.E):
         expect(f"E[{j}]", e, 2, None)
+    if stage.seen is not None:
+        expect("seen", stage.seen, None, 2)
+        if not stage.evaluates:
+            raise ValueError(f"stage {index}: seen planes belong to a stage with a time t")
     if len(stage.H) > len(kept):
         raise ValueError(f"stage {index} reads {len(stage.H)} history rows, {len(kept)} are kept")
     for k, h in enumerate(stage.H):

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from cldfast.files import PathLike, read_json
+from cldfast.planner.data_forms import Preconditioned
+from cldfast.planner.parameterization import named_form, same_parameterization
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE, sde_from_config
 
@@ -20,10 +22,11 @@ VERSION = 1
 MOST_BYTES = 64 << 20
 
 _KEYS = {
-    "format", "version", "sde", "solver", "order", "parameterization", "guidance_term", "grid",
-    "stages", "figures",
+    "format", "version", "sde", "solver", "order", "parameterization", "sigma_data",
+    "guidance_term", "grid", "stages", "figures",
 }  # fmt: skip
-_BLOCKS = ("P", "L", "B")
+_NUMBERS = ("t", "t_next", "argument")
+_BLOCKS = ("P", "L", "B", "seen")
 _LISTS = ("E", "H", "A")
 
 
@@ -32,13 +35,19 @@ def plan_config(fields: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[s
 
     Raises ValueError for a process that has no plain description.
     """
-    plain = {name: value for name, value in fields.items() if name not in ("stages", "grid", "sde")}
-    return (
-        {"format": FORMAT, "version": VERSION, "sde": fields["sde"].config()}
-        | plain
-        | {"grid": np.asarray(fields["grid"]).tolist()}
-        | {"stages": [_plain(stage) for stage in fields["stages"]], "figures": dict(figures)}
-    )
+    parameterization = fields["parameterization"]
+    name, sigma_data = str(parameterization), 1.0
+    if isinstance(parameterization, Preconditioned):
+        name, sigma_data = Preconditioned.name, parameterization.sigma_data
+    if not same_parameterization(named_form(name, sigma_data), parameterization):
+        raise ValueError(f"a plan for {parameterization!r} cannot be written: no name says it")
+    return {
+        "format": FORMAT, "version": VERSION, "sde": fields["sde"].config(),
+        "solver": fields["solver"], "order": fields["order"], "parameterization": name,
+        "sigma_data": sigma_data, "guidance_term": fields["guidance_term"],
+        "grid": np.asarray(fields["grid"]).tolist(),
+        "stages": [_plain(stage) for stage in fields["stages"]], "figures": dict(figures),
+    }  # fmt: skip
 
 
 def read_config(path: PathLike) -> dict[str, Any]:
@@ -58,7 +67,7 @@ def same_process(a: LinearPhaseSDE, b: LinearPhaseSDE) -> bool:
 
 
 def _plain(stage: Stage) -> dict[str, Any]:
-    values: dict[str, Any] = {"t": stage.t, "t_next": stage.t_next}
+    values: dict[str, Any] = {name: getattr(stage, name) for name in _NUMBERS}
     for name in _BLOCKS:
         block = getattr(stage, name)
         values[name] = None if block is None else np.asarray(block, dtype=np.float64).tolist()
@@ -83,7 +92,9 @@ def plan_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     ):  # fmt: skip
         if type(values[name]) is not kind:
             raise ValueError(f"{name}: expected {kind.__name__}, got {values[name]!r:.40}")
-    fields = {k: values[k] for k in ("solver", "order", "parameterization", "guidance_term")}
+    fields = {k: values[k] for k in ("solver", "order", "guidance_term")}
+    sigma_data = float(_array("sigma_data", values["sigma_data"], 0))
+    fields["parameterization"] = named_form(values["parameterization"], sigma_data)
     fields["sde"] = sde_from_config(values["sde"])
     fields["grid"] = grid = _array("grid", values["grid"], 1)
     if len(grid) < 2 or not np.all(np.diff(grid) < 0.0):
@@ -93,19 +104,17 @@ def plan_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stage(index: int, values: object) -> Stage:
-    names = {"t", "t_next", *_BLOCKS, *_LISTS}
+    names = {*_NUMBERS, *_BLOCKS, *_LISTS}
     if not isinstance(values, dict) or values.keys() != names:
         raise ValueError(f"stage {index}: expected an object with {', '.join(sorted(names))}")
     fields: dict[str, Any] = {}
-    for name in ("t", "t_next"):
-        number = values[name]
-        if not (name == "t" and number is None):
-            number = float(_array(f"stage {index}: {name}", number, 0))
+    for name in _NUMBERS:
+        none = values[name] is None and name != "t_next"
+        number = None if none else float(_array(f"stage {index}: {name}", values[name], 0))
         fields[name] = number
     for name in _BLOCKS:
-        block = values[name]
-        known = name == "B" and block is None
-        fields[name] = None if known else _array(f"stage {index}: {name}", block, 2)
+        none = values[name] is None and name in ("B", "seen")
+        fields[name] = None if none else _array(f"stage {index}: {name}", values[name], 2)
     for name in _LISTS:
         blocks = values[name]
         if not isinstance(blocks, list) and not (name == "A" and blocks is None):

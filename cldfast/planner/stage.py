@@ -23,6 +23,8 @@ class Stage:
     P: (2, 2). E: one (2, r) per network output. H: one (2, q) per history entry that is read.
     L: (2, 2) lower noise factor.
     A: one (q, r) per network output, and B: (q, 2): the history row to keep; None for none.
+    seen: (s, 2), the planes of the state at t that the network sees; None: it sees the state.
+    argument: the network's second argument, t if it is None.
     """
 
     t: float | None
@@ -33,6 +35,8 @@ class Stage:
     L: np.ndarray = field(default_factory=lambda: np.zeros((2, 2)))
     A: tuple[np.ndarray, ...] | None = None
     B: np.ndarray | None = None
+    seen: np.ndarray | None = None
+    argument: float | None = None
 
     @property
     def evaluates(self) -> bool:
@@ -44,13 +48,18 @@ class Stage:
         """Planes of the history row that the stage makes, 0 for none."""
         return 0 if self.B is None else int(self.B.shape[0])
 
-    def matrix(self) -> np.ndarray:
-        """All blocks as one float64 (2 + q, n) matrix on the planes (u, outputs, history, z)."""
+    def matrix(self, look: np.ndarray | None = None) -> np.ndarray:
+        """All blocks as one float64 matrix (2 + q + s, n) on the planes (u, outputs, history, z).
+
+        look: (s, 2), of the state that the stage makes the planes that the next network sees.
+        """
         rows = [np.concatenate([self.P, *self.E, *self.H, self.L], axis=1)]
         if self.B is not None and self.A is not None:
             q = self.B.shape[0]
             unread = [np.zeros((q, h.shape[1])) for h in self.H]
             rows.append(np.concatenate([self.B, *self.A, *unread, np.zeros((q, 2))], axis=1))
+        if look is not None:
+            rows.append(look @ rows[0])
         # Kernels read float64 from memory, whatever a solver has made its blocks of.
         return np.concatenate(rows, axis=0, dtype=np.float64)
 

@@ -57,11 +57,35 @@ class Marginal(WithCovariance):
         return xp.sqrt(self.covariance.xx / self.det)
 
     @property
-    def snr(self) -> Array:
-        """Signal-to-noise ratio `m^T Sigma^-1 m` of x0 (`hsm`), (...); infinite at t = 0."""
+    def signal(self) -> Array:
+        """`m^T adj(Sigma) m` (`hsm`), (...): the signal-to-noise ratio times the determinant.
+
+        The entries of m^T and adj(Sigma) m agree in sign for a damped oscillator (CLD, PSLD) until
+        it swings back, so nothing cancels as t goes to 0.
+        """
         m_x, m_v = self.mean[..., 0], self.mean[..., 1]
         pull_x, pull_v = self.covariance.adjugate_times(m_x, m_v)
-        return (m_x * pull_x + m_v * pull_v) / self.det
+        return m_x * pull_x + m_v * pull_v
+
+    @property
+    def snr(self) -> Array:
+        """Signal-to-noise ratio `m^T Sigma^-1 m` of x0 (`hsm`), (...); infinite at t = 0."""
+        return self.signal / self.det
+
+    @property
+    def sigma_y(self) -> Array:
+        """Noise level `snr^(-1/2)` of the sufficient statistic y (`hsm`), (...); 0 at t = 0."""
+        return array_namespace(self.det).sqrt(self.det / self.signal)
+
+    @property
+    def statistic(self) -> Array:
+        """The row (..., 2) of the sufficient statistic `y = m^T Sigma^-1 u / snr` (`hsm`).
+
+        All that u says about x0: y is x0 plus noise of standard deviation `sigma_y`, alike at every
+        coordinate, and the rest of u is noise that is independent of it.
+        """
+        pull = self.covariance.adjugate_times(self.mean[..., 0], self.mean[..., 1])
+        return array_namespace(self.det).stack([part / self.signal for part in pull], axis=-1)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,12 @@ from cldfast.kernels import Backend, NoiseAddress
 from cldfast.kernels.limits import LAUNCH_OUTPUTS
 from cldfast.planner.plan import Plan
 from cldfast.planner.stage import Stage
-from cldfast.sampling.steps import stage_times
+from cldfast.sampling.steps import look, network_arguments, planes_seen, stage_times
 
-Evaluate = Callable[[Stage, torch.Tensor, torch.Tensor], Sequence[torch.Tensor]]
+# The network's outputs at (stage, u, t, what it sees, its argument).
+Evaluate = Callable[
+    [Stage, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], Sequence[torch.Tensor]
+]
 Body = Callable[[], None]
 # Turns a step into something that repeats it; CaptureError where that cannot be.
 Recorder = Callable[[Body], Body]
@@ -42,20 +45,25 @@ class Kind:
     """What stages of one graph have in common: the planes they read, and what they make.
 
     outputs: planes of each network output, None for no evaluation. history: rows that are read.
-    rows: planes of the history row that is made. used: a bit for each column that is not all zeros.
+    rows: planes of the history row that is made. seen: planes that are made for the next network.
+    looks: whether this one sees such planes. used: a bit for each column that is not all zeros.
     """
 
     outputs: tuple[int, ...] | None
     history: int
     rows: int
+    seen: int
+    looks: bool
     used: int
 
     @classmethod
-    def of(cls, stage: Stage, matrix: np.ndarray) -> Kind:
+    def of(cls, stage: Stage, matrix: np.ndarray, seen: int) -> Kind:
         return cls(
             tuple(e.shape[1] for e in stage.E) if stage.evaluates else None,
             len(stage.H),
             stage.history_planes,
+            seen,
+            stage.seen is not None,
             sum(1 << int(j) for j in np.flatnonzero(np.any(matrix != 0.0, axis=0))),
         )
 
@@ -63,8 +71,9 @@ class Kind:
 class Recording:
     """A run with its state in fixed memory; `run` gives the final state.
 
-    evaluate: the network at (stage, u, t). address: of the run's noise; the device adds the stage.
+    evaluate: the network, see `Evaluate`. address: of the run's noise; the device adds the stage.
     backend: one that counts steps. record: makes a replay of a step that has run once already.
+    dtype: of the planes that the network sees.
     """
 
     def __init__(
@@ -75,13 +84,25 @@ class Recording:
         address: NoiseAddress,
         backend: Backend,
         record: Recorder,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.plan, self.evaluate, self.address = plan, evaluate, address
         self.backend, self.record = backend, record
         self.u = u.clone()
         self.step = torch.zeros((), dtype=torch.int64, device=u.device)
-        self.times = stage_times(plan, u)
-        self.time = self.times[0].clone()
+        self.arguments = network_arguments(plan, u)
+        self.argument = self.arguments[0].clone()
+        # A guidance term asks for the time where the network asks for something else.
+        self.times, self.time = self.arguments, self.argument
+        if plan.guidance_term and any(stage.argument is not None for stage in plan.stages):
+            self.times = stage_times(plan, u)
+            self.time = self.times[0].clone()
+        first = plan.stages[0]
+        self.dtype = u.dtype if dtype is None else dtype
+        # What the next network sees; the first stage's is made of the state that a run begins with.
+        self.seen: torch.Tensor | None = None
+        if first.seen is not None:
+            self.seen = look(first.seen, self.u, self.dtype)
         planes = max(stage.history_planes for stage in plan.stages)
         shape = (u.shape[0], planes * (u.shape[1] // 2), *u.shape[2:])
         images = u.dim() == 4 and not u.is_contiguous()
@@ -91,7 +112,8 @@ class Recording:
             for _ in range(plan.history_length)
         ]
         matrices = plan.matrices()
-        self.kinds = [Kind.of(*pair) for pair in zip(plan.stages, matrices, strict=True)]
+        seen = planes_seen(plan.stages)
+        self.kinds = [Kind.of(*each) for each in zip(plan.stages, matrices, seen, strict=True)]
         self.tables = {kind: self._table(kind, matrices) for kind in set(self.kinds)}
 
     def _table(self, kind: Kind, matrices: Sequence[np.ndarray]) -> torch.Tensor:
@@ -105,7 +127,8 @@ class Recording:
 
     def body(self, stage: Stage, kind: Kind, made: int) -> Body:
         """One step of a kind after `made` history rows; what it closes over does not change."""
-        u, t = self.u, self.time.expand(self.u.shape[0])
+        u, rows = self.u, self.u.shape[0]
+        t, argument = self.time.expand(rows), self.argument.expand(rows)
         # A row goes where the oldest one was, which a kernel has read before it writes.
         history = [self.ring[(made - 1 - k) % len(self.ring)] for k in range(kind.history)]
         row = self.ring[made % len(self.ring)] if kind.rows and self.ring else None
@@ -114,13 +137,23 @@ class Recording:
         def run() -> None:
             outputs: list[torch.Tensor] = []
             if kind.outputs is not None:
-                for output in self.evaluate(stage, u, t):
+                seen = self.seen if kind.looks else u
+                assert seen is not None  # made by the stage before
+                for output in self.evaluate(stage, u, t, seen, argument):
                     outputs.append(output.clone() if shares_memory(output, u) else output)
-            self.backend.stage(
+            made = self.backend.stage(
                 u, outputs, history, table, self.address, out=u, step=self.step, used=kind.used,
-                row_out=row,
+                row_out=row, seen_planes=kind.seen, seen_dtype=self.dtype,
             )  # fmt: skip
-            self.backend.advance(self.step, self.times, self.time)
+            if made.seen is not None:
+                if self.seen is None:
+                    self.seen = made.seen
+                else:
+                    self.seen.copy_(made.seen)
+            self.backend.advance(self.step, self.arguments, self.argument)
+            if self.times is not self.arguments:
+                last = self.step.clamp(max=len(self.times) - 1)
+                self.time.copy_(self.times.index_select(0, last.reshape(1))[0])
 
         return run
 
@@ -177,8 +210,9 @@ def obstacle(plan: Plan, u: torch.Tensor, backend: Backend, refused: dict[str, b
     if given:
         return f"{' and '.join(given)} need the host between steps"
     sizes = {stage.history_planes for stage in plan.stages} - {0}
-    if len(sizes) > 1 or 2 + max(sizes, default=0) > LAUNCH_OUTPUTS:
-        return f"the solver keeps history rows of {sorted(sizes)} planes"
+    seen = max(planes_seen(plan.stages))
+    if len(sizes) > 1 or 2 + max(sizes, default=0) + seen > LAUNCH_OUTPUTS:
+        return f"the solver keeps history rows of {sorted(sizes)} planes, the network sees {seen}"
     return ""
 
 

@@ -32,7 +32,7 @@ import torch
 from cldfast import kernels
 from cldfast.kernels import NoiseAddress, Stream
 from cldfast.network import Network
-from cldfast.planner.parameterization import check_parameterization, score_map, x0_map
+from cldfast.planner.parameterization import Parameterization, score_map, x0_map
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.sampling.probability_flow import Flow, check_t_min, combine, solve
 from cldfast.training.losses import perturb
@@ -66,7 +66,7 @@ def likelihood(
     sde: LinearPhaseSDE,
     x0: torch.Tensor,
     *,
-    parameterization: str = "score",
+    parameterization: Parameterization | None = None,
     t_min: float = 1e-3,
     probe: str = "rademacher",
     draws: int = 1,
@@ -92,7 +92,6 @@ def likelihood(
     Raises ImportError without torchdiffeq; ValueError for an unknown probe, `draws < 1`, or t_min
         outside (0, T).
     """
-    check_parameterization(parameterization)
     check_t_min(sde, t_min)
     if probe not in PROBES:
         raise ValueError(f"unknown probe {probe!r}; expected one of {', '.join(PROBES)}")

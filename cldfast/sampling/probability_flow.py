@@ -11,10 +11,17 @@ import torch
 
 from cldfast import kernels
 from cldfast.extras import extra_module
-from cldfast.network import Network, device_of
-from cldfast.planner.parameterization import check_parameterization, score_map
+from cldfast.network import Network, device_of, network_dtype
+from cldfast.planner.parameterization import (
+    Parameterization,
+    check_parameterization,
+    default_parameterization,
+    input_map,
+    score_map,
+)
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.sampling.run import initial_state
+from cldfast.sampling.steps import look
 
 # Methods of torchdiffeq that choose their steps.
 ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
@@ -25,7 +32,7 @@ def pflow(
     sde: LinearPhaseSDE,
     shape: Sequence[int] | None = None,
     *,
-    parameterization: str = "score",
+    parameterization: Parameterization | None = None,
     t_min: float = 1e-3,
     rtol: float = 1e-5,
     atol: float = 1e-5,
@@ -52,7 +59,6 @@ def pflow(
     Source: Song et al. (2021), section 4.3; Dormand and Prince (1980).
     Raises ImportError without torchdiffeq, ValueError for t_min outside (0, T) or missing states.
     """
-    check_parameterization(parameterization)
     check_t_min(sde, t_min)
     if init is None:
         if shape is None or reverse:
@@ -117,7 +123,12 @@ def check_t_min(sde: LinearPhaseSDE, t_min: float) -> None:
 class Flow:
     """`dU/dt = beta (A U - D score / 2)` as a function (t, u), counting its evaluations."""
 
-    def __init__(self, net: Network, sde: LinearPhaseSDE, parameterization: str) -> None:
+    def __init__(
+        self, net: Network, sde: LinearPhaseSDE, parameterization: Parameterization | None
+    ) -> None:
+        if parameterization is None:
+            parameterization = default_parameterization(sde)
+        check_parameterization(parameterization)
         self.net, self.sde, self.parameterization = net, sde, parameterization
         self.evaluations = 0
 
@@ -132,7 +143,12 @@ class Flow:
     def output(self, t: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         """The network's output at one time."""
         self.evaluations += 1
-        result = self.net(u, t.to(u.dtype).expand(u.shape[0]))
+        seen, argument = u, t
+        inputs = input_map(self.sde, np.array([float(t)]), self.parameterization)
+        if inputs is not None:
+            seen = look(inputs[0][0], u, network_dtype(self.net) or u.dtype)
+            argument = torch.full_like(t, float(inputs[1][0]))
+        result = self.net(seen, argument.to(u.dtype).expand(u.shape[0]))
         if not isinstance(result, torch.Tensor):
             raise TypeError(f"the network must return one tensor, got {type(result).__name__}")
         return result
@@ -143,8 +159,8 @@ class Flow:
         planes = kernels.check_planes("the network's output", o, u, u.shape[1] // 2)
         if planes != gain.shape[1]:
             raise ValueError(
-                f"parameterization {self.parameterization!r} needs {gain.shape[1]} output planes, "
-                f"got {planes}"
+                f"parameterization {str(self.parameterization)!r} needs {gain.shape[1]} output "
+                f"planes, got {planes}"
             )
         return combine(state, gain, u, o)
 

@@ -10,7 +10,7 @@ import torch
 from cldfast import kernels
 from cldfast.extras import progress_bar
 from cldfast.kernels import Backend, NoiseAddress, Stream
-from cldfast.network import Network, device_of, draw_seed
+from cldfast.network import Network, device_of, draw_seed, network_dtype
 from cldfast.planner.grids import Grid
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
@@ -18,9 +18,17 @@ from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.sampling import graphs
 from cldfast.sampling.inpainting import Inpainting
-from cldfast.sampling.steps import Outputs, Steps, plan_tables, stage_times
+from cldfast.sampling.steps import (
+    Guidance,
+    Outputs,
+    Steps,
+    look,
+    network_arguments,
+    plan_tables,
+    planes_seen,
+    stage_times,
+)
 
-Guidance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Callback = Callable[[int, float, torch.Tensor], torch.Tensor | None]
 
 
@@ -47,7 +55,9 @@ def run(
     """Take states at `plan.grid[0]` through the plan; returns the final states, shaped like u.
 
     net: `net(u, t)` with t (B,), a broadcast view of one time; returns what the plan's
-        parameterisation says, (B, C, ...) or (B, 2C, ...). It may use another float dtype.
+        parameterisation says, (B, C, ...) or (B, 2C, ...). It may use another float dtype. A
+        parameterisation of y asks `net(y, argument)` instead, y (B, C, ...) in the dtype of the
+        module's parameters; see `cldfast.planner.data_forms`.
     u: (B, 2d) or (B, 2C, H, W), float32 or float64; not changed.
     seed, first_index: noise key, and the global sample index of row 0; seed None draws one from
         PyTorch's default generator.
@@ -76,17 +86,15 @@ def run(
         raise ValueError(
             f"noise must hold one entry per stage, {len(plan.stages)}, got {len(noise)}"
         )
-    if guidance is not None:
-        if not plan.guidance_term:
-            raise ValueError("guidance needs a plan made with guidance_term=True")
-        net = _with_term(net, guidance)
+    if guidance is not None and not plan.guidance_term:
+        raise ValueError("guidance needs a plan made with guidance_term=True")
     if inpaint is not None:
         inpaint.check(u)
     stages: Any = plan.stages
     if progress:
         stages = progress_bar(stages, desc=plan.solver)
     found = kernels.resolve_backend(backend, u.device)
-    loop = _Loop(plan, net, u, address, found, differentiable)
+    loop = _Loop(plan, net, guidance, u, address, found, differentiable)
     if graph:
         host = {"callbacks": callback, "given noise": noise, "inpainting": inpaint}
         refused = {name: value is not None for name, value in host.items()}
@@ -101,7 +109,8 @@ def run(
             if inpaint is not None:
                 last = index == len(plan.stages) - 1
                 where = address.at_stage(index)
-                state = loop.u = inpaint.apply(plan.sde, state, stage.t_next, last, where, found)
+                state = inpaint.apply(plan.sde, state, stage.t_next, last, where, found)
+                loop.take_over(state)
             if callback is not None:
                 # The callback may keep what it is shown, so the state is not overwritten after it.
                 loop.owned = False
@@ -114,17 +123,6 @@ def run(
     return loop.u
 
 
-def _with_term(net: Network, guidance: Guidance) -> Network:
-    """The network with the guidance term as one more output, the last."""
-
-    def both(u: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        result = net(u, t)
-        outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
-        return (*outputs, guidance(u, t))
-
-    return both
-
-
 class _Loop:
     """The state of one run, and how a stage changes it."""
 
@@ -132,31 +130,45 @@ class _Loop:
         self,
         plan: Plan,
         net: Network,
+        guidance: Guidance | None,
         u: torch.Tensor,
         address: NoiseAddress,
         backend: Backend,
         differentiable: bool,
     ) -> None:
         self.plan, self.u, self.address, self.backend = plan, u, address, backend
-        self.outputs = Outputs(net, plan.parameterization)
-        self.steps = Steps(plan_tables(plan), plan.history_length, backend)
+        self.outputs = Outputs(net, plan.parameterization, guidance)
+        self.dtype = network_dtype(net) or u.dtype
+        self.steps = Steps(
+            plan_tables(plan), plan.history_length, planes_seen(plan.stages), backend, self.dtype
+        )
         self.differentiable = differentiable
         # Whether u is memory of this run that nobody else holds, and so may be written in place.
         self.owned = False
-        # For each stage the times of all rows, a view of one number.
-        self.times = stage_times(plan, u)[:, None].expand(-1, len(u)).unbind(0)
+        # What the next network sees, where the stage before it has made that.
+        self.seen: torch.Tensor | None = None
+        # For each stage the times of all rows, and the network's arguments: views of one number.
+        self.times, self.arguments = (
+            numbers[:, None].expand(-1, len(u)).unbind(0)
+            for numbers in (stage_times(plan, u), network_arguments(plan, u))
+        )
 
     def recorded(self, record: graphs.Recorder) -> graphs.Recording:
         """This run with its steps recorded."""
-        return graphs.Recording(self.plan, self.outputs, self.u, self.address, self.backend, record)
+        return graphs.Recording(
+            self.plan, self.outputs, self.u, self.address, self.backend, record, self.dtype
+        )
 
     def step(self, index: int, stage: Stage, given: torch.Tensor | None) -> torch.Tensor:
         outputs: tuple[torch.Tensor, ...] = ()
         if stage.evaluates:
-            outputs = self.outputs(stage, self.u, self.times[index])
+            seen = self.u
+            if stage.seen is not None:
+                seen = look(stage.seen, self.u, self.dtype) if self.seen is None else self.seen
+            outputs = self.outputs(stage, self.u, self.times[index], seen, self.arguments[index])
         noise = self.address.at_stage(index) if given is None else given
         if self.differentiable or given is not None:
-            self.u = self.steps.take(index, stage, self.u, outputs, noise, checked=True)
+            made = self.steps.take(index, stage, self.u, outputs, noise, checked=True)
         else:
             u = self.u
             reuse = self.owned
@@ -164,9 +176,14 @@ class _Loop:
                 # Our state is the whole of its memory, so a view of the state begins inside it.
                 if reuse and 0 <= output.data_ptr() - u.data_ptr() < u.nbytes:
                     reuse = False
-            self.u = self.steps.take(index, stage, u, outputs, noise, out=u if reuse else None)
+            made = self.steps.take(index, stage, u, outputs, noise, out=u if reuse else None)
             self.owned = True
+        self.u, _, self.seen = made
         return self.u
+
+    def take_over(self, u: torch.Tensor) -> None:
+        """Go on with another state, of which the last stage has not made what a network sees."""
+        self.u, self.seen = u, None
 
     def replace(self, u: torch.Tensor) -> None:
         kernels.check_state("the callback's state", u)
@@ -175,7 +192,7 @@ class _Loop:
                 f"the callback must return a state like {tuple(self.u.shape)} {self.u.dtype} on "
                 f"{self.u.device}, got {tuple(u.shape)} {u.dtype} on {u.device}"
             )
-        self.u = u
+        self.take_over(u)
 
 
 def initial_state(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
 from cldfast import kernels
-from cldfast.kernels import Backend, Noise
+from cldfast.kernels import Backend, Noise, StageResult
 from cldfast.network import Network
-from cldfast.planner.plan import Plan
+from cldfast.planner.parameterization import Parameterization
+from cldfast.planner.plan import Plan, looks
 from cldfast.planner.stage import Stage
+
+Guidance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def stage_tables(matrices: Sequence[np.ndarray]) -> list[torch.Tensor]:
@@ -48,20 +51,58 @@ def stage_times(plan: Plan, u: torch.Tensor) -> torch.Tensor:
     return torch.tensor(times, dtype=u.dtype, device=u.device)
 
 
-class Outputs:
-    """Calls a network and checks what it returns, again only where that has changed."""
+def network_arguments(plan: Plan, u: torch.Tensor) -> torch.Tensor:
+    """The second arguments (N,) of the networks of all stages, as `stage_times`."""
+    arguments = [stage.t if stage.argument is None else stage.argument for stage in plan.stages]
+    return torch.tensor(
+        [0.0 if value is None else value for value in arguments], dtype=u.dtype, device=u.device
+    )
 
-    def __init__(self, net: Network, parameterization: str) -> None:
-        self.net, self.parameterization = net, parameterization
+
+def planes_seen(stages: Sequence[Stage]) -> list[int]:
+    """How many planes each stage makes for the network of the next one."""
+    return [0 if rows is None else len(rows) for rows in looks(stages)]
+
+
+def look(seen: np.ndarray | torch.Tensor, u: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The planes (B, sC, ...) that a network sees of a state (B, 2C, ...), rows `seen` (s, 2).
+
+    Differentiable in the state, and in rows that are a tensor.
+    """
+    x, v = u.chunk(2, dim=1)
+    rows = seen if isinstance(seen, torch.Tensor) else seen.tolist()
+    planes = [on_x * x + on_v * v for on_x, on_v in rows]
+    return (planes[0] if len(planes) == 1 else torch.cat(planes, dim=1)).to(dtype)
+
+
+class Outputs:
+    """Calls a network and checks what it returns, again only where that has changed.
+
+    term: a function of (u, t) that is one more output, the last, or None.
+    """
+
+    def __init__(
+        self, net: Network, parameterization: Parameterization, term: Guidance | None = None
+    ) -> None:
+        self.net, self.parameterization, self.term = net, parameterization, term
         # What was checked last: the blocks' shapes, and shape, dtype and device of each output.
         self._known: tuple[object, ...] = ()
 
-    def __call__(self, stage: Stage, u: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The network's outputs for a state and the times of its rows, as the stage reads them.
+    def __call__(
+        self,
+        stage: Stage,
+        u: torch.Tensor,
+        t: torch.Tensor,
+        seen: torch.Tensor,
+        argument: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """The outputs for a state, as the stage reads them.
+
+        u, t: the state and the times of its rows. seen, argument: what the network gets.
 
         Raises ValueError or TypeError for outputs that do not fit.
         """
-        result = self.net(u, t)
+        result = self.net(seen, argument)
         outputs: tuple[torch.Tensor, ...]
         known: tuple[object, ...]
         if isinstance(result, torch.Tensor) and len(stage.E) == 1:
@@ -69,6 +110,8 @@ class Outputs:
             known = (stage.E[0].shape, result.shape, result.dtype, result.device)
         else:
             outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
+            if self.term is not None:
+                outputs = (*outputs, self.term(u, t))
             known = tuple(block.shape for block in stage.E)
             if all(isinstance(output, torch.Tensor) for output in outputs):
                 known += tuple((o.shape, o.dtype, o.device) for o in outputs)
@@ -87,7 +130,7 @@ class Outputs:
         channels = u.shape[1] // 2
         for output, wanted in zip(outputs, planes, strict=True):
             kernels.check_output(
-                "the network's output", output, u, channels, wanted, self.parameterization
+                "the network's output", output, u, channels, wanted, str(self.parameterization)
             )
 
 
@@ -95,13 +138,20 @@ class Steps:
     """The stages of a run, taken one after another; keeps the history rows between them.
 
     tables: of the stages, see `stage_tables`. history: how many rows are kept.
+    seen: how many planes each stage makes for the network of the next one; dtype: theirs, the
+        state's if None.
     """
 
     def __init__(
-        self, tables: Sequence[torch.Tensor], history: int, backend: str | Backend = "auto"
+        self,
+        tables: Sequence[torch.Tensor],
+        history: int,
+        seen: Sequence[int],
+        backend: str | Backend = "auto",
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.backend = backend
-        self.tables = tables
+        self.tables, self.seen, self.dtype = tables, seen, dtype
         self._history: deque[torch.Tensor] = deque(maxlen=max(history, 1))
 
     def take(
@@ -114,21 +164,24 @@ class Steps:
         *,
         out: torch.Tensor | None = None,
         checked: bool = False,
-    ) -> torch.Tensor:
-        """The state after stage number `index`; it may be written to `out`.
+    ) -> StageResult:
+        """What stage number `index` makes; its state may be written to `out`.
 
         checked: go through the operation with its checks and gradients. Without it arguments are
         taken as valid.
         """
         history = [self._history[k] for k in range(len(stage.H))] if stage.H else ()
-        table = self.tables[index]
+        table, seen = self.tables[index], self.seen[index]
         if checked:
             made = kernels.stage(
-                u, outputs, history, table, noise=noise, out=out, backend=self.backend
-            )
+                u, outputs, history, table, noise=noise, out=out, seen_planes=seen,
+                seen_dtype=self.dtype if seen else None, backend=self.backend,
+            )  # fmt: skip
         else:
             assert isinstance(self.backend, Backend)
-            made = self.backend.stage(u, outputs, history, table, noise, out=out)
+            made = self.backend.stage(
+                u, outputs, history, table, noise, out=out, seen_planes=seen, seen_dtype=self.dtype
+            )
         if made.history is not None:
             self._history.appendleft(made.history)
-        return made.state
+        return made

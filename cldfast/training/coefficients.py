@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import torch
 
+from cldfast.planner.parameterization import Parameterization
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.training.config import TrainConfig
-from cldfast.training.losses import RowCoefficients, row_coefficients
-from cldfast.training.times import sample_times
+from cldfast.training.losses import RowCoefficients, drawn_coefficients
 
 # Rows made at once; of a batch with more, one batch.
 _ROWS = 4096
@@ -23,8 +23,15 @@ class CoefficientsAhead:
     Blocks of steps begin at multiples of their length, so a resumed run makes the same blocks.
     """
 
-    def __init__(self, sde: LinearPhaseSDE, config: TrainConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        sde: LinearPhaseSDE,
+        config: TrainConfig,
+        parameterization: Parameterization,
+        device: torch.device,
+    ) -> None:
         self.sde, self.config, self.device = sde, config, device
+        self.parameterization = parameterization
         self._steps = max(1, _ROWS // config.batch_size)
         self._block: tuple[int, RowCoefficients] | None = None
 
@@ -39,12 +46,8 @@ class CoefficientsAhead:
     def _make(self, index: int) -> RowCoefficients:
         config = self.config
         rows = self._steps * config.batch_size
-        t, factors = sample_times(
-            rows, self.sde, t_min=config.t_min, method=config.times, batch=config.batch_size,
-            seed=config.seed, first_index=index * rows, device=self.device,
-        )  # fmt: skip
-        return row_coefficients(
-            self.sde, t, config.weighting, config.parameterization,
-            factors=factors if config.times == "importance" else None,
-            bounds=(config.t_min, self.sde.T),
+        return drawn_coefficients(
+            rows, self.sde, config.weighting, self.parameterization, t_min=config.t_min,
+            times=config.times, batch=config.batch_size, seed=config.seed,
+            first_index=index * rows, device=self.device,
         )  # fmt: skip

@@ -7,7 +7,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from cldfast import kernels
-from cldfast.planner.parameterization import check_parameterization
+from cldfast.planner.parameterization import (
+    Parameterization,
+    check_parameterization,
+    named_form,
+)
+from cldfast.process.sde import LinearPhaseSDE
 from cldfast.training.losses import WEIGHTINGS
 from cldfast.training.times import TIME_SAMPLING
 
@@ -23,7 +28,10 @@ class TrainConfig:
     lr: Adam's step size after a linear warm-up over `warmup` steps; `decay` "constant" keeps it,
         "cosine" takes it to 0 at the last step. clip: largest gradient norm, None for no limit.
     ema_decay: see `cldfast.training.ema.EMA`.
-    parameterization, weighting, t_min, times: see `cldfast.hsm_loss`.
+    parameterization, weighting, t_min, times: see `cldfast.hsm_loss`; parameterization None is
+        "mixed", or "data_noise" for a process with noise on the position.
+    sigma_data: standard deviation of the data, for the parameterisation "edm".
+    uncertainty: learn the weights of times too, see `cldfast.Uncertainty`.
     autocast: "bfloat16" or "float16", in which the network then computes (`torch.autocast`), its
         weights, the state and the loss staying in theirs; None computes in theirs too.
     seed: of times, noise and the order of the data.
@@ -40,10 +48,12 @@ class TrainConfig:
     decay: str = "constant"
     clip: float | None = 1.0
     ema_decay: float = 0.999
-    parameterization: str = "mixed"
+    parameterization: str | None = None
+    sigma_data: float = 1.0
     weighting: str = "reweighted"
     t_min: float = 1e-3
     times: str = "uniform"
+    uncertainty: bool = False
     autocast: str | None = None
     seed: int = 0
     log_every: int = 50
@@ -76,7 +86,9 @@ class TrainConfig:
             raise ValueError(
                 f"autocast: expected None or one of {', '.join(AUTOCAST)}, got {self.autocast!r}"
             )
-        check_parameterization(self.parameterization)
+        if self.parameterization is not None:
+            check_parameterization(self.parameterization)
+        _check_positive("sigma_data", self.sigma_data)
         kernels.check_seed(self.seed)
 
     @classmethod
@@ -86,6 +98,12 @@ class TrainConfig:
         if unknown:
             raise ValueError(f"training settings: unknown {', '.join(unknown)}")
         return cls(**values)
+
+    def form(self, sde: LinearPhaseSDE) -> Parameterization:
+        """What the network of a process is trained to return and sees."""
+        if self.parameterization is None:
+            return "data_noise" if sde.diffusion[0] > 0.0 else "mixed"
+        return named_form(self.parameterization, self.sigma_data)
 
     def learning_rate(self, step: int) -> float:
         """Adam's step size in step number `step`, counted from 0."""

@@ -13,22 +13,39 @@ offset and the output, and leaves the gradient in the offset's memory.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
 
 from cldfast import kernels
+from cldfast.caller import caller_level
 from cldfast.kernels import REDUCTIONS, Backend, Noise, NoiseAddress, Stream, check_gradients
 from cldfast.network import Network, draw_seed
-from cldfast.planner.parameterization import FULL_MAPS, check_parameterization
+from cldfast.planner.data_forms import Preconditioned
+from cldfast.planner.parameterization import (
+    VELOCITY_MAPS,
+    Parameterization,
+    check_parameterization,
+    data_form,
+    default_parameterization,
+    output_planes,
+    velocity_share,
+)
 from cldfast.process.sde import OBJECTIVES, LinearPhaseSDE, Marginal
 from cldfast.training.row_weights import WEIGHTINGS, RowKernels, row_loss, row_perturbation
 from cldfast.training.times import sample_times
+from cldfast.training.uncertainty import Uncertainty
 
 Weighting = str | Callable[[torch.Tensor], torch.Tensor]
+
+
+class BlindLossWarning(UserWarning):
+    """A loss on the velocity score, where that score says almost nothing about the data."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +55,22 @@ class RowCoefficients:
     t: (B,) float64. perturbation: (B, 2 + q, 3 or 4) float64, columns of data (and velocity) and of
     noise, rows of the state and of the residual's part that they decide, its offset. residual: (B,
     q, r + q + 2) float64, see `training.row_weights.split_weights`. Both may be a table's at t.
-    scale: (B,) float64, a further factor of each row's loss, or None. Indexed by rows, as tensors
-    are.
+    scale: (B,) float64, a further factor of each row's loss, or None. argument: (B,) float64, the
+    network's second argument. Indexed by rows, as tensors are.
+
+    For a network that sees y the blocks are those of `training.row_weights.isotropic_weights`.
     """
 
     t: torch.Tensor
     perturbation: torch.Tensor | kernels.AtTimes
     residual: torch.Tensor | kernels.AtTimes
     scale: torch.Tensor | None
+    argument: torch.Tensor
 
     def __getitem__(self, rows: slice) -> RowCoefficients:
         return RowCoefficients(
             self.t[rows], self.perturbation[rows], self.residual[rows],
-            None if self.scale is None else self.scale[rows],
+            None if self.scale is None else self.scale[rows], self.argument[rows],
         )  # fmt: skip
 
 
@@ -58,7 +78,7 @@ def row_coefficients(
     sde: LinearPhaseSDE,
     t: torch.Tensor,
     weighting: Weighting,
-    parameterization: str,
+    parameterization: Parameterization,
     *,
     factors: torch.Tensor | None = None,
     objective: str = "hsm",
@@ -66,7 +86,7 @@ def row_coefficients(
 ) -> RowCoefficients:
     """Coefficients at times t (B,), computed in float64; arguments taken as valid.
 
-    factors: (B,) of `cldfast.sample_times`; None where they are 1. objective: "hsm" or "dsm".
+    factors: (B,), of each row's loss; None where they are 1. objective: "hsm" or "dsm".
     bounds: the least and the largest time that there may be, if that is known.
     """
     t = t.to(torch.float64)
@@ -75,8 +95,44 @@ def row_coefficients(
     if callable(weighting):
         own = _own_weighting(weighting, t)
         scale = own if scale is None else scale * own
-    halves = row_loss(sde, t, objective, name, parameterization, bounds)
-    return RowCoefficients(t, *halves, scale)
+    first, second, argument = row_loss(sde, t, objective, name, parameterization, bounds)
+    return RowCoefficients(t, first, second, scale, argument)
+
+
+def drawn_coefficients(
+    rows: int,
+    sde: LinearPhaseSDE,
+    weighting: Weighting,
+    parameterization: Parameterization,
+    *,
+    t_min: float,
+    times: str,
+    batch: int | None = None,
+    seed: int = 0,
+    first_index: int = 0,
+    device: torch.device | str = "cpu",
+    objective: str = "hsm",
+) -> RowCoefficients:
+    """`row_coefficients` at times that are drawn, see `cldfast.sample_times`.
+
+    The mean of the "likelihood" weighting is an estimate of its integral over [t_min, T], for any
+    distribution of the times. With the other weightings the distribution of "log", "log_snr" and
+    "edm" belongs to the weighting, as in Karras et al. (2022).
+    """
+    form = data_form(parameterization)
+    sigma_data = form.sigma_data if isinstance(form, Preconditioned) else 1.0
+    t, factors = sample_times(
+        rows, sde, t_min=t_min, method=times, batch=batch, seed=seed, first_index=first_index,
+        device=device, sigma_data=sigma_data,
+    )  # fmt: skip
+    if weighting == "likelihood":
+        scale: torch.Tensor | None = factors * (sde.T - t_min)
+    else:
+        scale = factors if times == "importance" else None
+    return row_coefficients(
+        sde, t, weighting, parameterization, factors=scale, objective=objective,
+        bounds=(t_min, sde.T),
+    )  # fmt: skip
 
 
 def _own_weighting(
@@ -127,7 +183,7 @@ def hsm_loss(
     sde: LinearPhaseSDE,
     x0: torch.Tensor,
     weighting: Weighting = "reweighted",
-    parameterization: str = "score",
+    parameterization: Parameterization | None = None,
     seed: int | None = None,
     t: torch.Tensor | None = None,
     *,
@@ -137,11 +193,13 @@ def hsm_loss(
     noise: torch.Tensor | None = None,
     reduction: str = "mean",
     objective: str = "hsm",
+    uncertainty: Uncertainty | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
     """Hybrid score matching loss, summed over the coordinates of a row and averaged over rows.
 
-    net: `net(u, t)` returns what `parameterization` says, see `cldfast.make_plan`.
+    net: `net(u, t)`, or `net(y, argument)` for a parameterisation of y, returns what
+        `parameterization` says, see `cldfast.make_plan`; None is the default there.
     x0: data (B, d) or (B, C, H, W), float32 or float64.
     weighting: of `|s - s*|^2`, s* the score of the perturbation kernel. "reweighted": in units of
         its noise, `|s_v - s_v*|^2 / ell^2` or `|L^T (s - s*)|^2`. "reweighted_g2": that times
@@ -149,7 +207,9 @@ def hsm_loss(
         "det": `det(Sigma) |s - s*|^2`. A function of t (B,) that returns w (B,): w times
         "reweighted".
     seed: of times and noise; None draws one from PyTorch's default generator.
-    t: (B,) times; None draws them on [t_min, T] as `times` says, see `cldfast.sample_times`.
+    t: (B,) times; None draws them on [t_min, T] as `times` says, see `cldfast.sample_times`. Their
+        distribution weights the loss, but for "importance" and for the weighting "likelihood",
+        whose mean is an unbiased estimate of the integral over [t_min, T].
     first_index: global index of row 0. noise: (B, 2d) or (B, 2C, H, W) normals to use instead.
     reduction: "mean" or "sum" over rows, or "none", (B,). backend: see `cldfast.stage`.
     objective: "hsm" integrates the initial velocity out; "dsm" is `dsm_loss`.
@@ -158,7 +218,7 @@ def hsm_loss(
     Source: Dockhorn, Vahdat, Kreis (2022), eqs. 6 to 9; "det": Strasman, Surendran et al. (2025).
     """
     _check_data(x0)
-    check_parameterization(parameterization)
+    parameterization = checked_parameterization(sde, parameterization, objective)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if isinstance(weighting, str) and weighting not in WEIGHTINGS:
@@ -174,25 +234,21 @@ def hsm_loss(
     if found.fuses_gradients:
         check_gradients()  # before the perturbation meets a transform's tensors
     seed = draw_seed() if seed is None else kernels.check_seed(seed)
-    factors = bounds = None
     if t is None:
-        bounds = (t_min, sde.T)
-        t, factors = sample_times(
-            x0.shape[0], sde, t_min=t_min, method=times, seed=seed, first_index=first_index,
-            device=x0.device,
+        rows = drawn_coefficients(
+            x0.shape[0], sde, weighting, parameterization, t_min=t_min, times=times, seed=seed,
+            first_index=first_index, device=x0.device, objective=objective,
         )  # fmt: skip
     elif t.shape != (x0.shape[0],) or t.device != x0.device:
         raise ValueError(
             f"t must be ({x0.shape[0]},) on {x0.device}, got {tuple(t.shape)} on {t.device}"
         )
-    rows = row_coefficients(
-        sde, t, weighting, parameterization, factors=factors if times == "importance" else None,
-        objective=objective, bounds=bounds,
-    )  # fmt: skip
+    else:
+        rows = row_coefficients(sde, t, weighting, parameterization, objective=objective)
     v0 = _velocity(sde, x0, seed, first_index, found) if objective == "dsm" else None
     return prepared_loss(
         net, x0, rows, parameterization, seed=seed, first_index=first_index, v0=v0, noise=noise,
-        reduction=reduction, backend=found,
+        reduction=reduction, uncertainty=uncertainty, backend=found,
     )  # fmt: skip
 
 
@@ -213,13 +269,14 @@ def prepared_loss(
     net: Network,
     x0: torch.Tensor,
     rows: RowCoefficients,
-    parameterization: str,
+    parameterization: Parameterization,
     *,
     seed: int,
     first_index: int = 0,
     v0: torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
     reduction: str = "mean",
+    uncertainty: Uncertainty | None = None,
     backend: str | Backend = "auto",
 ) -> torch.Tensor:
     """The loss where the rows' coefficients are already known.
@@ -229,22 +286,93 @@ def prepared_loss(
 
     Raises TypeError or ValueError for an output of the network that does not fit.
     """
-    planes = 2 if parameterization in FULL_MAPS else 1
     backend = kernels.resolve_backend(backend, x0.device)
-    u, offset = kernels.perturb(
-        (x0,) if v0 is None else (x0, v0), rows.perturbation,
-        noise=_noise(seed, first_index, noise), backend=backend,
-    )  # fmt: skip
+    form = data_form(parameterization)
+    isotropic = form is not None and form.sees_y
+    data: tuple[torch.Tensor, ...]
+    if isotropic:
+        data, noise = _pairs(x0), None if noise is None else _paired(noise)
+    else:
+        data = (x0,) if v0 is None else (x0, v0)
+    seen, offset = kernels.perturb(
+        data, rows.perturbation, noise=_noise(seed, first_index, noise), backend=backend
+    )
     if offset is None:
         raise ValueError("rows.perturbation must have rows for the residual's offset, got none")
-    output = net(u, rows.t.to(u.dtype))
+    if isotropic:
+        width = x0[0].numel()
+        if seen.shape[1] > width:
+            offset[:, width:] = 0.0  # of the coordinate that fills the last pair
+            seen = seen[:, :width]
+        seen = seen.reshape(x0.shape)
+    output = net(seen, rows.argument.to(seen.dtype))
     if not isinstance(output, torch.Tensor):
         raise TypeError(f"the network's output must be a tensor, got {type(output).__name__}")
-    kernels.check_output("the network's output", output, u, x0.shape[1], planes, parameterization)
-    return kernels.residual(
-        output, offset, rows.residual, scale=rows.scale, reduction=reduction, overwrite=True,
-        backend=backend,
+    kernels.check_output(
+        "the network's output", output, x0, x0.shape[1], output_planes(parameterization),
+        str(parameterization),
     )  # fmt: skip
+    if isotropic:
+        output = _paired(output)
+    losses = kernels.residual(
+        output, offset, rows.residual, scale=rows.scale,
+        reduction=reduction if uncertainty is None else "none", overwrite=True, backend=backend,
+    )  # fmt: skip
+    if uncertainty is None:
+        return losses
+    losses = uncertainty(losses, rows.t, x0[0].numel())
+    return losses if reduction == "none" else getattr(losses, reduction)()  # type: ignore[no-any-return]
+
+
+def checked_parameterization(
+    sde: LinearPhaseSDE, parameterization: Parameterization | None, objective: str = "hsm"
+) -> Parameterization:
+    """The parameterisation of a loss, by default the process's own.
+
+    Raises ValueError for one that the objective does not fit. Warns once for a
+    process where the loss would be blind at small times.
+    """
+    if parameterization is None:
+        parameterization = default_parameterization(sde)
+    check_parameterization(parameterization)
+    form = data_form(parameterization)
+    if form is not None and form.sees_y and objective == "dsm":
+        raise ValueError(
+            f"parameterization {str(form)!r} sees nothing of the velocity, which the objective "
+            "'dsm' takes for data: use 'hsm'"
+        )
+    if parameterization in VELOCITY_MAPS and sde.diffusion[0] > 0.0 and sde not in _warned:
+        _warned.add(sde)
+        times = (1e-3, 1e-2, 1e-1)
+        share = velocity_share(sde, sde.T * np.array(times))
+        shares = ", ".join(
+            f"{100.0 * part:.2g} % at t = {sde.T * t:g}"
+            for part, t in zip(share, times, strict=True)
+        )
+        warnings.warn(
+            f"with noise on the position the velocity score carries {shares} of what the state "
+            "says about the data, so that a loss on it is blind at small t: train with "
+            "parameterization 'data_noise' or 'edm'",
+            BlindLossWarning,
+            stacklevel=caller_level(),
+        )
+    return parameterization
+
+
+# Processes about which `BlindLossWarning` has been given.
+_warned: WeakSet[LinearPhaseSDE] = WeakSet()
+
+
+def _paired(rows: torch.Tensor) -> torch.Tensor:
+    """Rows (B, ...) flat and of even width, with a zero at the end where one is missing."""
+    flat = rows.reshape(len(rows), -1)
+    return torch.nn.functional.pad(flat, (0, 1)) if flat.shape[1] % 2 else flat
+
+
+def _pairs(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both halves of the coordinates, of which coordinate j and coordinate j + D/2 are a pair."""
+    first, second = _paired(rows).chunk(2, dim=1)
+    return first, second
 
 
 def _noise(seed: int, first_index: int, given: torch.Tensor | None) -> Noise:

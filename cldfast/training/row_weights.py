@@ -16,13 +16,14 @@ import torch
 
 from cldfast import kernels
 from cldfast.kernels.time_tables import Function, Table, make_table
-from cldfast.planner.parameterization import ROWS
-from cldfast.process.linear_flow import Covariance
+from cldfast.planner.data_forms import DataForm, Preconditioned
+from cldfast.planner.parameterization import ROWS, Parameterization, data_form, data_score
+from cldfast.process.linear_flow import Covariance, stack_matrix
 from cldfast.process.sde import LinearPhaseSDE, Marginal
 
 Bounds = tuple[float, float] | None
 
-WEIGHTINGS = ("reweighted", "reweighted_g2", "likelihood", "det")
+WEIGHTINGS = ("reweighted", "reweighted_g2", "likelihood", "det", "edm")
 
 
 def perturbation_weights(kernel: Marginal) -> torch.Tensor:
@@ -36,38 +37,130 @@ def residual_weights(
     t: torch.Tensor,
     kernel: Marginal,
     weighting: str,
-    parameterization: str,
+    parameterization: Parameterization,
 ) -> torch.Tensor:
     """The blocks `(R_o, R_u, R_z)` of `M (C_o o + C_u u + L^-T z)` side by side, (B, q, r + 4).
 
     The parameterisation C is that of hybrid score matching, as in sampling; L and M belong to the
     kernel of the loss. Divided out in float64: the factors span many orders near t = 0.
     """
-    beta = sde.beta(t)
-    hybrid = kernel if kernel.mean.dim() == 2 else sde.marginal(t)
-    rows = ROWS[parameterization](sde, hybrid)
+    given_x0 = kernel.mean.dim() == 2
+    hybrid = kernel if given_x0 else sde.marginal(t)
+    form = data_form(parameterization)
+    if form is not None and given_x0:
+        return _data_residual(sde, t, kernel, weighting, form)
+    rows = ROWS[str(parameterization)](sde, hybrid) if form is None else data_score(form, hybrid)
     planes = rows.from_state.shape[1]
     # L^-T z; the velocity row is (0, ell).
     unit = kernel.covariance.inverse_factor.mT[:, -planes:]
     blocks = torch.cat([rows.from_output, rows.from_state, unit], 2)
-    if weighting == "likelihood":
-        D = torch.tensor(sde.diffusion[-planes:], dtype=torch.float64, device=t.device)
-        return blocks * (0.5 * beta[:, None] * D).sqrt()[:, :, None]
-    if weighting == "det":
-        return blocks * kernel.det.sqrt()[:, None, None]
+    if weighting in ("likelihood", "det"):
+        squares = _row_squares(sde, t, kernel, weighting)
+        if planes == 1:
+            m_x, m_v = hybrid.mean.unbind(1)
+            along_x, along_v = hybrid.covariance.adjugate_times(m_x, m_v)
+            # An error of the velocity row is one of x0, and the position row has its part of it.
+            of_x = squares[:, :1] * ((along_x / along_v) ** 2)[:, None]
+            squares = squares[:, 1:] + of_x if sde.diffusion[0] > 0.0 else squares[:, 1:]
+        return blocks * squares.sqrt()[:, :, None]
     if planes == 1:
         weights = blocks / kernel.ell[:, None, None]
     else:
         # L^T L^-T is written down: its entries cancel to rounding errors that grow as t goes to 0.
         identity = torch.eye(2, dtype=unit.dtype, device=t.device).expand_as(unit)
-        if parameterization == "full_noise" and kernel.mean.dim() == 2:
+        if parameterization == "full_noise" and given_x0:
             known = torch.cat([-identity, rows.from_state], 2)
         else:
-            known = kernel.factor.mT @ blocks[:, :, :4]
+            known = kernel.factor.mT @ blocks[:, :, :-2]
         weights = torch.cat([known, identity], 2)
     if weighting == "reweighted_g2":
-        weights = weights * (0.5 * sde.diffusion[1] * beta).sqrt()[:, None, None]
+        weights = weights * (0.5 * sde.diffusion[1] * sde.beta(t)).sqrt()[:, None, None]
+    if weighting == "edm":
+        weights = weights * _edm_size(hybrid, 1.0)[:, None, None]
     return weights
+
+
+def _edm_size(kernel: Marginal, sigma_data: float) -> torch.Tensor:
+    """The root (B,) of the EDM weight of `|nu^ - nu|^2`, `(sigma^2 + sigma_data^2)/sigma_data^2`.
+
+    Source: Karras et al. (2022), table 1, where it multiplies `sigma^2 |D - x0|^2`.
+    """
+    return ((kernel.sigma_y / sigma_data) ** 2 + 1.0).sqrt()
+
+
+def _row_squares(
+    sde: LinearPhaseSDE, t: torch.Tensor, kernel: Marginal, weighting: str
+) -> torch.Tensor:
+    """The weights (B, 2) of the squared errors of both rows of the score."""
+    if weighting == "det":
+        return kernel.det[:, None].expand(-1, 2)
+    D = torch.tensor(sde.diffusion, dtype=torch.float64, device=t.device)
+    return 0.5 * sde.beta(t)[:, None] * D
+
+
+def _data_size(
+    sde: LinearPhaseSDE, t: torch.Tensor, kernel: Marginal, weighting: str, form: DataForm
+) -> torch.Tensor:
+    """The factor (B,) of the error of nu, the unit noise of y, in the residual.
+
+    1 for "reweighted": `|nu^ - nu|^2 = |L^T (s - s*)|^2`, both rows. An error of x0 makes errors
+    `Sigma^-1 m (x0^ - x0)` of the score, of which "likelihood" and "det" weight the squares.
+    """
+    if weighting == "edm":
+        return _edm_size(kernel, form.sigma_data if isinstance(form, Preconditioned) else 1.0)
+    if weighting == "reweighted_g2":
+        return (0.5 * sde.diffusion[1] * sde.beta(t)).sqrt()
+    if weighting == "reweighted":
+        return torch.ones_like(kernel.det)
+    along = kernel.covariance.adjugate_times(kernel.mean[:, 0], kernel.mean[:, 1])
+    squares = (_row_squares(sde, t, kernel, weighting) * torch.stack(along, 1) ** 2).sum(1)
+    return (squares / (kernel.det * kernel.signal)).sqrt()
+
+
+def _data_residual(
+    sde: LinearPhaseSDE, t: torch.Tensor, kernel: Marginal, weighting: str, form: DataForm
+) -> torch.Tensor:
+    """`residual_weights` of a form: `nu^ - nu = (drop y - gain o)/sigma - nu`, (B, 1, 5)."""
+    size = _data_size(sde, t, kernel, weighting, form)
+    made, sigma = form.coefficients(kernel.sigma_y), kernel.sigma_y
+    xx, det, signal = kernel.covariance.xx, kernel.det, kernel.signal
+    _, along_v = kernel.covariance.adjugate_times(kernel.mean[:, 0], kernel.mean[:, 1])
+    # nu as a row on z: `m^T Sigma^-1 L / sqrt(snr)`, in which a factor det has been cancelled.
+    unit = torch.stack([det.sqrt() * kernel.mean[:, 0], along_v], 1) / (xx * signal).sqrt()[:, None]
+    blocks = [
+        -(made.gain / sigma)[:, None], (made.drop / sigma)[:, None] * kernel.statistic, -unit,
+    ]  # fmt: skip
+    return (torch.cat(blocks, 1) * size[:, None])[:, None]
+
+
+def isotropic_weights(
+    sde: LinearPhaseSDE, t: torch.Tensor, weighting: str, form: DataForm
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A loss on a network that sees y, in halves as of `split_weights`, and its argument (B,).
+
+    One plane of noise makes `scale y = scale (x0 + sigma nu)` and the offset of
+
+        nu^ - nu = -gain/sigma o + drop/sigma x0 - keep nu.
+
+    Two coordinates of the data are one pair, so the blocks stand twice: (B, 4, 4), rows of what the
+    network sees and of the offset, columns of data and noise; and (B, 2, 4), columns o and e.
+    """
+    kernel = sde.marginal(t)
+    sigma, size = kernel.sigma_y, _data_size(sde, t, kernel, weighting, form)
+    made = form.coefficients(sigma)
+    assert made.scale is not None and made.argument is not None  # of a form that sees y
+    first = stack_matrix(
+        made.scale, made.scale * sigma, size * made.drop / sigma, -size * made.keep
+    )
+    second = torch.stack([-size * made.gain / sigma, torch.ones_like(sigma)], 1)[:, None]
+    return _twice(first), _twice(second), made.argument
+
+
+def _twice(blocks: torch.Tensor) -> torch.Tensor:
+    """Blocks (B, p, n) for both coordinates of a pair, (B, 2p, 2n)."""
+    identity = torch.eye(2, dtype=blocks.dtype, device=blocks.device)
+    both = blocks[:, :, None, :, None] * identity[:, None, :]
+    return both.reshape(len(blocks), 2 * blocks.shape[1], 2 * blocks.shape[2])
 
 
 def split_weights(
@@ -104,20 +197,27 @@ def row_loss(
     t: torch.Tensor,
     objective: str,
     weighting: str,
-    parameterization: str,
+    parameterization: Parameterization,
     bounds: Bounds = None,
-) -> tuple[torch.Tensor | kernels.AtTimes, torch.Tensor | kernels.AtTimes]:
+) -> tuple[torch.Tensor | kernels.AtTimes, torch.Tensor | kernels.AtTimes, torch.Tensor]:
     """Both halves of a loss, as `split_weights`, at float64 times (B,): tables', or by formula.
 
+    The third is the second argument (B,) of the network.
     bounds: the least and the largest time that there may be, if that is known.
     """
     found = _looked_up(t, bounds, lambda: loss_tables(sde, objective, weighting, parameterization))
+    form = data_form(parameterization)
+    if form is not None and form.sees_y:
+        if found is not None:
+            return found[0], found[1], kernels.matrices(found[2])[:, 0, 0]
+        return isotropic_weights(sde, t, weighting, form)
     if found is not None:
-        return found[0], found[1]
+        return found[0], found[1], t
     kernel = sde.marginal(t, objective)
-    return split_weights(
+    halves = split_weights(
         perturbation_weights(kernel), residual_weights(sde, t, kernel, weighting, parameterization)
     )
+    return (*halves, t)
 
 
 class RowKernels(Marginal):
@@ -180,9 +280,24 @@ def perturbation_table(sde: LinearPhaseSDE, objective: str) -> Table | None:
 
 
 def loss_tables(
-    sde: LinearPhaseSDE, objective: str, weighting: str, parameterization: str
-) -> tuple[Table | None, Table | None]:
-    """The two halves of a loss, as `split_weights`, as tables, or None; made once."""
+    sde: LinearPhaseSDE, objective: str, weighting: str, parameterization: Parameterization
+) -> tuple[Table | None, ...]:
+    """The two halves of a loss, as `split_weights`, as tables, or None; made once.
+
+    A third table holds the second argument of a network that sees y.
+    """
+    key = (objective, weighting, str(parameterization))
+    form = data_form(parameterization)
+    if form is not None and form.sees_y:
+
+        def part(index: int) -> Table | None:
+            def function(t: torch.Tensor) -> torch.Tensor:
+                return isotropic_weights(sde, t, weighting, form)[index].reshape(len(t), *shape)
+
+            shape = ((4, 4), (2, 4), (1, 1))[index]
+            return _table(sde, (*key, index), function)
+
+        return part(0), part(1), part(2)
 
     def half(index: int) -> Table | None:
         def whole(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -197,7 +312,7 @@ def loss_tables(
             perturbation, residual = whole(t)
             return split_weights(perturbation.abs(), residual.abs())[index]
 
-        return _table(sde, (objective, weighting, parameterization, index), function, terms)
+        return _table(sde, (*key, index), function, terms)
 
     return half(0), half(1)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -10,10 +12,13 @@ import torch
 from cldfast.kernels import NoiseAddress, Stream, pair_words
 from cldfast.process.sde import LinearPhaseSDE
 
-TIME_SAMPLING = ("uniform", "stratified", "importance")
+TIME_SAMPLING = ("uniform", "stratified", "importance", "log", "log_snr", "edm")
 # The inverse of the importance density's distribution function is tabulated at this many times,
 # log-spaced; the density is exact for the piecewise linear table, so the table only costs variance.
 _TABLE = 1024
+# Karras et al. (2022), table 1: `ln sigma ~ N(-1.2, 1.2^2)` for data of standard deviation 0.5.
+_EDM_MEAN, _EDM_DEVIATION, _EDM_SIGMA_DATA = -1.2, 1.2, 0.5
+_NORMAL = NormalDist()
 
 
 def sample_times(
@@ -26,13 +31,17 @@ def sample_times(
     seed: int = 0,
     first_index: int = 0,
     device: torch.device | str = "cpu",
+    sigma_data: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Times on [t_min, T] and the factors that keep averages unbiased, both float64 (rows,).
 
     method: "uniform"; "stratified", one uniform time in each of `batch` equal intervals, in order
         (lower variance of batch averages); "importance", density proportional to the likelihood
-        weight `beta D_vv ell^2`, factor `1 / ((T - t_min) density)`.
+        weight `beta trace(D Sigma^-1)`; "log", uniform in log t; "log_snr", uniform in the log of
+        the signal-to-noise ratio of x0; "edm", a log-normal noise level `sigma_y = snr^(-1/2)` as
+        in Karras et al. (2022), cut off at t_min and T. Factors are `1 / ((T - t_min) density)`.
     batch: rows of one stratified grid; `rows` must be whole batches. None: all rows are one.
+    sigma_data: standard deviation of the data, to which the noise levels of "edm" are relative.
     seed, first_index: row i takes the addressed uniform of sample `first_index + i`.
 
     Raises ValueError for an unknown method, or rows that are no whole batches. Source of the
@@ -52,15 +61,15 @@ def sample_times(
     if method == "stratified":
         stratum = torch.arange(rows, device=device) % batch
         uniform = (stratum + uniform) / batch
-    if method == "importance":
-        return _importance(uniform, sde, t_min)
-    return t_min + (sde.T - t_min) * uniform, torch.ones_like(uniform)
-
-
-def _importance(
-    uniform: torch.Tensor, sde: LinearPhaseSDE, t_min: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    nodes, cumulative, density = (a.to(uniform.device) for a in _density_table(sde, t_min))
+    if method in ("uniform", "stratified"):
+        return t_min + (sde.T - t_min) * uniform, torch.ones_like(uniform)
+    if method == "log":
+        range_ = math.log(sde.T / t_min)
+        t = t_min * torch.exp(uniform * range_)
+        return t, t * range_ / (sde.T - t_min)
+    nodes, cumulative, density = (
+        array.to(uniform.device) for array in _density_table(sde, t_min, method, sigma_data)
+    )
     cell = (torch.searchsorted(cumulative, uniform, right=True) - 1).clamp(0, _TABLE - 2)
     inside = (uniform - cumulative[cell]) / (cumulative[cell + 1] - cumulative[cell])
     t = nodes[cell] + inside * (nodes[cell + 1] - nodes[cell])
@@ -70,14 +79,23 @@ def _importance(
 # A process is not changed after it was made, so its table can be kept.
 @lru_cache(maxsize=16)
 def _density_table(
-    sde: LinearPhaseSDE, t_min: float
+    sde: LinearPhaseSDE, t_min: float, method: str, sigma_data: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Nodes, distribution function at them, and density in the cells between them."""
     nodes = np.geomspace(t_min, sde.T, _TABLE)
-    weight = sde.beta(nodes) * sde.marginal(nodes).ell ** 2
-    # A piecewise constant density over the cells, its height the geometric mean of the ends.
-    height = np.sqrt(weight[1:] * weight[:-1])
-    mass = height * np.diff(nodes)
+    marginal = sde.marginal(nodes)
+    if method == "importance":
+        covariance, (on_x, on_v) = marginal.covariance, sde.diffusion
+        trace = (on_x * covariance.vv + on_v * covariance.xx) / covariance.det
+        weight = sde.beta(nodes) * trace
+        # A piecewise constant density over the cells, its height the geometric mean of the ends.
+        mass = np.sqrt(weight[1:] * weight[:-1]) * np.diff(nodes)
+    elif method == "log_snr":
+        mass = np.diff(np.log(marginal.sigma_y))
+    else:
+        relative = np.log(marginal.sigma_y * (_EDM_SIGMA_DATA / sigma_data))
+        mass = np.diff([_NORMAL.cdf((value - _EDM_MEAN) / _EDM_DEVIATION) for value in relative])
+    mass = np.maximum(mass, 0.0)
     cumulative = np.concatenate([[0.0], np.cumsum(mass)]) / mass.sum()
-    table = (torch.from_numpy(a) for a in (nodes, cumulative, height / mass.sum()))
-    return next(table), next(table), next(table)
+    density = mass / mass.sum() / np.diff(nodes)
+    return torch.from_numpy(nodes), torch.from_numpy(cumulative), torch.from_numpy(density)

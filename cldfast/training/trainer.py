@@ -26,7 +26,8 @@ from cldfast.process.sde import LinearPhaseSDE
 from cldfast.training.coefficients import CoefficientsAhead
 from cldfast.training.config import TrainConfig
 from cldfast.training.log import TrainLog
-from cldfast.training.losses import hsm_loss, prepared_loss
+from cldfast.training.losses import checked_parameterization, hsm_loss, prepared_loss
+from cldfast.training.uncertainty import Uncertainty
 from cldfast.training.update import WeightUpdate
 
 Batches = Callable[[int], Tensor]
@@ -109,18 +110,23 @@ class Trainer:
                 _check_rows(name, rows)
         if not self.config.t_min < sde.T:
             raise ValueError(f"t_min: expected below T = {sde.T}, got {self.config.t_min}")
+        self.parameterization = checked_parameterization(sde, self.config.form(sde))
         self.parameters = [p for p in net.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("net: expected a network with parameters to train, got none")
         self.device = self.parameters[0].device
         self._unread: list[Tensor] = []
         self._most_unread = 1 if self.device.type == "cpu" else _UNREAD
+        self.uncertainty: Uncertainty | None = None
+        if self.config.uncertainty:
+            self.uncertainty = Uncertainty().to(self.device)
+            self.parameters = [*self.parameters, *self.uncertainty.parameters()]
         self._update = WeightUpdate(
             net, self.parameters, self.config.lr, self.config.clip, self.config.ema_decay,
             waits=self._most_unread == 1,
         )  # fmt: skip
         self.optimizer, self.ema = self._update.optimizer, self._update.ema
-        self._coefficients = CoefficientsAhead(sde, self.config, self.device)
+        self._coefficients = CoefficientsAhead(sde, self.config, self.parameterization, self.device)
         self.step = 0
         self._order: tuple[int, Tensor] | None = None
         self.folder = None if folder is None else Path(folder)
@@ -196,9 +202,9 @@ class Trainer:
             chosen = slice(start, start + part)
             with self._autocast():
                 loss = prepared_loss(
-                    self.net, batch[chosen], rows[chosen], config.parameterization,
+                    self.net, batch[chosen], rows[chosen], self.parameterization,
                     seed=config.seed, first_index=first + start, reduction="sum",
-                    backend=self.backend,
+                    uncertainty=self.uncertainty, backend=self.backend,
                 )  # fmt: skip
             # Of the sum: what half precision rounds away is smaller by a factor of the batch.
             loss.backward()
@@ -230,7 +236,7 @@ class Trainer:
             rows = self.validation[start : start + config.batch_size].to(self.device)
             with self._autocast():
                 total += hsm_loss(
-                    self.ema.model, self.sde, rows, config.weighting, config.parameterization,
+                    self.ema.model, self.sde, rows, config.weighting, self.parameterization,
                     seed, t_min=config.t_min, times=config.times, first_index=start,
                     reduction="sum", backend=self.backend,
                 )  # fmt: skip
@@ -240,6 +246,8 @@ class Trainer:
         """Write the whole state of the training as one safetensors file, atomically."""
         tensors = {f"model/{k}": v for k, v in self.net.state_dict().items()}
         tensors |= {f"ema/{k}": v for k, v in self.ema.model.state_dict().items()}
+        if self.uncertainty is not None:
+            tensors |= {f"uncertainty/{k}": v for k, v in self.uncertainty.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{k}": v for k, v in state.items()}
         # For networks that draw random numbers themselves, such as dropout.
@@ -276,6 +284,8 @@ class Trainer:
             state.setdefault(int(index), {})[key] = tensor
         try:
             self.net.load_state_dict(groups["model"])
+            if self.uncertainty is not None:
+                self.uncertainty.load_state_dict(groups["uncertainty"])
             self.ema.load_state_dict({"model": groups["ema"], "updates": metadata["updates"]})
             groups_now = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state, "param_groups": groups_now})

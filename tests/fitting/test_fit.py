@@ -179,7 +179,7 @@ def test_sample_refuses_a_plan_for_something_else(fitted: FitResult, sde: CLD) -
         ({"steps": 3}, "leave out steps"),
         ({"solver": "em"}, "leave out solver"),
         ({"t_min": 0.1}, "leave out t_min"),
-        ({"parameterization": "score"}, "return 'x0', not 'score'"),
+        ({"parameterization": "score"}, "parameterization 'x0', not 'score'"),
     ):
         with pytest.raises(ValueError, match=words):
             cldfast.sample(net, sde, (2, 1), plan=fitted.plan, **options)  # type: ignore[arg-type]

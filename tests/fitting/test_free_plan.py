@@ -75,21 +75,41 @@ def test_a_rollout_runs_the_plan_of_its_vector(name: str, sde: CLD) -> None:
     torch.testing.assert_close(made, wanted, rtol=1e-12, atol=1e-12)
 
 
-def test_gradients_of_a_rollout(sde: CLD, backend: str) -> None:
-    """Against finite differences: coefficients, noise factors and times."""
+@pytest.mark.parametrize("form", ["x0", "denoiser", "edm"])
+def test_gradients_of_a_rollout(form: str, backend: str) -> None:
+    """Against finite differences: coefficients, noise factors and times.
+
+    The planes that a network of y sees, and its argument, are functions of the times.
+    """
     if backend == "triton":
         pytest.skip("float64 is not what this backend is for")
-    free = FreePlan(base_plan("stochastic_multistep", sde, steps=3))
-    vector = perturbed(free, sde).requires_grad_()
+    sde = CLD(a=1.0, x_noise=0.25)
+    base = make_plan(sde, "stochastic_multistep", 3, "logistic", parameterization=form, order=3)
+    free = FreePlan(base)
     u = initial_state(sde, (3, 1), seed=1, dtype=torch.float64, device="cpu")
+    net = exact_x0(sde) if form == "x0" else bent
+    free.scale(sizes_of_change(free, net, u, NoiseAddress(3), "auto"))
+    generator = torch.Generator().manual_seed(0)
+    vector = 0.05 * torch.randn(free.size, generator=generator, dtype=torch.float64)
+    vector.requires_grad_()
+    made, wanted = (
+        rollout(free, vector, net, u, NoiseAddress(2), backend),
+        run(free.plan(vector), net, u, seed=2, backend=backend),
+    )
+    torch.testing.assert_close(made, wanted, rtol=1e-12, atol=1e-12)
 
     def value(vector: torch.Tensor) -> torch.Tensor:
-        made = rollout(free, vector, exact_x0(sde), u, NoiseAddress(2), backend)
+        made = rollout(free, vector, net, u, NoiseAddress(2), backend)
         return (made * torch.arange(1.0, 7.0, dtype=torch.float64).reshape(3, 2)).sum()
 
     assert torch.autograd.gradcheck(value, (vector,), atol=1e-6)
     (gradient,) = torch.autograd.grad(value(vector), vector)
     assert gradient[-3:].abs().min() > 0.0  # of the gaps after the first time
+
+
+def bent(y: torch.Tensor, argument: torch.Tensor) -> torch.Tensor:
+    """A network that sees y, smooth in both of its arguments."""
+    return torch.tanh(y + 0.3 * argument[:, None])
 
 
 def test_a_unit_changes_a_row_as_much_as_its_stage(sde: CLD) -> None:

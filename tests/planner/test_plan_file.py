@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cldfast.planner.data_forms import DataPrediction, Preconditioned
 from cldfast.planner.make_plan import make_plan
+from cldfast.planner.parameterization import Parameterization
 from cldfast.planner.plan import Plan
 from cldfast.process.schedules import LinearBeta
 from cldfast.process.sde import CLD
@@ -39,7 +41,7 @@ def test_a_plan_comes_back_bit_for_bit(tmp_path: Path) -> None:
     [
         (CLD(a=1.5, x_noise=0.25), "mixed", "another process"),
         (CLD(a=1.5, beta=LinearBeta(2.0, 5.0)), "mixed", "another process"),
-        (SDE, "noise", "return 'mixed', not 'noise'"),
+        (SDE, "noise", "parameterization 'mixed', not 'noise'"),
     ],
 )
 def test_a_plan_for_something_else_is_refused(
@@ -49,6 +51,26 @@ def test_a_plan_for_something_else_is_refused(
     with pytest.raises(ValueError, match=words) as caught:
         Plan.load(tmp_path / "plan.json", sde, parameterization)
     assert str(tmp_path / "plan.json") in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["denoiser", "edm", Preconditioned(0.5)])
+def test_a_plan_for_a_network_that_sees_y(tmp_path: Path, form: Parameterization) -> None:
+    """What the network sees, and the form's own setting, are in the file."""
+    plan = make_plan(SDE, "unipc", 3, "auto", parameterization=form)
+    plan.save(tmp_path / "plan.json")
+    read = Plan.load(tmp_path / "plan.json", SDE, form)
+    for made, wanted in zip(read.stages, plan.stages, strict=True):
+        assert np.array_equal(made.seen, wanted.seen) and made.argument == wanted.argument
+    with pytest.raises(ValueError, match="sigma_data=2"):
+        Plan.load(tmp_path / "plan.json", SDE, Preconditioned(2.0))
+
+
+def test_a_form_of_ones_own_cannot_be_written(tmp_path: Path) -> None:
+    class Own(DataPrediction):
+        name = "own"
+
+    with pytest.raises(ValueError, match="own"):
+        make_plan(SDE, "em", 2, parameterization=Own()).save(tmp_path / "plan.json")
 
 
 def test_a_rate_of_ones_own_cannot_be_written(tmp_path: Path) -> None:

@@ -34,16 +34,31 @@ class Stepping(type(kernels.automatic_backend("cpu"))):  # type: ignore[misc]
         self.counts_steps = True
 
     def stage(  # type: ignore[no-untyped-def, override]
-        self, u, outputs, history, weights, noise, *, step, used, row_out, out
+        self,
+        u,
+        outputs,
+        history,
+        weights,
+        noise,
+        *,
+        step,
+        used,
+        row_out,
+        out,
+        seen_planes,
+        seen_dtype,
     ):
         index = int(step)
         columns = torch.any(weights[index] != 0, dim=0)
         assert used == sum(1 << j for j in range(len(columns)) if columns[j])
-        made = super().stage(u, outputs, history, weights[index : index + 1], noise.at_stage(index))
+        made = super().stage(
+            u, outputs, history, weights[index : index + 1], noise.at_stage(index),
+            seen_planes=seen_planes, seen_dtype=seen_dtype,
+        )  # fmt: skip
         assert (made.history is None) == (row_out is None)
         if row_out is not None:
             row_out.copy_(made.history)
-        return kernels.StageResult(out.copy_(made.state), row_out)
+        return kernels.StageResult(out.copy_(made.state), row_out, made.seen)
 
     def advance(self, step: torch.Tensor, times: torch.Tensor, time: torch.Tensor) -> None:
         step += 1
@@ -217,7 +232,7 @@ def test_a_recording_runs_from_its_own_copy() -> None:
     plan, u = make_plan(CLD(), "em", 2), torch.randn(2, 2 * D)
     made = Recording(
         plan,
-        lambda stage, u, t: (Network()(u, t),),
+        lambda stage, u, t, seen, argument: (Network()(seen, argument),),
         u,
         NoiseAddress(),
         Stepping(),

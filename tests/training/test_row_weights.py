@@ -126,7 +126,7 @@ def test_gradients_are_those_of_autograd(parameterization, weighting, objective)
     t = torch.rand(50, dtype=F64) * 0.99 + 0.01
     kernel = SDE.marginal(t, objective)
     weights = residual_weights(SDE, t, kernel, weighting, parameterization)
-    first, second = row_loss(SDE, t, objective, weighting, parameterization)
+    first, second, _ = row_loss(SDE, t, objective, weighting, parameterization)
     planes = 2 if parameterization in FULL_MAPS else 1
     output, noise = torch.randn(50, 3 * planes), torch.randn(50, 6)
     data = tuple(torch.randn(50, 3) for _ in range(1 if objective == "hsm" else 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cldfast.planner.parameterization import Parameterization
 from cldfast.planner.solvers.exponential import Exponential
 from cldfast.planner.solvers.multistep import adams
 from cldfast.planner.solvers.registry import solver
@@ -12,7 +13,9 @@ from cldfast.process.sde import LinearPhaseSDE
 
 
 @solver("ancestral", order=1)
-def ancestral(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
+def ancestral(
+    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: Parameterization
+) -> tuple[Stage, ...]:
     """Draw u_s from `p(u_s | u_t, x0 = E[x0 | u_t])`, the phase-space form of DDPM.
 
     The posterior of u_s is normal, with mean `m_s x0 + Sigma_s Phi^T Sigma_t^-1 (u_t - m_t x0)` and

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cldfast.planner.parameterization import Parameterization
 from cldfast.planner.solvers.registry import solver
 from cldfast.planner.solvers.single_step import runge_kutta
 from cldfast.planner.stage import Stage
@@ -11,7 +12,9 @@ from cldfast.process.sde import LinearPhaseSDE
 
 
 @solver("dpm2", order=2, evaluations_per_step=2)
-def dpm2(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
+def dpm2(
+    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: Parameterization
+) -> tuple[Stage, ...]:
     """The exponential midpoint rule: x0 of the middle of the step for all of it.
 
     Order 2 in law, two evaluations per step.
@@ -21,7 +24,9 @@ def dpm2(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[
 
 
 @solver("dpm3", order=3, evaluations_per_step=3)
-def dpm3(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
+def dpm3(
+    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: Parameterization
+) -> tuple[Stage, ...]:
     """Heun's third-order rule: to 1/3 with x0 of the start, to 2/3 with a line, to the end with the
     line through the start and 2/3 (Radau's rule, exact for parabolas).
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from cldfast.planner.parameterization import score_map
+from cldfast.planner.parameterization import Parameterization, score_map
 from cldfast.planner.solvers.registry import solver
 from cldfast.planner.stage import Stage, affine_stages
 from cldfast.process.sde import LinearPhaseSDE
 
 
 @solver("em", order=1)
-def em(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
+def em(
+    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: Parameterization
+) -> tuple[Stage, ...]:
     """`u' = u + h beta (-A u + D s(u, t)) + sqrt(h beta) D^(1/2) z` from t to t - h, beta at t.
 
     Order 1 in law, one evaluation per step.

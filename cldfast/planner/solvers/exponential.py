@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cldfast.planner.parameterization import LinearMap, noise_map, x0_map
+from cldfast.planner.parameterization import LinearMap, Parameterization, noise_map, x0_map
 from cldfast.planner.reverse import Bridge
 from cldfast.planner.stage import Stage
 from cldfast.process.linear_flow import stack_matrix
@@ -50,7 +50,7 @@ class Exponential:
         self,
         sde: LinearPhaseSDE,
         grid: np.ndarray,
-        parameterization: str,
+        parameterization: Parameterization,
         form: str = "x0",
         churn: float = 0.0,
         variable: str = "t",

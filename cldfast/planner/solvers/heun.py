@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cldfast.planner.parameterization import Parameterization
 from cldfast.planner.solvers.registry import solver
 from cldfast.planner.solvers.single_step import runge_kutta
 from cldfast.planner.stage import Stage
@@ -11,7 +12,9 @@ from cldfast.process.sde import LinearPhaseSDE
 
 
 @solver("heun", order=2, evaluations_per_step=2)
-def heun(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
+def heun(
+    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: Parameterization
+) -> tuple[Stage, ...]:
     """To the end of the step with x0 of its start, again with the line through both predictions.
 
     Order 2 in law, two evaluations per step (one for a last step that ends at t = 0).

@@ -6,14 +6,16 @@ from itertools import chain
 
 import numpy as np
 
-from cldfast.planner.parameterization import LinearMap, score_map
+from cldfast.planner.parameterization import LinearMap, Parameterization, score_map
 from cldfast.planner.solvers.registry import solver
 from cldfast.planner.stage import Stage, affine_stages
 from cldfast.process.sde import LinearPhaseSDE
 
 
 @solver("leapfrog", order=1, evaluations_per_step=2, quadratic_from=0)
-def leapfrog(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
+def leapfrog(
+    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: Parameterization
+) -> tuple[Stage, ...]:
     """Half a kick of v, half a drift of x, all of the step's noise, half a drift, half a kick.
 
     The score is asked at t before the first half and at the middle time before the second; each

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from cldfast.planner.parameterization import Parameterization
 from cldfast.planner.solvers.exponential import Exponential, add_weights, interpolation
 from cldfast.planner.solvers.registry import solver
 from cldfast.planner.stage import Stage
@@ -28,7 +29,7 @@ def adams_order(order: int, correct: bool, **_: object) -> int:
 def multistep(
     sde: LinearPhaseSDE,
     grid: np.ndarray,
-    parameterization: str,
+    parameterization: Parameterization,
     *,
     order: int = 2,
     form: str = "x0",

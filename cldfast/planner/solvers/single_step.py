@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cldfast.planner.parameterization import Parameterization
 from cldfast.planner.solvers.exponential import Exponential, interpolation
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
@@ -17,7 +18,7 @@ Tableau = Sequence[tuple[float, tuple[int, ...]]]
 
 
 def runge_kutta(
-    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str, tableau: Tableau
+    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: Parameterization, tableau: Tableau
 ) -> tuple[Stage, ...]:
     """The stages of an exponential Runge-Kutta method on the probability flow.
 

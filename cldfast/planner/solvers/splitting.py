@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cldfast.planner.parameterization import score_map
+from cldfast.planner.parameterization import Parameterization, score_map
 from cldfast.planner.reverse import lower_factor
 from cldfast.planner.solvers.registry import solver
 from cldfast.planner.stage import Stage, affine_stages
@@ -25,7 +25,9 @@ from cldfast.process.sde import LinearPhaseSDE
 
 
 @solver("aboba", order=1)
-def aboba(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
+def aboba(
+    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: Parameterization
+) -> tuple[Stage, ...]:
     """A and B for half a step, O for all of it, B and A again; score at the middle time.
 
     Neighbouring A halves are one stage. The score is asked after the first A; the x part of its
@@ -47,7 +49,9 @@ def aboba(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple
 
 
 @solver("obab", order=1)
-def obab(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
+def obab(
+    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: Parameterization
+) -> tuple[Stage, ...]:
     """O for a step, B for half of it, A, and B again, the score of a step's end used twice.
 
     The score after A closes its own step and opens the next. No evaluation closes the last step, so
@@ -68,7 +72,9 @@ def obab(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[
 
 
 @solver("roba", order=1, quadratic_from=0)
-def roba(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[Stage, ...]:
+def roba(
+    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: Parameterization
+) -> tuple[Stage, ...]:
     """O, B, A in this order with one score, asked after O at the end of the step (reduced OBA).
 
     A step that ends at t = 0 asks at its start. A step that ends just above 0 must be short, since
@@ -98,7 +104,9 @@ def roba(sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str) -> tuple[
 class _Parts:
     """The three parts with the score of given times."""
 
-    def __init__(self, sde: LinearPhaseSDE, parameterization: str, times: np.ndarray) -> None:
+    def __init__(
+        self, sde: LinearPhaseSDE, parameterization: Parameterization, times: np.ndarray
+    ) -> None:
         drift = sde.reversed_drift
         self.sde, self.times = sde, times
         self.position = np.array([[0.0, drift[0, 1]], [0.0, 0.0]])

@@ -6,7 +6,7 @@ from itertools import chain
 
 import numpy as np
 
-from cldfast.planner.parameterization import score_map
+from cldfast.planner.parameterization import Parameterization, score_map
 from cldfast.planner.solvers.registry import solver
 from cldfast.planner.stage import Stage, affine_stages
 from cldfast.process.sde import LinearPhaseSDE
@@ -14,7 +14,7 @@ from cldfast.process.sde import LinearPhaseSDE
 
 @solver("sscs", order=1)
 def sscs(
-    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str, *, merge: bool = True
+    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: Parameterization, *, merge: bool = True
 ) -> tuple[Stage, ...]:
     """Half a step of the reversed stationary process, a score kick, another half, each step.
 

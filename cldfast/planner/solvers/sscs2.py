@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cldfast.planner.parameterization import Parameterization
 from cldfast.planner.solvers.exponential import Exponential, add_weights, interpolation
 from cldfast.planner.solvers.registry import solver
 from cldfast.planner.stage import Stage
@@ -12,7 +13,11 @@ from cldfast.process.sde import LinearPhaseSDE
 
 @solver("sscs2", order=2, quadratic_from=25)
 def sscs2(
-    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: str, *, extrapolate: bool = True
+    sde: LinearPhaseSDE,
+    grid: np.ndarray,
+    parameterization: Parameterization,
+    *,
+    extrapolate: bool = True,
 ) -> tuple[Stage, ...]:
     """The reverse SDE by the exponential midpoint rule, the midpoint reached with an older x0.
 

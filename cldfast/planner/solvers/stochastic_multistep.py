@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cldfast.planner.parameterization import Parameterization
 from cldfast.planner.solvers.exponential import Exponential
 from cldfast.planner.solvers.multistep import adams, adams_order
 from cldfast.planner.solvers.registry import solver
@@ -20,7 +21,7 @@ def _order(churn: float, order: int, correct: bool, **_: object) -> int:
 def stochastic_multistep(
     sde: LinearPhaseSDE,
     grid: np.ndarray,
-    parameterization: str,
+    parameterization: Parameterization,
     *,
     churn: float = 1.0,
     order: int = 2,

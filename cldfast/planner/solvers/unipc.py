@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cldfast.planner.parameterization import Parameterization
 from cldfast.planner.solvers.multistep import adams_order, multistep
 from cldfast.planner.solvers.registry import solver
 from cldfast.planner.stage import Stage
@@ -18,7 +19,7 @@ from cldfast.process.sde import LinearPhaseSDE
 def unipc(
     sde: LinearPhaseSDE,
     grid: np.ndarray,
-    parameterization: str,
+    parameterization: Parameterization,
     *,
     order: int = 2,
     form: str = "x0",

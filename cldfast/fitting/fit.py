@@ -18,6 +18,7 @@ from cldfast.fitting.rollout import rollout, sizes_of_change
 from cldfast.fitting.targets import CHOOSE, FIT, JUDGE, Source
 from cldfast.network import Network, device_of
 from cldfast.planner.make_plan import make_plan
+from cldfast.planner.parameterization import Parameterization
 from cldfast.planner.plan import Plan
 from cldfast.planner.solvers import SOLVERS
 from cldfast.process.sde import LinearPhaseSDE
@@ -25,7 +26,7 @@ from cldfast.process.sde import LinearPhaseSDE
 # Adam's step, in units of `sizes_of_change`, decays to 0 along a cosine.
 STEP_SIZE = 0.003
 # The averaged vector forgets with this factor a step, and faster at the start.
-AVERAGE = 0.9
+AVERAGE = 0.95
 # Steps between looks at the rows that choose.
 LOOK_EVERY = 10
 # Rows of data in a step, over the samples in it: rows cost a sort, samples a network.
@@ -69,7 +70,7 @@ def fit_plan(
     teacher: Plan | None = None,
     features: Features | None = None,
     held_out: Tensor | None = None,
-    parameterization: str = "score",
+    parameterization: Parameterization | None = None,
     t_min: float = 1e-3,
     seed: int = 0,
     steps: int = 150,
@@ -96,7 +97,8 @@ def fit_plan(
     features: a map of samples to rows (n, k) between which the energy distance is taken.
     held_out: data that decide which iterate is kept and whether the fit beat its base; None holds
         out a fifth of `data`.
-    parameterization, t_min, backend: as for `cldfast.make_plan` and `cldfast.run`.
+    parameterization, t_min, backend: as for `cldfast.make_plan` and `cldfast.run`; those of a base
+        that is a plan are its own.
     seed: of noise, data and directions; the fit is a function of it.
     steps, step_size: of Adam. batch_size: samples in a step. projections: directions in a step.
     chunk_size: rows that go through the network at once. A batch of more is sampled first, without
@@ -233,7 +235,11 @@ class _Fit:
 
 
 def _base(
-    sde: LinearPhaseSDE, base: str | Plan, evaluations: int, parameterization: str, t_min: float
+    sde: LinearPhaseSDE,
+    base: str | Plan,
+    evaluations: int,
+    parameterization: Parameterization | None,
+    t_min: float,
 ) -> Plan:
     """The plan that a fit starts from."""
     if isinstance(base, str):
@@ -245,7 +251,7 @@ def _base(
         base = make_plan(sde, base, intervals, "auto", t_min, parameterization, **options)
     if not isinstance(base, Plan):
         raise TypeError(f"base must be a solver's name or a plan, got {type(base).__name__}")
-    base.check_made_for(sde)
+    base.check_made_for(sde, parameterization)
     if base.evaluations != evaluations:
         raise ValueError(
             f"the base, {base.solver}, has {base.evaluations} evaluations, not {evaluations}"

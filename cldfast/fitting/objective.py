@@ -11,6 +11,8 @@ from torch import Tensor
 from cldfast.fitting.energy import directions, sliced_energy
 
 OBJECTIVES = ("energy", "paths")
+# An error at one standard deviation counts three times as much as one in the middle.
+TAILS = 1.0
 Features = Callable[[Tensor], Tensor]
 
 
@@ -64,7 +66,8 @@ class Objective:
             assert target.rows is not None
             mine, theirs = (self._rows(rows) for rows in (x, target.rows))
             along = directions(mine.shape[1], self.projections, generator).to(mine)
-            parts.append(self.weights["energy"] * sliced_energy(mine, theirs, along))
+            distance = sliced_energy(mine, theirs, along, TAILS)
+            parts.append(self.weights["energy"] * distance)
         if "paths" in self.weights:
             assert target.ends is not None
             parts.append(self.weights["paths"] * (x - target.ends).square().double().mean())

@@ -47,7 +47,10 @@ def sizes_of_change(
     for read, made in _walk(free, free.zeros(), net, u, address, backend):
         below = size(*read)
         below = torch.cat([below.clamp_min(_LEAST * below.max()), below.new_ones(2)])
-        result.append((size(made.state - read[0], made.history)[:, None] / below).cpu())
+        moved = (size(made.state) * size(made.state - read[0])).sqrt()
+        if made.history is not None:
+            moved = torch.cat([moved, size(made.history)])
+        result.append((moved[:, None] / below).cpu())
     return result
 
 

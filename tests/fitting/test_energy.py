@@ -32,6 +32,17 @@ def test_it_is_the_mean_over_pairs(n: int, m: int) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
+def test_stretched_tails_are_a_map_of_projections() -> None:
+    """Far out the map multiplies distances by `1 + 2 tails |a|/s`."""
+    generator = torch.Generator().manual_seed(4)
+    x, y = (torch.randn(6, 1, generator=generator, dtype=torch.float64) for _ in range(2))
+    one = torch.ones(1, 1, dtype=torch.float64)
+    size = y.square().mean().sqrt()
+    stretched = [z + 0.7 * z * z.abs() / size for z in (x, y)]
+    made, wanted = sliced_energy(x, y, one, 0.7), pairwise(*stretched, one)
+    torch.testing.assert_close(made, wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_it_is_unbiased() -> None:
     """N(0, 1) and N(1, 1): `2 E|Z sqrt2 + 1| - 2 E|Z sqrt2|` in closed form."""
     density = torch.exp(torch.tensor(-0.25, dtype=torch.float64)) / torch.pi**0.5

@@ -129,7 +129,7 @@ def _add_fit_options(fit: Any) -> None:
     fit.add_argument("folder", metavar="run", help="run folder")
     help_text = "network calls of the plan (%(default)s)"
     fit.add_argument("--evaluations", type=int, default=8, metavar="N", help=help_text)
-    fit.add_argument("--base", help=f"where to start: {', '.join(SOLVERS)} (multistep of order 3)")
+    fit.add_argument("--base", help=f"where to start: {', '.join(SOLVERS)} (stochastic_multistep)")
     parts = "energy, paths, or weights of both such as energy=1,paths=0.1 (energy)"
     fit.add_argument("--objective", metavar="NAME", help=parts)
     counts = {

@@ -34,6 +34,8 @@ _ROWS_PER_SAMPLE = 2
 # Samples that choose or judge a plan, over those in a step: the last gains are small.
 _JUDGED = 4
 _PILOT_ROWS = 512
+# Of the base "auto": noise mends errors of the network (docs/solvers.md), and its size is fitted.
+CHURN = 0.5
 # Part of the data that is held out, half of it to choose a plan and half to judge it.
 _HELD_OUT = 0.2
 # Intervals of the teacher that is made where none is given.
@@ -90,7 +92,7 @@ def fit_plan(
         its place, and `shape`, (d,) or (C, H, W), says what a sample is.
     evaluations: network calls of the plan.
     base: where the fit starts: a plan, or the name of a solver, on its automatic grid; "auto" is
-        `multistep` of order 3.
+        `stochastic_multistep` of order 3 with churn 0.5, without noise for the objective "paths".
     objective: "energy", the sliced energy distance to the data; "paths", the mean squared distance
         to the end points of a deterministic teacher; or weights of both by name.
     teacher: a long plan; None is `multistep` of order 3 with 64 steps.
@@ -118,6 +120,13 @@ def fit_plan(
             raise ValueError(f"{name} must be an integer >= {least}, got {number!r}")
     seed = kernels.check_seed(seed)
     weights = objective_weights(objective)
+    if base == "auto":
+        churn = 0.0 if "paths" in weights else CHURN
+        settings: dict[str, Any] = {"order": min(3, evaluations), "churn": churn}
+        base = make_plan(
+            sde, "stochastic_multistep", evaluations, "logistic", t_min, parameterization,
+            **settings,
+        )  # fmt: skip
     plan = _base(sde, base, evaluations, parameterization, t_min)
     if data is not None:
         rows, shape = _split(data, held_out, seed), tuple(data.shape[1:])
@@ -243,12 +252,9 @@ def _base(
 ) -> Plan:
     """The plan that a fit starts from."""
     if isinstance(base, str):
-        options: dict[str, Any] = {}
-        if base == "auto":
-            base, options = "multistep", {"order": min(3, evaluations)}
         per_step = SOLVERS[base].evaluations_per_step if base in SOLVERS else 1
         intervals = max(evaluations // per_step, 1)
-        base = make_plan(sde, base, intervals, "auto", t_min, parameterization, **options)
+        base = make_plan(sde, base, intervals, "auto", t_min, parameterization)
     if not isinstance(base, Plan):
         raise TypeError(f"base must be a solver's name or a plan, got {type(base).__name__}")
     base.check_made_for(sde, parameterization)

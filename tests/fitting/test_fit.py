@@ -49,9 +49,11 @@ def spread_error(plan: Plan) -> float:
 def test_a_fit_beats_its_base(fitted: FitResult, sde: CLD) -> None:
     """Also by another distance, on rows and noise that no fit has seen."""
     assert fitted.improved and fitted.after < 0.5 * fitted.before
-    base = make_plan(sde, "multistep", 3, "auto", parameterization="x0", order=3)
+    base = make_plan(
+        sde, "stochastic_multistep", 3, "logistic", parameterization="x0", order=3, churn=0.5
+    )
     assert spread_error(fitted.plan) < 0.7 * spread_error(base)
-    assert fitted.plan.evaluations == 3 and fitted.plan.solver == "fitted multistep"
+    assert fitted.plan.evaluations == 3 and fitted.plan.solver == "fitted stochastic_multistep"
     steps = [step for step, _, _ in fitted.history]
     assert steps == [0, 10, 20, 30, 40] and fitted.seconds > 0.0
 

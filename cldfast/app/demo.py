@@ -35,8 +35,8 @@ EVALUATIONS = 50
 CURVE_EVALUATIONS = (5, 10, 20, 50, 100)
 # Uniform grey has a smaller distance than this, so the curve leaves out what is farther away.
 DIVERGED = 1.0
-SOLVERS = ("em", "sscs")
-GRID = "quadratic"
+# Of the quality curve: the default beside two others, with their grids; None is that of "auto".
+SOLVERS = {"em": "quadratic", "sscs": "quadratic", "auto": None}
 
 SAMPLES_PLOT = "samples.png"
 QUALITY_PLOT = "quality.png"
@@ -96,20 +96,18 @@ def run_demo(
 
     _say(f"drawing {samples} digits with {EVALUATIONS} network evaluations")
     floor = sliced_w2(digits.train_x, digits.test_x)
-    draw = partial(
-        sample_run, sde=sde, config=config, n=samples, grid=GRID, denoise=True, seed=seed
-    )
+    draw = partial(sample_run, sde=sde, config=config, n=samples, denoise=True, seed=seed)
     drawn, speed = _compare_backends(net, draw)
     image_grid(drawn, folder / SAMPLES_PLOT)
     _say("measuring quality against network evaluations")
     curve = _quality(net, draw, digits.test_x)
-    _plot_quality(curve, floor, folder / QUALITY_PLOT, f"{samples} digits, {GRID} grid")
+    _plot_quality(curve, floor, folder / QUALITY_PLOT, f"{samples} digits")
     distance = sliced_w2(drawn, digits.test_x)
     fractions = class_fractions(drawn, digits.train_x, digits.train_y)
     report: Report = {
         "training": training,
         "sampling": {
-            "samples": samples, "solver": "sscs", "grid": GRID, "evaluations": EVALUATIONS,
+            "samples": samples, "solver": "auto", "evaluations": EVALUATIONS,
             "t_min": config.t_min, "seed": seed,
         },
         "quality": {
@@ -167,7 +165,7 @@ def _quality(net: Network, draw: Draw, test: Tensor) -> Curve:
     for name, values in curve.items():
         for evaluations in CURVE_EVALUATIONS:
             try:
-                drawn = draw(net, steps=evaluations - 1, solver=name)
+                drawn = draw(net, steps=evaluations - 1, solver=name, grid=SOLVERS[name])
                 values.append(sliced_w2(drawn, test))
             except ValueError as error:
                 if "diverged" not in str(error):

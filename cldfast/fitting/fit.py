@@ -15,12 +15,12 @@ from cldfast.extras import progress_bar
 from cldfast.fitting.free_plan import FreePlan
 from cldfast.fitting.objective import Features, Objective, Target, objective_weights
 from cldfast.fitting.rollout import rollout, sizes_of_change
+from cldfast.fitting.start import base_plan, has_noise, split_rows
 from cldfast.fitting.targets import CHOOSE, FIT, JUDGE, Source
 from cldfast.network import Network, device_of
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.parameterization import Parameterization
 from cldfast.planner.plan import Plan
-from cldfast.planner.solvers import SOLVERS
 from cldfast.process.sde import LinearPhaseSDE
 
 # Adam's step, in units of `sizes_of_change`, decays to 0 along a cosine.
@@ -34,10 +34,6 @@ _ROWS_PER_SAMPLE = 2
 # Samples that choose or judge a plan, over those in a step: the last gains are small.
 _JUDGED = 4
 _PILOT_ROWS = 512
-# Of the base "auto": noise mends errors of the network (docs/solvers.md), and its size is fitted.
-CHURN = 0.5
-# Part of the data that is held out, half of it to choose a plan and half to judge it.
-_HELD_OUT = 0.2
 # Intervals of the teacher that is made where none is given.
 _TEACHER_STEPS = 64
 
@@ -118,18 +114,13 @@ def fit_plan(
     ):  # fmt: skip
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise ValueError(f"{name} must be an integer >= {least}, got {number!r}")
+    if not 0.0 < step_size < float("inf"):
+        raise ValueError(f"step_size must be a finite number > 0, got {step_size!r}")
     seed = kernels.check_seed(seed)
     weights = objective_weights(objective)
-    if base == "auto":
-        churn = 0.0 if "paths" in weights else CHURN
-        settings: dict[str, Any] = {"order": min(3, evaluations), "churn": churn}
-        base = make_plan(
-            sde, "stochastic_multistep", evaluations, "logistic", t_min, parameterization,
-            **settings,
-        )  # fmt: skip
-    plan = _base(sde, base, evaluations, parameterization, t_min)
+    plan = base_plan(sde, base, evaluations, parameterization, t_min, noise="paths" not in weights)
     if data is not None:
-        rows, shape = _split(data, held_out, seed), tuple(data.shape[1:])
+        rows, shape = split_rows(data, held_out, seed), tuple(data.shape[1:])
     elif shape is not None:
         rows, shape = {}, tuple(shape)
     else:
@@ -142,7 +133,8 @@ def fit_plan(
         long = teacher or make_plan(
             sde, "multistep", _TEACHER_STEPS, "auto", t_min, plan.parameterization, order=3
         )
-        if paths and (_draws(plan) or _draws(long)):
+        long.check_made_for(sde, plan.parameterization)
+        if paths and (has_noise(plan) or has_noise(long)):
             raise ValueError("the objective 'paths' needs a teacher and a base without noise")
         for role in (FIT, CHOOSE, JUDGE):
             count = batch_size * (_ROWS_PER_SAMPLE if role == FIT else _JUDGED)
@@ -172,11 +164,10 @@ class _Fit:
 
     def value(self, vector: Tensor, role: int) -> float:
         """The objective of a vector's plan on the samples of a role; infinite for none."""
-        try:
-            plan = self.free.plan(vector)
-            value = self.source.value(self.objective, plan, role, _JUDGED * self.batch)
-        except ValueError:
-            return float("inf")  # coefficients that are not finite
+        if not bool(vector.isfinite().all()):
+            return float("inf")
+        plan = self.free.plan(vector)
+        value = self.source.value(self.objective, plan, role, _JUDGED * self.batch)
         return value if value == value else float("inf")
 
     def run(
@@ -241,56 +232,3 @@ class _Fit:
             return target
         drawn = torch.randint(len(target.rows), (most,), generator=self._generator, device="cpu")
         return replace(target, rows=target.rows[drawn.to(target.rows.device)])
-
-
-def _base(
-    sde: LinearPhaseSDE,
-    base: str | Plan,
-    evaluations: int,
-    parameterization: Parameterization | None,
-    t_min: float,
-) -> Plan:
-    """The plan that a fit starts from."""
-    if isinstance(base, str):
-        per_step = SOLVERS[base].evaluations_per_step if base in SOLVERS else 1
-        intervals = max(evaluations // per_step, 1)
-        base = make_plan(sde, base, intervals, "auto", t_min, parameterization)
-    if not isinstance(base, Plan):
-        raise TypeError(f"base must be a solver's name or a plan, got {type(base).__name__}")
-    base.check_made_for(sde, parameterization)
-    if base.evaluations != evaluations:
-        raise ValueError(
-            f"the base, {base.solver}, has {base.evaluations} evaluations, not {evaluations}"
-        )
-    return base
-
-
-def _split(data: Tensor, held_out: Tensor | None, seed: int) -> dict[int, Tensor]:
-    """The rows that fit, choose and judge."""
-    for name, rows in (("data", data), ("held_out", held_out)):
-        if rows is not None and (not isinstance(rows, Tensor) or rows.ndim not in (2, 4)):
-            raise TypeError(f"{name} must be a tensor (n, d) or (n, C, H, W), got {_said(rows)}")
-    if held_out is None:
-        order = torch.randperm(
-            len(data), generator=torch.Generator().manual_seed(seed), device="cpu"
-        )
-        data = data[order.to(data.device)]
-        kept = len(data) - int(_HELD_OUT * len(data))
-        data, held_out = data[:kept], data[kept:]
-    elif held_out.shape[1:] != data.shape[1:]:
-        raise ValueError(f"held_out must be like data, {_said(data)}, got {_said(held_out)}")
-    half = len(held_out) // 2
-    if min(half, len(data)) < 2:
-        raise ValueError(
-            f"a fit needs 2 rows of data and 4 held out, got {len(data)} and {len(held_out)}"
-        )
-    return {FIT: data, CHOOSE: held_out[:half], JUDGE: held_out[half:]}
-
-
-def _said(rows: object) -> str:
-    return f"{tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
-
-
-def _draws(plan: Plan) -> bool:
-    """Whether any stage of a plan adds noise."""
-    return any(stage.L.any() for stage in plan.stages)

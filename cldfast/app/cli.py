@@ -82,7 +82,11 @@ def _add_train_options(train: Any) -> None:
     data = train.add_argument_group("data")
     drawn = {"dim": "coordinates, where there is a choice", "rows": "training rows to draw (50000)"}
     _add_numbers(data, int, drawn)
-    _add_numbers(data, float, {"scale": "factor on the data (1)"})
+    _add_numbers(data, float, {"scale": "factor on the data, which is then not standardised"})
+    data.add_argument(
+        "--standardise", action=argparse.BooleanOptionalAction,
+        help="train on data of mean 0 and standard deviation 1 (yes)",
+    )  # fmt: skip
     process = {
         "a": "inverse time scale (2)",
         "sigma": "noise on the velocity (2/sqrt(a))",
@@ -97,7 +101,7 @@ def _add_train_options(train: Any) -> None:
     _add_numbers(sde, float, process)
     net = train.add_argument_group("network: a residual MLP, for images a U-Net")
     _add_numbers(net, int, {"width": "features (256, U-Net 32)", "depth": "blocks of the MLP (3)"})
-    returns = f"what it returns: {', '.join(PARAMETERIZATIONS)} (mixed)"
+    returns = f"what it returns: {', '.join(PARAMETERIZATIONS)} (edm)"
     net.add_argument("--parameterization", choices=PARAMETERIZATIONS, metavar="P", help=returns)
     fit = train.add_argument_group("training")
     default = TrainConfig()
@@ -117,11 +121,15 @@ def _add_train_options(train: Any) -> None:
         "clip": f"largest gradient norm, 0 for no limit ({default.clip:g})",
         "ema-decay": f"of the average of the weights ({default.ema_decay:g})",
         "t-min": f"smallest time ({default.t_min:g})",
+        "sigma-data": "standard deviation of the data, for edm (theirs)",
     }
     _add_numbers(fit, float, sizes)
+    fit.add_argument(
+        "--uncertainty", action="store_const", const=True, help="learn the weights of times too"
+    )
     fit.add_argument("--decay", choices=DECAYS, help=f"of the step size ({default.decay})")
     fit.add_argument("--autocast", choices=AUTOCAST, help="half precision in the network (none)")
-    fit.add_argument("--times", choices=TIME_SAMPLING, help=f"of the rows ({default.times})")
+    fit.add_argument("--times", choices=TIME_SAMPLING, help="of the rows (log)")
     fit.add_argument("--weighting", choices=WEIGHTINGS, help=f"of the loss ({default.weighting})")
 
 

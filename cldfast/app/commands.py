@@ -185,7 +185,7 @@ def _picture(samples: Tensor, config: RunConfig, path: Path) -> None:
     if samples.ndim == 4:
         image_grid(samples, path)
     elif samples.shape[1] >= 2 and config.data is not None:
-        rows = training_data(config.data)[0] / config.scale
+        rows = config.restore(training_data(config.data)[0])
         scatter(samples[:, :2], rows[: len(samples), :2], path)
     else:
         reason = "one coordinate" if samples.shape[1] < 2 else "the run names no data"

@@ -35,7 +35,7 @@ def fit_run(folder: PathLike, evaluations: int, **options: Any) -> tuple[FitResu
         raise ValueError(f"{folder} says nothing of its data: there is nothing to fit a plan to")
     rows, held_out = training_data(config.data)
     result = fit_plan(
-        net, sde, rows, evaluations, t_min=config.t_min, parameterization=config.parameterization,
+        net, sde, rows, evaluations, t_min=config.t_min, parameterization=config.form,
         **options,
     )  # fmt: skip
     drawn = sample(net, sde, (_LOOKED_AT, *config.shape), plan=result.plan, batch_size=256)
@@ -67,7 +67,7 @@ def plan_of_run(
     path = plan_path(folder, steps) if choice is None else Path(choice)
     if choice is None and not path.exists():
         return None
-    plan, figures = Plan.load(path, sde, config.parameterization), Plan.figures(path)
+    plan, figures = Plan.load(path, sde, config.form), Plan.figures(path)
     if (shape := figures.get("shape")) not in (None, list(config.shape)):
         raise ValueError(f"{path}: the plan is for samples {shape}, not {list(config.shape)}")
     return plan

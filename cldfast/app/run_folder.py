@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from cldfast.files import PathLike, located, read_json, read_tensors, write_json, write_tensors
 from cldfast.info import versions
 from cldfast.lab.models import build_model
-from cldfast.planner.parameterization import check_parameterization
+from cldfast.planner.parameterization import Parameterization, check_parameterization, named_form
 from cldfast.process.sde import LinearPhaseSDE, sde_from_config
+from cldfast.training.data_scale import DataScale
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
@@ -37,9 +38,10 @@ class RunConfig:
 
     sde, model: `sde.config()` and `model.config()`.
     shape: of one sample, (d,) or (C, H, W).
-    parameterization: what the network returns. t_min: smallest time it was trained at.
-    data: where the training data came from, as plain values; a "scale" in it is what the data was
-        multiplied by before training. None: unknown.
+    parameterization: what the network returns and sees. t_min: smallest time it was trained at.
+    data: where the training data came from, as plain values. None: unknown. A "scale" in it is what
+        the data was multiplied by before training, a "standardised" the "mean" and "std" of
+        `cldfast.training.data_scale.DataScale`.
     train: the training's settings, or None. versions: of the libraries that wrote the folder.
 
     Raises ValueError for a value that does not fit.
@@ -70,15 +72,41 @@ class RunConfig:
         if not isinstance(self.parameterization, str):
             raise ValueError(f"parameterization: expected a name, got {self.parameterization!r}")
         check_parameterization(self.parameterization)
+        _ = self.form, self.standardised  # refuses what they would
         for name, value in (("t_min", self.t_min), ("scale of the data", self.scale)):
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not 0 < value < math.inf:
                 raise ValueError(f"{name}: expected a number > 0, got {value!r}")
 
     @property
+    def form(self) -> Parameterization:
+        """The parameterisation, with the standard deviation that it was trained for."""
+        return named_form(self.parameterization, (self.train or {}).get("sigma_data", 1.0))
+
+    @property
     def scale(self) -> float:
         """Samples of the network are divided by this to be in the units of the data."""
         return 1.0 if self.data is None else self.data.get("scale", 1.0)
+
+    @property
+    def standardised(self) -> DataScale | None:
+        """How the data was standardised, or None."""
+        values = None if self.data is None else self.data.get("standardised")
+        if values is None:
+            return None
+        if not isinstance(values, dict) or values.keys() != {"mean", "std"}:
+            raise ValueError(f"standardised: expected mean and std, got {values!r}")
+        found = DataScale(**values)
+        if len(found.mean) != self.shape[0]:
+            raise ValueError(
+                f"standardised: expected {self.shape[0]} numbers each, got {len(found.mean)}"
+            )
+        return found
+
+    def restore(self, rows: Tensor) -> Tensor:
+        """Rows of the network, (n, *shape), in the units of the data."""
+        standardised = self.standardised
+        return rows / self.scale if standardised is None else standardised.restore(rows)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from cldfast.lab.data import DATASETS, Digits, make_data
 from cldfast.lab.models import MLPScore, UNetScore, build_model
 from cldfast.lab.plots import loss_curve
 from cldfast.network import Network
-from cldfast.planner.parameterization import FULL_MAPS
+from cldfast.planner.data_forms import Preconditioned
+from cldfast.planner.parameterization import data_form, output_planes
 from cldfast.process.schedules import LinearBeta
 from cldfast.process.sde import CLD, LinearPhaseSDE, sde_from_config
 from cldfast.sampling.probability_flow import pflow
 from cldfast.sampling.run import sample
 from cldfast.training import CHECKPOINT, FAILED, LOG, TrainConfig, Trainer
+from cldfast.training.data_scale import DataScale
 from cldfast.training.log import read_rows
 
 # Rows held out of a data set that is drawn; the digits bring their own test set.
@@ -46,11 +49,16 @@ def run_config(given: dict[str, Any]) -> RunConfig:
     settings = {k: v for k, v in given.items() if k in TrainConfig.__dataclass_fields__}
     if settings.get("clip") == 0:
         settings["clip"] = None
+    settings = {"parameterization": "edm", "times": "log"} | settings
     train = TrainConfig(**settings)
     source = make_data(given["data"], given.get("dim"))
-    data = {"name": given["data"], "dim": source.dim, "scale": given.get("scale", 1.0)}
-    planes = 2 if train.parameterization in FULL_MAPS else 1
-    sizes = {k: given[k] for k in ("width", "depth") if k in given}
+    data: dict[str, Any] = {"name": given["data"], "dim": source.dim}
+    planes = output_planes(settings["parameterization"])
+    sizes: dict[str, Any] = {k: given[k] for k in ("width", "depth") if k in given}
+    form = data_form(settings["parameterization"])
+    if form is not None and form.sees_y:
+        conditioning = "c_noise" if isinstance(form, Preconditioned) else "sigma"
+        sizes |= {"in_planes": 1, "conditioning": conditioning}
     net: UNetScore | MLPScore
     shape: tuple[int, ...] = (source.dim,)
     if isinstance(source, Digits):
@@ -62,9 +70,18 @@ def run_config(given: dict[str, Any]) -> RunConfig:
     else:
         data |= {"rows": given.get("rows", 50_000), "seed": train.seed}
         net = MLPScore(source.dim, planes * source.dim, **sizes)
+    data["scale"] = given.get("scale", 1.0)
+    if not 0.0 < data["scale"] < math.inf:
+        raise ValueError(f"scale: expected a finite number > 0, got {data['scale']}")
+    if given.get("standardise", "scale" not in given):
+        if "scale" in given:
+            raise ValueError("give --scale or --standardise, not both")
+        data["standardised"] = asdict(DataScale.fit(training_data(data)[0]))
+    elif isinstance(form, Preconditioned) and "sigma_data" not in settings:
+        train = replace(train, sigma_data=float(training_data(data)[0].double().std()))
     return RunConfig(
-        _process(given).config(), net.config(), shape, train.parameterization, train.t_min, data,
-        asdict(train),
+        _process(given).config(), net.config(), shape, settings["parameterization"], train.t_min,
+        data, asdict(train),
     )  # fmt: skip
 
 
@@ -85,17 +102,22 @@ def training_data(data: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Rows to train on and rows held out, scaled.
 
     data: "name" and "dim" (see `cldfast.lab.data.make_data`), and for data that is drawn "rows" and
-        "seed"; "scale" multiplies the rows.
+        "seed"; "scale" multiplies the rows, or "standardised" says how they are standardised.
 
     Raises ValueError for an unknown name or bad values.
     """
     source = make_data(str(data.get("name")), data.get("dim"))
-    scale = data.get("scale", 1.0)
     if isinstance(source, Digits):
-        return source.train_x * scale, source.test_x * scale
-    seed = data.get("seed", 0)
-    rows = source.sample(data.get("rows", 50_000), seed)
-    return rows * scale, source.sample(HELD_OUT_ROWS, seed + 1) * scale
+        rows, held_out = source.train_x, source.test_x
+    else:
+        seed = data.get("seed", 0)
+        rows = source.sample(data.get("rows", 50_000), seed)
+        held_out = source.sample(HELD_OUT_ROWS, seed + 1)
+    if data.get("standardised") is not None:
+        scale = DataScale(**data["standardised"])
+        return scale.standardise(rows), scale.standardise(held_out)
+    factor = data.get("scale", 1.0)
+    return rows * factor, held_out * factor
 
 
 def train_run(
@@ -179,7 +201,7 @@ def flow_run(
 
 
 def _arguments(config: RunConfig, n: int, options: dict[str, Any]) -> dict[str, Any]:
-    own: dict[str, Any] = {"parameterization": config.parameterization}
+    own: dict[str, Any] = {"parameterization": config.form}
     if options.get("plan") is None:
         own["t_min"] = config.t_min  # a plan has its own
     return {"shape": (n, *config.shape)} | own | options
@@ -193,4 +215,4 @@ def _in_units(drawn: Tensor, config: RunConfig) -> Tensor:
             f"{lost} of {len(drawn)} samples diverged to infinity: "
             "take more steps, another solver or grid"
         )
-    return drawn / config.scale
+    return config.restore(drawn)

@@ -16,8 +16,10 @@ from cldfast import CLD
 from cldfast.app import cli, commands
 from cldfast.app.cli import main
 from cldfast.app.run_folder import RunConfig, load_config, load_run, save_run
+from cldfast.app.runs import training_data
 from cldfast.files import read_json
 from cldfast.lab.models import MLPScore
+from cldfast.planner.data_forms import Preconditioned
 from cldfast.training.log import read_rows
 
 SMALL = ["--width", "8", "--depth", "1", "--rows", "200", "--batch-size", "16", "--steps", "6"]
@@ -83,8 +85,13 @@ def test_usage_errors(arguments, word, capsys):
 def test_train_leaves_a_run(run):
     net, sde, config = load_run(run)
     assert sde.config() == CLD().config()
-    assert config.shape == (3,) and config.parameterization == "mixed"
-    assert config.data == {"name": "funnel", "dim": 3, "scale": 1.0, "rows": 200, "seed": 0}
+    assert config.shape == (3,) and config.parameterization == "edm"
+    own = {"name": "funnel", "dim": 3, "scale": 1.0, "rows": 200, "seed": 0}
+    assert config.data is not None and config.data.items() >= own.items()
+    rows = training_data(own)[0].double()
+    assert config.data["standardised"]["mean"] == pytest.approx(rows.mean(0).tolist())
+    assert config.data["standardised"]["std"] == pytest.approx(rows.std(0).tolist())
+    assert config.form == Preconditioned(1.0) and net.in_planes == 1
     assert config.train is not None and config.train["steps"] == 6
     metrics = read_json(run / "metrics.json")
     assert metrics["steps"] == 6 and np.isfinite(metrics["validation_loss"])
@@ -151,7 +158,8 @@ def test_bad_training_leaves_nothing(options, word, tmp_path, capsys):
 
 
 def test_training_that_blows_up(tmp_path, capsys):
-    options = ["funnel", *SMALL, "--scale", "1e30", "--out", str(tmp_path / "run")]
+    options = ["funnel", *SMALL, "--scale", "1e30", "--parameterization", "mixed"]
+    options += ["--out", str(tmp_path / "run")]
     _refused(capsys, ["train", *options], "step 1", "failed.safetensors")
 
 
@@ -199,14 +207,35 @@ def test_samples_are_in_the_units_of_the_data(tmp_path):
     torch.manual_seed(0)
     net = MLPScore(1, width=8, depth=1, time_width=8)
     values = []
-    for scale in (1.0, 4.0):
-        config = RunConfig(CLD().config(), net.config(), (1,), "noise", data={"scale": scale})
-        folder = save_run(tmp_path / str(scale), net, config)
+    scales = ({"scale": 1.0}, {"scale": 4.0}, {"standardised": {"mean": [3.0], "std": [0.5]}})
+    for number, scale in enumerate(scales):
+        config = RunConfig(CLD().config(), net.config(), (1,), "noise", data=scale)
+        folder = save_run(tmp_path / str(number), net, config)
         assert main(["sample", str(folder), "-n", "5", "--steps", "3"]) == 0
         with np.load(folder / "samples.npz") as file:
             values.append(file["samples"])
         assert not (folder / "samples.png").exists()  # nothing to draw in one dimension
     np.testing.assert_allclose(values[0], 4.0 * values[1], rtol=1e-6)
+    np.testing.assert_allclose(0.5 * values[0] + 3.0, values[2], rtol=1e-6)
+
+
+def test_the_parameterisation_decides_what_the_network_sees(tmp_path, capsys):
+    for name, planes in (("edm", 1), ("denoiser", 1), ("data_noise", 2), ("full_noise", 2)):
+        folder = tmp_path / name
+        options = ["--out", str(folder), "--parameterization", name, "--x-noise", "0.25"]
+        assert main(["train", "gaussians25", *SMALL, *options]) == 0
+        net, _, _ = load_run(folder)
+        assert net.in_planes == planes and net.out_dim == (4 if name == "full_noise" else 2)
+        assert main(["sample", str(folder), "-n", "5", "--steps", "3", "--no-picture"]) == 0
+    plain = tmp_path / "plain"
+    options = ["--out", str(plain), "--no-standardise", "--uncertainty"]
+    assert main(["train", "gaussians25", *SMALL, *options]) == 0
+    config = load_config(plain)
+    deviation = float(training_data(config.data)[0].double().std())
+    assert config.form.sigma_data == pytest.approx(deviation) and not config.standardised
+    capsys.readouterr()
+    both = ["--out", tmp_path / "both", "--scale", "2", "--standardise"]
+    _refused(capsys, ["train", "gaussians25", *SMALL, *both], "--scale or --standardise")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,233 @@
+"""What the network sees, what it returns and at which times it is trained: several trainings each.
+
+Networks of one width are trained with equally many steps on the same rows, standardised, and judged
+by the sliced Wasserstein-2 distance of their samples, in the units of the data, to fresh exact
+ones. The floor is that distance between exact samples. Two questions, a part of the file each:
+
+    position noise   x_noise > 0: data_noise and edm (d outputs) beside a network of both rows of
+                     the score (2 d outputs) and the velocity score (the recipe until then)
+    preconditioning  x_noise = 0: times, preconditioning and input apart from each other
+
+    python benchmarks/learning_study.py            # both; rows that are there already stay
+    python benchmarks/learning_study.py --data gaussians25 --trainings 1 --steps 200 --out try.csv
+
+One setting of everything (width, steps, step size, t_min) for all forms, chosen beforehand; none of
+the distances was used to choose one.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from output import RESULTS, new_parser
+from torch import Tensor, nn
+
+import cldfast
+from cldfast.lab.data import make_data
+from cldfast.lab.metrics import sliced_w2
+from cldfast.lab.models import MLPScore
+from cldfast.network import Network
+from cldfast.planner.data_forms import Preconditioned
+from cldfast.planner.parameterization import Parameterization, data_form, named_form, output_planes
+from cldfast.training import TrainConfig, Trainer
+from cldfast.training.data_scale import DataScale
+
+WIDTH, DEPTH, BATCH, LR = 96, 3, 256, 2e-3
+ROWS, DRAWN, PROJECTIONS = 50_000, 10_000, 256
+# data -> (coordinates, training steps)
+DATA = {"gaussians25": (2, 3_000), "funnel": (20, 4_000)}
+X_NOISE = (0.1, 0.25, 0.5, 1.0)
+# solver, evaluations, options
+SAMPLERS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "multistep 3, 20": ("multistep", 20, {"order": 3, "grid": "logistic"}),
+    "multistep 3, 30": ("multistep", 30, {"order": 3, "grid": "logistic"}),
+    "stochastic_multistep, 20": ("stochastic_multistep", 20, {"grid": "auto"}),
+    "sscs2, 20": ("sscs2", 20, {"grid": "auto"}),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A parameterisation and its training times; preconditioned: by `PreconditionedState`."""
+
+    parameterization: str
+    times: str
+    preconditioned: bool = False
+
+
+POSITION_NOISE = {
+    "noise, uniform times": Recipe("noise", "uniform"),
+    "full_noise, log times": Recipe("full_noise", "log"),
+    "data_noise, log times": Recipe("data_noise", "log"),
+    "edm, log times": Recipe("edm", "log"),
+}
+PRECONDITIONING = {
+    "noise, uniform times": Recipe("noise", "uniform"),
+    "mixed, uniform times": Recipe("mixed", "uniform"),
+    "noise, log times": Recipe("noise", "log"),
+    "mixed, log times": Recipe("mixed", "log"),
+    "data_noise, log times": Recipe("data_noise", "log"),
+    "preconditioned (x, v), uniform times": Recipe("data_noise", "uniform", True),
+    "preconditioned (x, v), log times": Recipe("data_noise", "log", True),
+    "edm, uniform times": Recipe("edm", "uniform"),
+    "edm, log times": Recipe("edm", "log"),
+    "edm, edm times": Recipe("edm", "edm"),
+}
+FIELDS = (
+    "data", "x_noise", "recipe", "training", "steps", "sampler", "sliced_w2", "floor",
+    "step_milliseconds", "threads", "torch", "cldfast",
+)  # fmt: skip
+
+
+class PreconditionedState(nn.Module):
+    """The preconditioning of Karras et al. (2022) around a network of the state: it returns nu.
+
+    Each half of the state is divided by its standard deviation; c_skip and c_out are those of y.
+    """
+
+    def __init__(self, net: nn.Module, sde: cldfast.LinearPhaseSDE) -> None:
+        super().__init__()
+        self.net, self.sde = net, sde
+
+    def forward(self, u: Tensor, t: Tensor) -> Tensor:
+        shared = t[:1] if t.stride(0) == 0 else t
+        marginal = self.sde.marginal(shared.double())
+        size = (marginal.cov.diagonal(dim1=1, dim2=2) + marginal.mean**2).sqrt()
+        made = Preconditioned().coefficients(marginal.sigma_y)
+        x, v = u.chunk(2, dim=1)
+        seen = torch.cat([x / size[:, :1].to(u.dtype), v / size[:, 1:].to(u.dtype)], 1)
+        row = marginal.statistic.to(u.dtype)
+        y = row[:, :1] * x + row[:, 1:] * v
+        keep = (made.drop / marginal.sigma_y).to(u.dtype)[:, None]
+        gain = (made.gain / marginal.sigma_y).to(u.dtype)[:, None]
+        return keep * y - gain * self.net(seen, t)
+
+
+def network(recipe: Recipe, sde: cldfast.LinearPhaseSDE, dim: int) -> nn.Module:
+    """A fresh network of the recipe."""
+    sizes: dict[str, Any] = {"width": WIDTH, "depth": DEPTH}
+    form = data_form(recipe.parameterization)
+    if form is not None and form.sees_y:
+        return MLPScore(dim, in_planes=1, conditioning="c_noise", **sizes)
+    net = MLPScore(dim, output_planes(recipe.parameterization) * dim, **sizes)
+    return PreconditionedState(net, sde) if recipe.preconditioned else net
+
+
+def train(
+    recipe: Recipe, sde: cldfast.LinearPhaseSDE, rows: Tensor, steps: int, seed: int
+) -> tuple[nn.Module, Parameterization, float]:
+    """The averaged network, its parameterisation, and the seconds of a step."""
+    torch.manual_seed(seed)
+    config = TrainConfig(
+        steps=steps, batch_size=BATCH, lr=LR, decay="cosine", clip=None, ema_decay=0.995,
+        parameterization=recipe.parameterization, times=recipe.times, seed=seed, t_min=1e-3,
+        log_every=1_000_000, validate_every=1_000_000,
+    )  # fmt: skip
+    trainer = Trainer(network(recipe, sde, rows.shape[1]), sde, rows, config)
+    start = time.perf_counter()
+    net = trainer.fit()
+    return net, named_form(recipe.parameterization), (time.perf_counter() - start) / steps
+
+
+def judge(
+    net: Network,
+    sde: cldfast.LinearPhaseSDE,
+    form: Parameterization,
+    dim: int,
+    distance: Callable[[Tensor], float],
+) -> dict[str, float]:
+    """The distance of the samples of each sampler; infinite where one is not finite."""
+    result = {}
+    for name, (solver, evaluations, options) in SAMPLERS.items():
+        with torch.no_grad():
+            x = cldfast.sample(
+                net, sde, (DRAWN, dim), solver, steps_for(sde, solver, evaluations, options),
+                parameterization=form, seed=12345, **options,
+            )  # fmt: skip
+        assert isinstance(x, Tensor)
+        result[name] = distance(x) if bool(x.isfinite().all()) else float("inf")
+    return result
+
+
+def steps_for(
+    sde: cldfast.LinearPhaseSDE, solver: str, evaluations: int, options: dict[str, Any]
+) -> int:
+    """The most steps that cost at most so many evaluations."""
+    steps = evaluations
+    while cldfast.make_plan(sde, solver, steps, **options).evaluations > evaluations:
+        steps -= 1
+    return steps
+
+
+def main() -> None:
+    parser = new_parser(__doc__, RESULTS / "learning_study.csv")
+    parser.add_argument("--data", nargs="+", default=list(DATA), choices=list(DATA))
+    parser.add_argument("--trainings", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="training steps, for a trial")
+    parser.add_argument("--shard", type=int, nargs=2, default=(0, 1), metavar=("K", "N"))
+    args = parser.parse_args()
+    done = set()
+    if args.out.exists():
+        with args.out.open() as file:
+            done = {
+                (r["data"], float(r["x_noise"]), r["recipe"], int(r["training"]), int(r["steps"]))
+                for r in csv.DictReader(file)
+            }
+    jobs = [
+        (training, data, x_noise, name, recipe)
+        for training in range(args.trainings)
+        for data in args.data
+        for x_noise, recipes in [(0.0, PRECONDITIONING), *((x, POSITION_NOISE) for x in X_NOISE)]
+        for name, recipe in recipes.items()
+    ][args.shard[0] :: args.shard[1]]
+    known: dict[str, tuple[DataScale, Tensor, Callable[[Tensor], float], float]] = {}
+    for number, (training, data, x_noise, name, recipe) in enumerate(jobs):
+        dim, steps = DATA[data]
+        steps = args.steps or steps
+        if (data, x_noise, name, training, steps) in done:
+            continue
+        if data not in known:
+            source = make_data(data, dim)
+            rows = source.sample(ROWS, seed=0)
+            scale = DataScale.fit(rows)
+            fresh = [source.sample(DRAWN, seed=100 + k) for k in range(2)]
+            exact = source.sample(DRAWN, seed=99)
+
+            def distance(
+                x: Tensor, scale: DataScale | None = scale, fresh: list[Tensor] = fresh
+            ) -> float:
+                x = x if scale is None else scale.restore(x)
+                return sum(sliced_w2(x, y, PROJECTIONS) for y in fresh) / len(fresh)
+
+            known[data] = scale, scale.standardise(rows), distance, distance(exact, None)
+        scale, rows, distance, floor = known[data]
+        # a = 1 and sigma^2 = 2, the process of the published position-noise experiments.
+        sde = cldfast.CLD(a=1.0, sigma=2.0**0.5, x_noise=x_noise, v0_var=0.01)
+        net, form, seconds = train(recipe, sde, rows, steps, seed=training)
+        for sampler, w2 in judge(net, sde, form, dim, distance).items():
+            row = {
+                "data": data, "x_noise": x_noise, "recipe": name, "training": training,
+                "steps": steps, "sampler": sampler, "sliced_w2": f"{w2:.5f}",
+                "floor": f"{floor:.5f}", "step_milliseconds": f"{1e3 * seconds:.3f}",
+                "threads": torch.get_num_threads(), "torch": torch.__version__,
+                "cldfast": cldfast.__version__,
+            }  # fmt: skip
+            new = not args.out.exists()
+            with args.out.open("a", newline="") as file:
+                writer = csv.DictWriter(file, FIELDS)
+                if new:
+                    writer.writeheader()
+                writer.writerow(row)
+        print(
+            f"{number + 1}/{len(jobs)} {data} x_noise={x_noise} {name}: {w2:.4f}", file=sys.stderr
+        )
+
+
+if __name__ == "__main__":
+    main()

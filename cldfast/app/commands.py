@@ -139,7 +139,7 @@ def sample(args: argparse.Namespace) -> None:
     if args.plan not in (None, "none") and (made or args.steps is not None):
         raise ValueError(f"--plan says all of a sampler: leave out {', '.join(made or ['steps'])}")
     choice = "none" if made else args.plan
-    if settings["solver"] == "pflow":
+    if args.solver == "pflow":
         samples, settings["evaluations"] = flow_run(net, sde, config, args.n, **settings)
         settings["solver"] = "pflow"
     else:

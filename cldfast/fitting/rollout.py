@@ -32,9 +32,10 @@ def sizes_of_change(
 ) -> list[Tensor]:
     """For each stage a matrix like its own: the change of a coefficient that counts as one unit.
 
-    The unit changes a row by as much as the stage does: by the root mean square of `u' - u`, or of
-    a history row, over that of the plane which the coefficient multiplies. So a step of an
-    optimiser means the same for all coefficients, at any noise level and in any parameterisation.
+    The unit changes a row by a fixed size: that of the state, `|u'|`, and of what the stage changes
+    there, `|u' - u|`, in geometric mean, or that of a history row; all sizes are root mean squares.
+    In units of the plane which a coefficient multiplies, a step of an optimiser then means about
+    the same for all coefficients, at any noise level and in any parameterisation.
     """
     result = []
     channels = u.shape[1] // 2

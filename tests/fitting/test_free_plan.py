@@ -112,17 +112,18 @@ def bent(y: torch.Tensor, argument: torch.Tensor) -> torch.Tensor:
     return torch.tanh(y + 0.3 * argument[:, None])
 
 
-def test_a_unit_changes_a_row_as_much_as_its_stage(sde: CLD) -> None:
+def test_the_unit_of_a_coefficient(sde: CLD) -> None:
     free = FreePlan(base_plan("multistep", sde))
     u = initial_state(sde, (200, 2), seed=3, dtype=torch.float64)
     sizes = sizes_of_change(free, exact_x0(sde), u, NoiseAddress(0), "auto")
     assert [s.shape for s in sizes] == [m.shape for m in free.matrices]
     x, v = u.chunk(2, dim=1)
     made = run(make_plan_of_first_stage(free.base), exact_x0(sde), u)
-    change = (made - u).chunk(2, dim=1)[1].square().mean().sqrt()
-    assert sizes[0][1, 0] == pytest.approx(float(change / x.square().mean().sqrt()), rel=1e-9)
-    assert sizes[0][1, 1] == pytest.approx(float(change / v.square().mean().sqrt()), rel=1e-9)
-    assert sizes[0][1, -1] == pytest.approx(float(change), rel=1e-9)  # a normal has size 1
+    change, whole = (w.chunk(2, dim=1)[1].square().mean().sqrt() for w in (made - u, made))
+    unit = (change * whole).sqrt()
+    assert sizes[0][1, 0] == pytest.approx(float(unit / x.square().mean().sqrt()), rel=1e-9)
+    assert sizes[0][1, 1] == pytest.approx(float(unit / v.square().mean().sqrt()), rel=1e-9)
+    assert sizes[0][1, -1] == pytest.approx(float(unit), rel=1e-9)  # a normal has size 1
 
 
 def make_plan_of_first_stage(plan: Plan) -> Plan:

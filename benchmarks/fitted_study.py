@@ -246,7 +246,7 @@ def fitted(
 
 def draw(table: Table, path: Path) -> None:
     """A panel for each problem: sliced W2 against evaluations."""
-    names = list(dict.fromkeys(row["problem"] for row in table.rows))
+    names = [row["problem"] for row in table.rows if row["case"] == "floor"]
     figure = plots.new_figure(6 * len(names), 5)
     axes = figure.subplots(1, len(names), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):

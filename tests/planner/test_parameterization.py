@@ -10,11 +10,13 @@ import torch
 
 from cldfast.lab.mixture import GaussianMixture
 from cldfast.planner.parameterization import (
-    FULL_MAPS,
     PARAMETERIZATIONS,
+    ROWS,
     VELOCITY_MAPS,
     LinearMap,
     check_parameterization,
+    data_form,
+    data_score,
     denoiser_map,
     score_map,
 )
@@ -134,11 +136,19 @@ def test_maps_by_their_definitions(name: str, sde: LinearPhaseSDE) -> None:
         kernel = sde.marginal(t)
         ell = np.sqrt(kernel.cov[0, 0] / np.linalg.det(kernel.cov)) if t > 0.05 else kernel.ell
         stationary = np.linalg.inv(sde.prior().cov)
+        y, sigma = u @ kernel.statistic, kernel.sigma_y
+        nu, alpha, level = (y - x0) / sigma, 1.0 / np.hypot(1.0, sigma), np.hypot(1.0, sigma)
         output = {
             "score": score[:, 1:],
             "noise": score[:, 1:] / -ell,
             "mixed": (score[:, 1:] + u[:, 1:] / kernel.cov[1, 1]) / -ell,
             "x0": x0[:, None],
+            "data_noise": nu[:, None],
+            "denoiser": x0[:, None],
+            "epsilon": nu[:, None],
+            "v_prediction": (alpha * nu - sigma * alpha * x0)[:, None],
+            # c_skip = 1/level^2 and c_out = sigma/level of Karras et al. (2022), sigma_data = 1.
+            "edm": ((x0 - y / level**2) / (sigma / level))[:, None],
             "renormalised": score[:, 1:] + (u @ stationary)[:, 1:],
             "full_score": score,
             "full_noise": -score @ kernel.factor,
@@ -157,12 +167,14 @@ def test_maps_of_torch_times(name: str) -> None:
     """The rows that training uses are those of the planner."""
     sde = CLD(x_noise=0.3, beta=BETA)
     ours, theirs = sde.marginal(TIMES), sde.marginal(torch.from_numpy(TIMES))
-    maps = FULL_MAPS if name in FULL_MAPS else VELOCITY_MAPS
-    want = maps[name](sde, ours)
-    got = maps[name](sde, theirs)
+    form = data_form(name)
+    if form is None:
+        want, got = ROWS[name](sde, ours), ROWS[name](sde, theirs)
+    else:
+        want, got = data_score(form, ours), data_score(form, theirs)
     pairs = [(want.from_output, got.from_output), (want.from_state, got.from_state)]
     for array, tensor in pairs:
-        assert array.shape[:2] == (len(TIMES), 2 if name in FULL_MAPS else 1)
+        assert array.shape[:2] == (len(TIMES), 1 if name in VELOCITY_MAPS else 2)
         assert isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64
         assert np.allclose(tensor.numpy(), array, rtol=1e-11, atol=0.0)
 

@@ -1,9 +1,11 @@
 """Accelerated samplers and losses for critically-damped Langevin diffusion (CLD)."""
 
+from cldfast import classical
 from cldfast.compat.denoisers import from_denoiser, from_diffusers
 from cldfast.fitting.fit import FitResult, fit_plan
 from cldfast.info import info
 from cldfast.kernels import BackendWarning, NoiseAddress, stage
+from cldfast.lab.compare import compare
 from cldfast.planner.data_forms import Preconditioned
 from cldfast.planner.error_budget import ErrorBudget
 from cldfast.planner.grid_search import optimise_grid
@@ -54,6 +56,8 @@ __all__ = [
     "Trajectory",
     "Uncertainty",
     "__version__",
+    "classical",
+    "compare",
     "dsm_loss",
     "fit_plan",
     "from_denoiser",

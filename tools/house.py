@@ -24,14 +24,14 @@ RULES = dict.fromkeys(BASE.split(), "") | {
     "kernels": BASE,
     "training": CORE,
     "sampling": f"{CORE} training",
-    "classical": CORE,
+    "classical": f"{CORE} training sampling",
     "fitting": MIDDLE,
     "lab": MIDDLE,
     "compat": MIDDLE,
     "info": f"{BASE} kernels",
     "bench": f"{MIDDLE} lab compat info",
     "app": f"{MIDDLE} fitting lab compat info bench",
-    "__init__": f"{MIDDLE} compat fitting info",
+    "__init__": f"{MIDDLE} fitting lab compat info",
     "__main__": "app",
 }
 # Floors of rooms in the house, and of files in one room.

@@ -1,4 +1,4 @@
-"""The command line: `python -m cldfast {demo,train,fit,sample,bench,info}`.
+"""The command line: `python -m cldfast {demo,train,fit,sample,bench,study,info}`.
 
 Commands return an exit code: 0, 2 for bad input or a missing extra (one line says which), 130 after
 an interrupt.
@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 
 from cldfast.app import commands
+from cldfast.app.study import STUDIES, STUDY_DATA
 from cldfast.fitting.fit import STEP_SIZE
 from cldfast.kernels import backend_names
 from cldfast.lab.data import DATASETS
@@ -69,6 +70,15 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--quick", action="store_true", help="fewer repeats and sizes")
     bench.add_argument("--out", metavar="DIR", help="where to write the results as CSV")
     bench.add_argument("--cases", nargs="+", metavar="CASE", help="run these cases only")
+    study = _command(parsers, "study")
+    study.add_argument("what", choices=STUDIES, help="what is compared")
+    study.add_argument("--data", choices=STUDY_DATA, help="data set (gaussians25)")
+    study.add_argument("--out", default="study", metavar="DIR", help="where to write (%(default)s)")
+    numbers = {
+        "samples": "samples a run (10000)",
+        "learned": "training steps; 0: exact networks",
+    }
+    _add_numbers(study, int, numbers)
     info = _command(parsers, "info")
     info.add_argument("--json", action="store_true", help="as JSON")
     return parser
@@ -129,8 +139,16 @@ def _add_train_options(train: Any) -> None:
     )
     fit.add_argument("--decay", choices=DECAYS, help=f"of the step size ({default.decay})")
     fit.add_argument("--autocast", choices=AUTOCAST, help="half precision in the network (none)")
-    fit.add_argument("--times", choices=TIME_SAMPLING, help="of the rows (log)")
-    fit.add_argument("--weighting", choices=WEIGHTINGS, help=f"of the loss ({default.weighting})")
+    fit.add_argument(
+        "--times",
+        choices=TIME_SAMPLING,
+        help=f"of the rows ({default.times}; half_log for a network of the data)",
+    )
+    fit.add_argument(
+        "--weighting",
+        choices=WEIGHTINGS,
+        help=f"of the loss ({default.weighting}; edm for a network of the data)",
+    )
 
 
 def _add_fit_options(fit: Any) -> None:

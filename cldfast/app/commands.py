@@ -17,6 +17,7 @@ from cldfast.app.demo import run_demo
 from cldfast.app.plans import fit_run, plan_of_run, plan_path
 from cldfast.app.run_folder import RunConfig, load_config, load_run
 from cldfast.app.runs import flow_run, plot_losses, run_config, sample_run, train_run, training_data
+from cldfast.app.study import study_processes
 from cldfast.bench import main as run_bench
 from cldfast.extras import require
 from cldfast.files import write_atomic
@@ -197,6 +198,22 @@ def _picture(samples: Tensor, config: RunConfig, path: Path) -> None:
 def bench(args: argparse.Namespace) -> None:
     """Measure the kernels on this machine: the fused operations beside plain PyTorch."""
     run_bench(args)
+
+
+def study(args: argparse.Namespace) -> None:
+    """Compare CLD with the processes it grew out of.
+
+    Samples a mixture by CLD, VP, VE, flow matching and kinetic Langevin dynamics with 6 to 50
+    network evaluations, with exact networks or with networks trained alike, and writes
+    processes.csv and processes.png. Some minutes.
+    """
+    if args.samples is not None and args.samples < 2:
+        raise ValueError(f"--samples: expected at least 2, got {args.samples}")
+    if args.learned is not None and args.learned < 1:
+        raise ValueError(f"--learned: expected at least 1 step, got {args.learned}")
+    given = {"name": args.data, "samples": args.samples, "training": args.learned}
+    study_processes(args.out, **{name: value for name, value in given.items() if value is not None})
+    print(f"{args.out}: processes.csv, processes.png")
 
 
 def info(args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from cldfast.kernels import NoiseAddress, Stream
 from cldfast.planner.automatic import resolved
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
+from cldfast.planner.solvers import SOLVERS
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import CLD, LinearPhaseSDE, sde_from_config
 from cldfast.sampling.steps import Steps, look, stage_tables
@@ -254,7 +255,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
     def _make_plan(self, steps: int | None, grid: Sequence[float] | None = None) -> Plan:
         c = self.config
         if grid is None:
-            self._choice = resolved(c.solver, steps, c.grid, c.solver_options)
+            self._choice = resolved(c.solver, steps, c.grid, c.solver_options, SOLVERS)
         # A run that begins later goes on with the solver of the whole run.
         solver, own, options = self._choice
         return make_plan(

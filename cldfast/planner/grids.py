@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cldfast.process.noise_level import NoiseLevel
+from cldfast.process.noise_level import Levels
 
 GRIDS = ("linear", "quadratic", "power")
 # Grids that follow the noise level of a process.
@@ -31,7 +31,7 @@ def make_grid(
     t_min: float,
     steps: int | None = None,
     rho: float = DEFAULT_RHO,
-    noise: NoiseLevel | None = None,
+    noise: Levels | None = None,
 ) -> np.ndarray:
     """The times of a sampler, (steps + 1,), descending.
 
@@ -81,11 +81,13 @@ def make_grid(
     return times
 
 
-def _by_noise(grid: str, T: float, t_min: float, s: np.ndarray, noise: NoiseLevel) -> np.ndarray:
+def _by_noise(grid: str, T: float, t_min: float, s: np.ndarray, noise: Levels) -> np.ndarray:
     low, high = noise.log_sigma(np.array([t_min, T]))
     if grid == "log_snr":
         if t_min == 0.0:
             raise ValueError("the log_snr grid needs t_min > 0: log(SNR) is infinite at t = 0")
+        if high == np.inf:
+            raise ValueError(f"the log_snr grid needs T < {T}: no signal is left there")
         return noise.time(low + (high - low) * s)
     lower, upper = (
         1.0 / (1.0 + np.exp((LOGISTIC_CENTRE - e) / LOGISTIC_SCALE)) for e in (low, high)

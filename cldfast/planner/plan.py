@@ -15,7 +15,7 @@ from cldfast.planner.law import GaussianLaw, gaussian_law
 from cldfast.planner.parameterization import Parameterization, same_parameterization
 from cldfast.planner.plan_file import plan_config, plan_fields, read_config, same_process
 from cldfast.planner.stage import Stage
-from cldfast.process.sde import LinearPhaseSDE
+from cldfast.process.path import Process
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class Plan:
     """
 
     stages: tuple[Stage, ...]
-    sde: LinearPhaseSDE
+    sde: Process
     solver: str
     order: int
     parameterization: Parameterization
@@ -137,7 +137,7 @@ class Plan:
     def load(
         cls,
         path: PathLike,
-        sde: LinearPhaseSDE | None = None,
+        sde: Process | None = None,
         parameterization: Parameterization | None = None,
     ) -> Plan:
         """Read what `save` wrote.
@@ -161,7 +161,7 @@ class Plan:
         return figures
 
     def check_made_for(
-        self, sde: LinearPhaseSDE, parameterization: Parameterization | None = None
+        self, sde: Process, parameterization: Parameterization | None = None
     ) -> None:
         """ValueError for a plan of another process or, unless None, another parameterisation."""
         if not same_process(self.sde, sde):
@@ -175,7 +175,7 @@ class Plan:
             )
 
     @property
-    def _linear(self) -> tuple[tuple[Stage, ...], LinearPhaseSDE, Parameterization]:
+    def _linear(self) -> tuple[tuple[Stage, ...], Process, Parameterization]:
         """What the exact law of the output needs; ValueError where that law is not linear."""
         if self.guidance_term:
             raise ValueError(

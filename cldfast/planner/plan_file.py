@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import pathlib
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from cldfast.files import PathLike, read_json
 from cldfast.planner.data_forms import Preconditioned
 from cldfast.planner.parameterization import named_form, same_parameterization
 from cldfast.planner.stage import Stage
-from cldfast.process.sde import LinearPhaseSDE, sde_from_config
+from cldfast.process.path import Path, Process
+from cldfast.process.sde import sde_from_config
 
 FORMAT = "cldfast plan"
 VERSION = 1
@@ -35,6 +36,8 @@ def plan_config(fields: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[s
 
     Raises ValueError for a process that has no plain description.
     """
+    if isinstance(fields["sde"], Path):
+        raise ValueError(f"a plan of {fields['sde']!r} cannot be written: no plain data say it")
     parameterization = fields["parameterization"]
     name, sigma_data = str(parameterization), 1.0
     if isinstance(parameterization, Preconditioned):
@@ -52,7 +55,7 @@ def plan_config(fields: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[s
 
 def read_config(path: PathLike) -> dict[str, Any]:
     """The plain data in a file; ValueError, in one line that names the file, for none."""
-    file = Path(path)
+    file = pathlib.Path(path)
     if file.is_file() and file.stat().st_size > MOST_BYTES:
         raise ValueError(
             f"{file}: expected a plan, at most {MOST_BYTES} bytes, got {file.stat().st_size}"
@@ -60,8 +63,10 @@ def read_config(path: PathLike) -> dict[str, Any]:
     return read_json(file)
 
 
-def same_process(a: LinearPhaseSDE, b: LinearPhaseSDE) -> bool:
+def same_process(a: Process, b: Process) -> bool:
     """Whether two processes are the same numbers and the same rate."""
+    if isinstance(a, Path) or isinstance(b, Path):
+        return a is b or (type(a) is type(b) and vars(a) == vars(b))
     matrices = np.array_equal(a.A, b.A) and np.array_equal(a.D, b.D)
     return matrices and (a.v0_var, a.T, a.schedule) == (b.v0_var, b.T, b.schedule)
 

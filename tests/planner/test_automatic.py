@@ -9,6 +9,7 @@ import pytest
 
 from cldfast.planner.automatic import resolved
 from cldfast.planner.make_plan import make_plan
+from cldfast.planner.solvers import SOLVERS
 from cldfast.process.sde import CLD
 
 SDE = CLD()
@@ -16,7 +17,7 @@ SDE = CLD()
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 10, 20, 50])
 def test_auto_is_a_solver_on_its_grid_with_its_options(steps: int) -> None:
-    solver, grid, options = resolved("auto", steps, None, {})
+    solver, grid, options = resolved("auto", steps, None, {}, SOLVERS)
     auto = make_plan(SDE, steps=steps, parameterization="noise")
     named = make_plan(SDE, solver, steps, grid, parameterization="noise", **options)
     assert auto.evaluations == steps and auto.solver == solver
@@ -30,14 +31,15 @@ def test_what_is_said_is_taken() -> None:
     np.testing.assert_allclose(made, np.linspace(1.0, 1e-3, 5), rtol=1e-12)
     times = np.linspace(1.0, 0.1, 31)
     assert np.array_equal(make_plan(SDE, grid=times).grid, times)
-    assert resolved("auto", 6, None, {})[1] != resolved("auto", 20, None, {})[1]
-    assert resolved("auto", 6, None, {"order": 1})[2]["order"] == 1
+    grids = [resolved("auto", steps, None, {}, SOLVERS)[1] for steps in (6, 20)]
+    assert grids == ["logistic", "quadratic"]
+    assert resolved("auto", 6, None, {"order": 1}, SOLVERS)[2]["order"] == 1
     with pytest.raises(TypeError, match="takes no option 'magic'"):
         make_plan(SDE, steps=6, magic=1)
 
 
 def test_named_solvers_keep_their_defaults() -> None:
-    assert resolved("sscs", None, None, {}) == ("sscs", "quadratic", {})
+    assert resolved("sscs", None, None, {}, SOLVERS) == ("sscs", "quadratic", {})
     plan = make_plan(SDE, "sscs")
     assert plan.steps == 20 and plan.solver == "sscs"
     assert np.array_equal(plan.grid, make_plan(SDE, "sscs", 20, "quadratic").grid)

@@ -42,14 +42,14 @@ EVALUATIONS = (4, 5, 6, 8, 10, 12, 20)
 BASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "multistep 3": ("multistep", "logistic", {"order": 3}),
     "stochastic_multistep 3": ("stochastic_multistep", "logistic", {"order": 3, "churn": 0.5}),
-}
-UNFITTED = BASES | {
-    "unipc": ("unipc", "logistic", {}),
-    "sscs2": ("sscs2", "logistic", {}),
     "stochastic_multistep 3, quadratic": (
         "stochastic_multistep", "quadratic", {"order": 3, "churn": 0.5},
     ),
 }  # fmt: skip
+UNFITTED = BASES | {
+    "unipc": ("unipc", "logistic", {}),
+    "sscs2": ("sscs2", "logistic", {}),
+}
 BASELINE = ("em", "linear", {})
 BASELINE_EVALUATIONS = 1000
 # Seeds that judge; those of fits are counted from 0.

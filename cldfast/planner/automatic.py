@@ -1,4 +1,4 @@
-"""The solver that `solver="auto"` stands for: the best one measured for a number of steps."""
+"""The solver that `solver="auto"` stands for: the best one measured with learned networks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import numpy as np
 
 from cldfast.planner.grids import DEFAULT_STEPS, Grid
 
-# Up to this many steps the deterministic solver is the better one, from then on noise mends errors
-# of the network (docs/solvers.md, "Which solver auto is").
-MOST_DETERMINISTIC = 15
+# With a learned score noise mends errors of the network, whatever the number of steps. Below 8
+# steps the start of the quadratic grid is too coarse for images (docs/solvers.md, "What auto is").
+SOLVER = "stochastic_multistep"
+OPTIONS = {"order": 3, "churn": 0.5}
+QUADRATIC_FROM = 8
 
 
 def resolved(
@@ -27,22 +29,9 @@ def resolved(
     """
     if solver != "auto":
         return solver, "quadratic" if grid is None else grid, dict(options)
-    count = steps if isinstance(steps, int | np.integer) else DEFAULT_STEPS
-    if grid is not None and not isinstance(grid, str):
-        count = len(grid) - 1
-    name, best_grid, best = _best(int(count), known)
-    return name, best_grid if grid is None else grid, best | dict(options)
-
-
-def _best(steps: int, known: Collection[str]) -> tuple[str, str, dict[str, Any]]:
-    """Solver, grid and options for so many steps."""
-    choices: list[tuple[str, str, dict[str, Any]]] = [
-        ("stochastic_multistep", "quadratic", {"order": 3, "churn": 0.5}),
-    ]
-    if steps <= MOST_DETERMINISTIC:
-        # Paths of `cldfast.classical` have no unipc.
-        choices = [("unipc", "logistic", {}), ("multistep", "logistic", {"order": 3})]
-    for choice in choices:
-        if choice[0] in known:
-            return choice
-    raise ValueError(f"this process has no solver 'auto'; expected one of {', '.join(known)}")
+    if SOLVER not in known:
+        raise ValueError(f"this process has no solver 'auto'; expected one of {', '.join(known)}")
+    if grid is None:
+        count = steps if isinstance(steps, int | np.integer) else DEFAULT_STEPS
+        grid = "quadratic" if count >= QUADRATIC_FROM else "logistic"
+    return SOLVER, grid, OPTIONS | dict(options)

@@ -23,11 +23,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from output import new_parser, write_csv
 
-from cldfast import CLD, LinearBeta, LinearPhaseSDE
-from cldfast.classical.losses import OU
+from cldfast import CLD, LinearPhaseSDE
+from cldfast.classical import OU, VP
 from cldfast.lab import plots
 from cldfast.lab.mixture import sufficient_statistic
 
@@ -36,8 +35,6 @@ PROCESSES = {
     "CLD": CLD(a=2.0, beta=4.0),
     "CLD, x_noise 0.5": CLD(a=2.0, beta=4.0, x_noise=0.5),
 }
-# The published VP process.
-VP = OU(LinearBeta(0.1, 20.0))
 # Points of the quadrature; its error falls faster than any power of their distance.
 _NODES = 20_001
 # Standard deviations on either side: beyond, a normal density is below 1e-31 of its height.
@@ -114,7 +111,7 @@ def at_time(sde: LinearPhaseSDE, data: Mixture, t: float) -> TargetVariance:
 
 def vp_xi(process: OU, data: Mixture, t: float) -> float:
     """xi(t) of a process on positions that tends to N(0, 1)."""
-    mean, deviation = (float(k) for k in process.marginal(torch.tensor(t, dtype=torch.float64)))
+    mean, deviation = float(process.alpha(t)), float(process.sigma(t))
     # x = mean x0 + noise: the data blurred with variance (deviation / mean)^2, stretched.
     fisher = data.fisher((deviation / mean) ** 2) / mean**2
     return fisher + mean**2 * data.second_moment + deviation**2 - 2.0
@@ -156,7 +153,7 @@ def main() -> None:
     results = {
         name: [at_time(sde, data, float(t)) for t in TIMES] for name, sde in PROCESSES.items()
     }
-    positions = [vp_xi(VP, data, float(t)) for t in TIMES]
+    positions = [vp_xi(VP(), data, float(t)) for t in TIMES]
     table, picture = folder / "target_variance.csv", folder / "target_variance.png"
     found = [
         {"process": name} | {key: f"{value:.6e}" for key, value in asdict(row).items()}

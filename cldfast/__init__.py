@@ -1,8 +1,11 @@
 """Accelerated samplers and losses for critically-damped Langevin diffusion (CLD)."""
 
+from cldfast import classical
 from cldfast.compat.denoisers import from_denoiser, from_diffusers
+from cldfast.fitting.fit import FitResult, fit_plan
 from cldfast.info import info
 from cldfast.kernels import BackendWarning, NoiseAddress, stage
+from cldfast.lab.compare import compare
 from cldfast.planner.data_forms import Preconditioned
 from cldfast.planner.error_budget import ErrorBudget
 from cldfast.planner.grid_search import optimise_grid
@@ -39,6 +42,7 @@ __all__ = [
     "CosineBeta",
     "ErrorBudget",
     "ExponentialBeta",
+    "FitResult",
     "GraphWarning",
     "Inpainting",
     "Likelihood",
@@ -52,7 +56,10 @@ __all__ = [
     "Trajectory",
     "Uncertainty",
     "__version__",
+    "classical",
+    "compare",
     "dsm_loss",
+    "fit_plan",
     "from_denoiser",
     "from_diffusers",
     "hsm_loss",

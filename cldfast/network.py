@@ -40,7 +40,7 @@ def at_times(net: Network, t: torch.Tensor) -> Sequence[Network]:
     replaced = getattr(type(net), "forward", None) is not getattr(owner, "forward", None)
     if hooked or replaced or "forward" in vars(net):
         return [net] * len(t)
-    made: Sequence[Network] = owner.at_times(net, t)
+    made: Sequence[Network] = vars(owner)["at_times"](net, t)
     return made
 
 

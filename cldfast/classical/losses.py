@@ -1,112 +1,125 @@
-"""Classical score matching losses in plain PyTorch: baselines beside the phase-space ones.
-
-States here are positions alone, x (B, d) or (B, C, H, W); networks are `net(x, t)` and return the
-score of x. Losses are summed over the coordinates of a row and averaged over rows.
-"""
+"""Losses that teach a network the score of positions; `docs/classical.md` compares them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from cldfast.process.schedules import Schedule, as_schedule
+from cldfast import kernels
+from cldfast.classical.paths import EDM, FlowMatching, GaussianPath
+from cldfast.kernels import NoiseAddress, Stream
+from cldfast.network import Network, draw_seed
+from cldfast.planner.parameterization import Parameterization
+from cldfast.planner.path_forms import change, parts, view
 
-PositionNetwork = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Tensor = torch.Tensor
 
 
-@dataclass(frozen=True)
-class OU:
-    """Ornstein-Uhlenbeck, or variance preserving: `dX = -beta X/2 dt + sqrt(beta) dB`.
+def dsm_loss(
+    net: Network, path: GaussianPath, x0: Tensor, t: Tensor | None = None, *,
+    parameterization: Parameterization | None = None, weighting: str = "noise", t_min: float = 1e-3,
+    seed: int | None = None, first_index: int = 0, noise: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Denoising score matching, summed over the coordinates of a row and averaged over rows.
 
-    Source: Song et al. (2021), eq. 11.
+    net: `net(x, t)` returns what `parameterization` says, see `cldfast.planner.path_forms`.
+    x0: data (B, ...). t: (B,) times > 0; None draws them uniformly on [t_min, T].
+    weighting: the form in which errors are counted: "noise" is `|sigma (s - s*)|^2`.
+    seed, first_index: of times and noise; None draws a seed. noise: normals like x0 to use instead.
+
+    Raises ValueError for an unknown form, or an output that is not of the shape of x0.
+    Source: Vincent (2011); Song et al. (2021), eq. 7.
     """
+    parameterization = path.parameterization if parameterization is None else parameterization
+    address = NoiseAddress(draw_seed() if seed is None else seed, first_index)
+    if t is None:
+        t = t_min + (path.T - t_min) * _uniform(address, x0)
+    if noise is None:
+        where = address.in_stream(Stream.PERTURBATION)
+        pairs = kernels.normals(x0.shape, where, dtype=x0.dtype, device=x0.device)
+        noise = pairs[:, : x0.shape[1]]
+    t = label = t.to(torch.float64)
+    p, q = parts(path, t, parameterization)
+    gain, _ = change(path, t, parameterization, weighting)
+    x = _rows(path.alpha(t), x0) * x0 + _rows(path.sigma(t), x0) * noise
+    if (seen := view(path, t, parameterization)) is not None:
+        x, label = _rows(seen[0], x0) * x, seen[1]
+    output = _checked(net(x, label.to(x0.dtype)), x0)
+    error = _rows(gain, x0) * (output - _rows(p, x0) * x0 - _rows(q, x0) * noise)
+    return error.square().flatten(1).sum(1).mean()
 
-    beta: object = 8.0
-    T: float = 1.0
 
-    def marginal(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean factor and standard deviation of `X_t | x0`, float64 like t."""
-        schedule: Schedule = as_schedule(self.beta, self.T)
-        tau = schedule.integral(t)
-        return torch.exp(-0.5 * tau), torch.sqrt(-torch.expm1(-tau))
+def flow_matching_loss(
+    net: Network, x0: Tensor, path: GaussianPath | None = None, **options: Any
+) -> Tensor:
+    """`|net(x_t, t) - dx_t/dt|^2`, on straight lines unless another path is given.
 
-
-@dataclass(frozen=True)
-class VE:
-    """Variance exploding: `X_t | x0 ~ N(x0, sigma(t)^2)`, sigma geometric in t.
-
-    Source: Song et al. (2021), eq. 9.
+    options: of `dsm_loss`. Source: Lipman et al. (2023), eq. 9.
     """
-
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
-    T: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.sigma_min < self.sigma_max:
-            raise ValueError(
-                f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}"
-            )
-
-    def marginal(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean factor (one) and standard deviation of `X_t | x0`, float64 like t."""
-        t = t.to(torch.float64)
-        ratio = self.sigma_max / self.sigma_min
-        return torch.ones_like(t), self.sigma_min * ratio ** (t / self.T)
+    settings = {"parameterization": "flow", "weighting": "flow"} | options
+    return dsm_loss(net, FlowMatching() if path is None else path, x0, **settings)
 
 
-def position_dsm_loss(
-    net: PositionNetwork, process: OU | VE, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor
-) -> torch.Tensor:
-    """Denoising score matching for a process on positions, `|deviation s + noise|^2`.
+def multi_scale_loss(
+    net: Network, x0: Tensor, sigmas: Sequence[float], *, seed: int | None = None, **options: Any
+) -> Tensor:
+    """Denoising score matching at given noise levels, `sigma^2` weighted; one level is fixed noise.
 
-    x0, noise: (B, d) or (B, C, H, W), noise standard normal. t: (B,) times > 0.
-    Source: Vincent (2011); Song et al. (2021), eq. 7, weighted by the variance.
+    net: `net(x, sigma)`; every row draws one of the levels. options: of `dsm_loss`. Source: Song
+    and Ermon (2019), eq. 6.
     """
-    mean, deviation = (_per_row(k.to(x0.dtype), x0) for k in process.marginal(t))
-    score = net(mean * x0 + deviation * noise, t.to(x0.dtype))
-    _check_score(score, x0)
-    return (deviation * score + noise).square().flatten(1).sum(1).mean()
+    seed = draw_seed() if seed is None else seed
+    share = _uniform(NoiseAddress(seed, options.get("first_index", 0)), x0)
+    levels = torch.tensor(list(sigmas), dtype=torch.float64, device=x0.device)
+    t = levels[(share * len(levels)).long()]
+    return dsm_loss(net, EDM(max(sigmas)), x0, t, seed=seed, **options)
 
 
-def implicit_loss(net: PositionNetwork, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Implicit score matching, `|s|^2 / 2 + div s`, with the exact divergence: d backward passes.
+def implicit_loss(net: Network, x: Tensor, t: Tensor, directions: Tensor | None = None) -> Tensor:
+    """Implicit score matching, `|s|^2/2 + div s`: no noise, d backward passes for the divergence.
 
-    Source: Hyvarinen (2005), theorem 1.
+    directions: w like x, of zero mean and unit covariance, for Hutchinson's estimate `w^T (ds/dx)
+    w` of the divergence by one pass. Sources: Hyvarinen (2005), theorem 1; Hutchinson (1990).
     """
-    x = x.detach().requires_grad_()
-    score = net(x, t)
-    _check_score(score, x)
-    flat = score.flatten(1)
-    divergence = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
-    for j in range(flat.shape[1]):
-        (gradient,) = torch.autograd.grad(flat[:, j].sum(), x, create_graph=True)
-        divergence = divergence + gradient.flatten(1)[:, j]
-    return (0.5 * flat.square().sum(1) + divergence).mean()
+    score = _checked(net(x := x.detach().requires_grad_(), t), x)
+    size = 0.5 * score.flatten(1).square().sum(1)
+    if directions is not None:
+        return (size + _slope(score, x, directions)).mean()
+    for axis in torch.eye(x[0].numel(), dtype=x.dtype, device=x.device):
+        size = size + _slope(score, x, axis.reshape(x[0].shape).expand_as(x))
+    return size.mean()
 
 
-def sliced_loss(
-    net: PositionNetwork, x: torch.Tensor, t: torch.Tensor, directions: torch.Tensor
-) -> torch.Tensor:
-    """Sliced score matching with reduced variance, `|s|^2 / 2 + w^T (ds/dx) w`.
+def sliced_loss(net: Network, x: Tensor, t: Tensor, directions: Tensor) -> Tensor:
+    """Sliced score matching, `(w^T s)^2/2 + w^T (ds/dx) w`: one backward pass.
 
-    directions: w like x, of zero mean and unit covariance (Rademacher or normal).
+    directions: w like x, of zero mean and unit covariance (Rademacher or normal). With `|s|^2` for
+    `(w^T s)^2`, of less variance, it is `implicit_loss` with directions.
     Source: Song, Garg, Shi, Ermon (2019), eq. 8.
     """
-    x = x.detach().requires_grad_()
-    score = net(x, t)
-    _check_score(score, x)
-    (gradient,) = torch.autograd.grad((score * directions).sum(), x, create_graph=True)
-    slices = (gradient * directions).flatten(1).sum(1)
-    return (0.5 * score.square().flatten(1).sum(1) + slices).mean()
+    score = _checked(net(x := x.detach().requires_grad_(), t), x)
+    along = (directions * score).flatten(1).sum(1)
+    return (0.5 * along.square() + _slope(score, x, directions)).mean()
 
 
-def _per_row(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return values.reshape(-1, *([1] * (like.dim() - 1)))
+def _uniform(address: NoiseAddress, x: Tensor) -> Tensor:
+    """A number in (0, 1) for each row, float64."""
+    word, _ = kernels.pair_words(address.in_stream(Stream.TIMES), len(x), x.device)
+    return (word.to(torch.float64) + 0.5) * 2.0**-32
 
 
-def _check_score(score: torch.Tensor, x: torch.Tensor) -> None:
-    if score.shape != x.shape:
-        raise ValueError(f"the network must return {tuple(x.shape)}, got {tuple(score.shape)}")
+def _slope(score: Tensor, x: Tensor, w: Tensor) -> Tensor:
+    (gradient,) = torch.autograd.grad((score * w).sum(), x, create_graph=True)
+    return (gradient * w).flatten(1).sum(1)
+
+
+def _rows(values: Tensor, like: Tensor) -> Tensor:
+    return values.to(like.dtype).reshape(-1, *([1] * (like.dim() - 1)))
+
+
+def _checked(output: Any, x: Tensor) -> Tensor:
+    if output.shape != x.shape:
+        raise ValueError(f"the network must return {tuple(x.shape)}, got {tuple(output.shape)}")
+    return output

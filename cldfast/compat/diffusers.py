@@ -20,10 +20,12 @@ from cldfast.compat.diffusers_table import (
 )
 from cldfast.compat.noise_tables import NoiseTable
 from cldfast.kernels import NoiseAddress, Stream
+from cldfast.planner.automatic import resolved
 from cldfast.planner.data_forms import DataForm
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.parameterization import data_form
 from cldfast.planner.plan import Plan
+from cldfast.planner.solvers import SOLVERS
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import CLD, LinearPhaseSDE, sde_from_config
 from cldfast.sampling.steps import Steps, stage_tables
@@ -48,6 +50,9 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         parameterisation of y at the argument of that.
     trained_betas: (K,) of DDPM, for a network of "epsilon" or "v_prediction" that is asked at its
         own timesteps, 0 to K - 1; fractions lie between. See `from_scheduler`.
+    plan: a plan for this process and parameterisation, such as `cldfast.fit_plan` makes, or its
+        `config()`. It takes the place of those that solver, grid and options make; a run of it
+        begins at its first timestep.
 
     A network of the state: samples are states (B, 2C, H, W), x half then v half, float32 or
     float64, but for the first one: it is unit normal noise (`init_noise_sigma` is 1), of which
@@ -64,13 +69,14 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
     def __init__(
         self,
         sde: LinearPhaseSDE | dict[str, Any] | None = None,
-        solver: str = "sscs",
-        grid: str | Sequence[float] = "quadratic",
+        solver: str = "auto",
+        grid: str | Sequence[float] | None = None,
         t_min: float = 1e-3,
         parameterization: str | None = None,
         denoise: bool = False,
         solver_options: dict[str, Any] | None = None,
         num_train_timesteps: int = 1000,
+        plan: Plan | dict[str, Any] | None = None,
         trained_betas: Sequence[float] | None = None,
     ) -> None:
         if not num_train_timesteps > 0:
@@ -79,21 +85,26 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
             self.sde = sde
         else:
             self.sde = CLD() if sde is None else sde_from_config(sde)
+        self._given = Plan.from_config(plan) if isinstance(plan, dict) else plan
+        if self._given is not None:
+            self._given.check_made_for(self.sde, parameterization)
         self.register_to_config(
             sde=self.sde.config(),
             solver=solver,
-            grid=grid if isinstance(grid, str) else [float(t) for t in grid],
+            grid=grid if grid is None or isinstance(grid, str) else [float(t) for t in grid],
             t_min=t_min,
             parameterization=parameterization,
             denoise=denoise,
             solver_options=dict(solver_options or {}),
             num_train_timesteps=num_train_timesteps,
             trained_betas=None if trained_betas is None else [float(b) for b in trained_betas],
+            plan=None if self._given is None else self._given.config(),
         )
         self._table = None if trained_betas is None else NoiseTable.from_betas(trained_betas)
         # Refuses what is wrong in the configuration now, not at the first run.
-        plan = self._make_plan(1 if isinstance(grid, str) else None)
-        form = data_form(plan.parameterization)
+        made = self._make_plan(1 if grid is None or isinstance(grid, str) else None)
+        made = made if self._given is None else self._given
+        form = data_form(made.parameterization)
         # The form of a network that sees y.
         self._form: DataForm | None = form if form is not None and form.sees_y else None
         if trained_betas is not None and str(form) not in PREDICTIONS:
@@ -101,8 +112,8 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
                 f"trained_betas: expected the parameterization {' or '.join(PREDICTIONS)} with it, "
                 f"got {parameterization!r}"
             )
-        self._prepare(plan)
-        self._timesteps(plan)
+        self._prepare(made)
+        self._timesteps(made)
         self.plan: Plan | None = None
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0)
@@ -117,7 +128,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         cls,
         scheduler: Any,
         sde: LinearPhaseSDE | None = None,
-        solver: str = "multistep",
+        solver: str = "auto",
         **options: Any,
     ) -> CLDScheduler:
         """The scheduler under which a network of diffusers runs as it is, in its own pipeline.
@@ -126,15 +137,15 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
             "epsilon" or "v_prediction".
         sde: None is `cldfast.CLD()`. Its T is lowered to where sigma_y is the last noise level of
             the betas, if it is more.
-        options: of the class. By default the grid is "auto", and ends where sigma_y is the first
-            noise level of the betas; there one more evaluation, `denoise`, gives the data, as the
-            last step of DDPM does.
+        options: of the class. By default the grid ends where sigma_y is the first noise level of
+            the betas; there one more evaluation, `denoise`, gives the data, as the last step of
+            DDPM does.
 
         Raises ValueError for a scheduler without betas or of another prediction.
         """
         betas, parameterization = trained_with(scheduler)
         sde, t_min = cut_to_table(CLD() if sde is None else sde, NoiseTable.from_betas(betas))
-        settings: dict[str, Any] = {"grid": "auto", "t_min": t_min, "denoise": True} | options
+        settings: dict[str, Any] = {"t_min": t_min, "denoise": True} | options
         return cls(
             sde, solver, parameterization=parameterization, trained_betas=betas,
             num_train_timesteps=len(betas),
@@ -179,9 +190,12 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         """Plan a run of `num_inference_steps` grid intervals.
 
         `timesteps` then holds a timestep per network call. num_inference_steps may be None for a
-        grid given as times. device: of `timesteps`.
+        grid given as times and for a plan. device: of `timesteps`.
         """
-        self.plan = self._make_plan(num_inference_steps)
+        given = self._given
+        if given is not None and num_inference_steps not in (None, given.steps):
+            raise ValueError(f"the plan has {given.steps} steps, not {num_inference_steps}")
+        self.plan = self._make_plan(num_inference_steps) if given is None else given
         self.num_inference_steps = self.plan.steps
         self._prepare(self.plan)
         self.timesteps = self._timesteps(self.plan, device)
@@ -348,9 +362,13 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
 
     def _make_plan(self, steps: int | None, grid: Sequence[float] | None = None) -> Plan:
         c = self.config
+        if grid is None:
+            self._choice = resolved(c.solver, steps, c.grid, c.solver_options, SOLVERS)
+        # A run that begins later goes on with the solver of the whole run.
+        solver, own, options = self._choice
         return make_plan(
-            self.sde, c.solver, steps, c.grid if grid is None else grid, c.t_min,
-            c.parameterization, c.denoise, **c.solver_options,
+            self.sde, solver, steps, own if grid is None else grid, c.t_min, c.parameterization,
+            c.denoise, **options,
         )  # fmt: skip
 
     def _timesteps(self, plan: Plan, device: torch.device | str | None = None) -> torch.Tensor:
@@ -431,6 +449,8 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         The stages of the whole run would read history rows of evaluations that were never made.
         """
         assert self.plan is not None
+        if self._given is not None:
+            raise ValueError("a run of a plan that was given can begin at its first timestep only")
         start = self.plan.stages[self._groups[index][0]].t
         later = np.flatnonzero(self.plan.grid == start)
         rest = None

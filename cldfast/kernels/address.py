@@ -31,6 +31,8 @@ class Stream(IntEnum):
     VELOCITY = 5
     DATA_ORDER = 6
     PROBE = 7
+    BROWNIAN = 8
+    ACCEPTANCE = 9
 
 
 @dataclass(frozen=True, slots=True)

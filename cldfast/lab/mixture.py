@@ -19,6 +19,8 @@ from cldfast.planner.parameterization import (
     default_parameterization,
     score_map,
 )
+from cldfast.planner.path_forms import data_form_of, parts
+from cldfast.process.path import Path
 
 # Rows are worked through in blocks of at most this many (row, component, coordinate) entries, so
 # that a large batch against many components stays near 32 MiB per temporary.
@@ -146,16 +148,22 @@ class GaussianMixture:
     ) -> Callable[..., Tensor]:
         """A perfect network net(u, t) for this data, in the calling convention of the samplers.
 
-        sde: as for `score`. parameterization: what it returns and sees, as `cldfast.make_plan`
-        takes it, with the same default; ValueError for an unknown name.
+        sde: as for `score`, or a process of the library where the parameterization has to look at
+        more. parameterization: what it returns and sees, as `cldfast.make_plan` takes it, with the
+        same default; ValueError for an unknown name.
 
         Where all rows share t (`t.stride(0) == 0` or B = 1) a call is one evaluation, otherwise one
         for each different time. It reads t on the host.
+
+        For a path of `cldfast.classical` the network sees samples x, (B, d) or (B, C, H, W).
         """
         if parameterization is None:
             parameterization = default_parameterization(sde)
-        check_parameterization(parameterization)
-        form = data_form(parameterization)
+        if isinstance(sde, Path):
+            form = data_form_of(sde, parameterization)
+        else:
+            check_parameterization(parameterization)
+            form = data_form(parameterization)
         if form is not None and form.sees_y:
             return self._denoising_network(form)
 
@@ -191,13 +199,14 @@ class GaussianMixture:
         return net
 
     def _by_time(self, u: Tensor, t: float | Tensor, sde: Any, what: Parameterization) -> Tensor:
-        flat = _check_rows(u, 2 * self.dim, "u").double()
+        on_path = isinstance(sde, Path)
+        flat = _check_rows(u, self.dim if on_path else 2 * self.dim, "u").double()
         shape = list(u.shape)
-        if shape[1] % 2:
+        if not on_path and shape[1] % 2:
             raise ValueError(
                 f"u: expected x half then v half along dimension 1, got {tuple(shape)}"
             )
-        if what not in FULL_MAPS:
+        if not on_path and what not in FULL_MAPS:
             shape[1] //= 2
         if not isinstance(t, Tensor) or t.ndim == 0:
             rows = self._at_time(flat, float(t), sde, what)
@@ -215,8 +224,26 @@ class GaussianMixture:
             rows = torch.cat(parts)[torch.argsort(torch.cat(picks))]
         return rows.to(u.dtype).reshape(shape)
 
+    def _on_path(self, x: Tensor, t: float, path: Path, what: Parameterization) -> Tensor:
+        """Rows of a form for float64 rows x (B, d) that share one time."""
+        alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
+        if alpha == 0.0:  # x says nothing of the data
+            data, noise = self.mean().to(x).expand_as(x), x / sigma
+        else:
+            y, s2 = x / alpha, (sigma / alpha) ** 2
+            self._check_density(s2, f"score at t={t:g}")
+            pull = self._rowwise(y, lambda rows: self._blurred_pull(rows, s2))
+            if what == "score":
+                return -pull / alpha
+            data = self._rowwise(y, lambda rows: self._posterior_mean(rows, s2))
+            noise = sigma / alpha * pull
+        p, q = parts(path, np.array(t), what)
+        return float(p) * data + float(q) * noise
+
     def _at_time(self, u: Tensor, t: float, sde: Any, what: Parameterization) -> Tensor:
         """Rows of a parameterisation for float64 rows u (B, 2d) that share one time."""
+        if isinstance(sde, Path):
+            return self._on_path(u, t, sde, what)
         a, q, kappa, s2 = sufficient_statistic(sde.marginal(t, objective="hsm"), t)
         self._check_density(s2, f"score at t={t:g}")
         x, v = u.chunk(2, dim=1)

@@ -30,7 +30,7 @@ import numpy as np
 from cldfast.planner.law import gaussian_law, marginal_law, wasserstein2
 from cldfast.planner.parameterization import Parameterization, output_planes
 from cldfast.planner.stage import Stage
-from cldfast.process.sde import LinearPhaseSDE
+from cldfast.process.path import Path, Process
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ErrorBudget:
 
 def error_budget(
     stages: Sequence[Stage],
-    sde: LinearPhaseSDE,
+    sde: Process,
     parameterization: Parameterization,
     start: float,
     data_mean: float = 0.0,
@@ -63,7 +63,8 @@ def error_budget(
     of: "velocity" adds M to the velocity score. "full" adds a vector of length M to the score in
         (x, v), which is that of the renormalised score too and the M of the theorem (Strasman,
         Surendran et al. 2025): for a network of one plane the vector along `Sigma^-1 m`, as an
-        error of its data prediction makes it, else the constant one that does most harm.
+        error of its data prediction makes it, else the constant one that does most harm. The score
+        of a path has one row, to which M is added.
     over: "x" compares the laws of x, "phase" those of (x, v). A plan that denoises makes the mean
         of the initial velocity, not its law: "phase" then counts the missing variance as
         discretisation.
@@ -78,6 +79,8 @@ def error_budget(
     law = partial(gaussian_law, stages, sde, parameterization)
 
     def direction(over: str) -> np.ndarray:
+        if isinstance(sde, Path):
+            return np.array([1.0, 0.0])
         if of == "velocity" or score_error == 0.0:
             return np.array([0.0, 1.0])
         if output_planes(parameterization) == 1:

@@ -10,8 +10,8 @@ import numpy as np
 from cldfast.planner.law import GaussianLaw, marginal_law, wasserstein2
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.parameterization import Parameterization
-from cldfast.process.noise_level import NoiseLevel
-from cldfast.process.sde import LinearPhaseSDE
+from cldfast.process.noise_level import Levels, noise_level
+from cldfast.process.path import Process
 
 # Knots of the log density of grid points over log sigma, between the ends.
 DEFAULT_KNOTS = 4
@@ -22,7 +22,7 @@ _FINE = 512
 
 
 def optimise_grid(
-    sde: LinearPhaseSDE,
+    sde: Process,
     solver: str,
     steps: int,
     data_var: float | tuple[float, ...] = DEFAULT_VARIANCES,
@@ -55,7 +55,7 @@ def optimise_grid(
     from scipy.optimize import minimize
 
     best_grid = make_plan(sde, solver, steps, "auto", t_min, parameterization, **options).grid
-    shape = _Shape(NoiseLevel(sde), sde.T, t_min, steps, knots)
+    shape = _Shape(noise_level(sde), sde.T, t_min, steps, knots)
 
     def error(grid: np.ndarray) -> float:
         try:
@@ -100,7 +100,7 @@ def _relative_error(plan: Any, var: float) -> float:
 class _Shape:
     """Grids as quantiles of a density over log sigma, log-linear between equidistant knots."""
 
-    def __init__(self, noise: NoiseLevel, T: float, t_min: float, steps: int, knots: int) -> None:
+    def __init__(self, noise: Levels, T: float, t_min: float, steps: int, knots: int) -> None:
         self.noise, self.T, self.t_min, self.steps = noise, T, t_min, steps
         # A grid that ends at 0 makes its last step from a noise level below any data scale of
         # interest: here that of 1e-3 T.
@@ -131,5 +131,4 @@ class _Shape:
         density = -np.log(np.maximum(np.diff(levels), 1e-12))
         middle = 0.5 * (levels[1:] + levels[:-1])
         at = np.interp(self.knots, middle, density)
-        result: np.ndarray = at[1:] - at[0]
-        return result
+        return at[1:] - at[0]

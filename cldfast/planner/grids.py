@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cldfast.process.noise_level import NoiseLevel
+from cldfast.process.noise_level import Levels
 
 GRIDS = ("linear", "quadratic", "power")
 # Grids that follow the noise level of a process.
 NOISE_GRIDS = ("log_snr", "logistic")
-DEFAULT_STEPS = 50
+DEFAULT_STEPS = 20
 # Karras et al. (2022), appendix D.1 find exponents around 7 best for their grids.
 DEFAULT_RHO = 7.0
 # Centre and scale of the logistic grid in log sigma, for data of unit variance: the best of a scan
@@ -31,7 +31,7 @@ def make_grid(
     t_min: float,
     steps: int | None = None,
     rho: float = DEFAULT_RHO,
-    noise: NoiseLevel | None = None,
+    noise: Levels | None = None,
 ) -> np.ndarray:
     """The times of a sampler, (steps + 1,), descending.
 
@@ -40,7 +40,7 @@ def make_grid(
         array of times in [0, T], which brings its own end points. With `noise`: "log_snr", uniform
         in the log of the noise level (t_min > 0; Lu et al. 2022, DPM-Solver); "logistic", quantiles
         of a logistic law of that log, which asks most often where the prediction moves most.
-    steps: intervals >= 1; None means 50, or what a given array holds.
+    steps: intervals >= 1; None means 20, or what a given array holds.
 
     Raises ValueError for unknown names, `steps < 1`, `t_min` outside [0, T), or an array that is
     not finite, one-dimensional and strictly descending.
@@ -81,11 +81,13 @@ def make_grid(
     return times
 
 
-def _by_noise(grid: str, T: float, t_min: float, s: np.ndarray, noise: NoiseLevel) -> np.ndarray:
+def _by_noise(grid: str, T: float, t_min: float, s: np.ndarray, noise: Levels) -> np.ndarray:
     low, high = noise.log_sigma(np.array([t_min, T]))
     if grid == "log_snr":
         if t_min == 0.0:
             raise ValueError("the log_snr grid needs t_min > 0: log(SNR) is infinite at t = 0")
+        if high == np.inf:
+            raise ValueError(f"the log_snr grid needs T < {T}: no signal is left there")
         return noise.time(low + (high - low) * s)
     lower, upper = (
         1.0 / (1.0 + np.exp((LOGISTIC_CENTRE - e) / LOGISTIC_SCALE)) for e in (low, high)

@@ -10,7 +10,7 @@ import numpy as np
 
 from cldfast.planner.parameterization import Parameterization, score_map
 from cldfast.planner.stage import Stage
-from cldfast.process.sde import LinearPhaseSDE
+from cldfast.process.path import Process
 
 
 def classifier_free(stages: Sequence[Stage], scale: float) -> tuple[Stage, ...]:
@@ -27,7 +27,7 @@ def classifier_free(stages: Sequence[Stage], scale: float) -> tuple[Stage, ...]:
 
 
 def added_score(
-    stages: Sequence[Stage], sde: LinearPhaseSDE, parameterization: Parameterization
+    stages: Sequence[Stage], sde: Process, parameterization: Parameterization
 ) -> tuple[Stage, ...]:
     """Stages that read one more output: a term that is added to the network's score.
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from cldfast.planner.parameterization import Parameterization, data_form, score_map
+from cldfast.planner.path_forms import pair_network
 from cldfast.planner.stage import Stage
-from cldfast.process.sde import LinearPhaseSDE
+from cldfast.process.path import Path, Process
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,12 @@ def wasserstein2(a: GaussianLaw, b: GaussianLaw, over: str = "x") -> float:
 
 
 def marginal_law(
-    sde: LinearPhaseSDE, t: float, data_mean: float = 0.0, data_var: float = 1.0
+    sde: Process, t: float, data_mean: float = 0.0, data_var: float = 1.0
 ) -> GaussianLaw:
     """The exact law of U_t for data `N(data_mean, data_var)` per coordinate."""
+    if isinstance(sde, Path):
+        law = sde.gaussian(t, data_var)
+        return GaussianLaw(law.mean * data_mean, law.cov)
     marginal = sde.marginal(t)
     return GaussianLaw(
         marginal.mean * data_mean, marginal.cov + data_var * np.outer(marginal.mean, marginal.mean)
@@ -64,7 +68,7 @@ def marginal_law(
 
 
 def exact_network(
-    sde: LinearPhaseSDE,
+    sde: Process,
     t: Sequence[float] | np.ndarray,
     parameterization: Parameterization,
     data_mean: float,
@@ -74,9 +78,16 @@ def exact_network(
     """What a perfect network returns at times t of the state u: `gain @ u + shift`.
 
     gain: (n, r, 2). shift: (n, r). score_bias: (2,) or (n, 2), added to the rows of its score; of
-    an output of one plane the velocity row decides.
+    an output of one plane the velocity row decides. Of a path (2,), of which the first number is
+    added to the score of each coordinate.
     """
     t = np.asarray(t, dtype=np.float64)
+    if isinstance(sde, Path) and sde.paired:
+        bias = float(np.ravel(score_bias)[0])
+        return pair_network(sde, t, parameterization, data_mean, data_var, bias)
+    if isinstance(sde, Path):
+        law, error = sde.gaussian(t, data_var), np.asarray(score_bias)
+        return _of_score(sde, t, parameterization, law.precision, law.mean * data_mean, error)
     marginal = sde.marginal(t)
     mean = marginal.mean
     form = data_form(parameterization)
@@ -92,16 +103,24 @@ def exact_network(
             ((unsure * data_mean + off) / made.gain)[:, None],
         )
     precision = marginal.covariance.plus_outer(data_var, mean[..., 0], mean[..., 1]).inverse
-    score_shift = (precision @ mean[..., None])[..., 0] * data_mean + np.asarray(score_bias)
+    error = np.asarray(score_bias)
+    return _of_score(sde, t, parameterization, precision, mean * data_mean, error)
+
+
+def _of_score(
+    sde: Process, t: np.ndarray, parameterization: Parameterization, precision: np.ndarray,
+    mean: np.ndarray, error: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """What a network returns whose score is `-precision (u - mean) + error`."""
     to_score = score_map(sde, t, parameterization)
     back = to_score.left_inverse()
     gain = back @ (-precision - to_score.from_state)
-    return gain, (back @ score_shift[..., None])[..., 0]
+    return gain, (back @ (precision @ mean[..., None] + error[..., None]))[..., 0]
 
 
 def gaussian_law(
     stages: Sequence[Stage],
-    sde: LinearPhaseSDE,
+    sde: Process,
     parameterization: Parameterization,
     mean0: np.ndarray | None = None,
     var0: np.ndarray | None = None,

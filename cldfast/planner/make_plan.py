@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cldfast.planner.automatic import resolved
 from cldfast.planner.grids import DEFAULT_STEPS, Grid, make_grid
 from cldfast.planner.guidance import added_score, classifier_free
 from cldfast.planner.parameterization import (
@@ -22,15 +23,15 @@ from cldfast.planner.parameterization import (
 from cldfast.planner.plan import Plan
 from cldfast.planner.solvers import SOLVERS
 from cldfast.planner.stage import Stage
-from cldfast.process.noise_level import NoiseLevel
-from cldfast.process.sde import LinearPhaseSDE
+from cldfast.process.noise_level import noise_level
+from cldfast.process.path import Path, Process
 
 
 def make_plan(
-    sde: LinearPhaseSDE,
-    solver: str = "sscs",
+    sde: Process,
+    solver: str = "auto",
     steps: int | None = None,
-    grid: Grid = "quadratic",
+    grid: Grid | None = None,
     t_min: float = 1e-3,
     parameterization: Parameterization | None = None,
     denoise: bool = False,
@@ -40,14 +41,17 @@ def make_plan(
 ) -> Plan:
     """A sampler on a fixed grid as a `Plan`.
 
-    sde: the forward process.
-    solver: the name of a solver in `cldfast.planner.solvers`, or of one that you have registered.
-    steps: grid intervals; None is 50, or the intervals of a grid given as an array.
+    sde: the forward process, in phase space or a path of `cldfast.classical`.
+    solver: the name of a solver in `cldfast.planner.solvers`, or of one that you have registered;
+        "auto" is the best one measured for the number of steps (`cldfast.planner.automatic`).
+    steps: grid intervals; None is 20, or the intervals of a grid given as an array.
     grid: a name of `cldfast.make_grid`, "auto" for the best one measured for the solver and number
-        of steps, or a descending array of times.
+        of steps, or a descending array of times; None is that of the solver "auto", and
+        "quadratic" for others.
     t_min: last time; 0 is allowed, and exact data predictions then end on the data.
     parameterization: what the network returns and sees, see `cldfast.planner.parameterization`;
-        None is "score", or "data_noise" where the position carries noise.
+        None is "score", or "data_noise" where the position carries noise. For a path see
+        `cldfast.planner.path_forms`.
     denoise: one more evaluation at the last time, which replaces the state by `E[u_0 | u]`.
     guidance_scale: classifier-free guidance, for a network that returns (conditional,
         unconditional).
@@ -57,24 +61,28 @@ def make_plan(
     Raises ValueError or TypeError naming what was expected. What the solver's own code raises is
     left as it is.
     """
-    if not isinstance(sde, LinearPhaseSDE):
+    if not isinstance(sde, Process):
         raise TypeError(
-            f"sde must be a LinearPhaseSDE such as cldfast.CLD, got {type(sde).__name__}"
+            "sde must be a LinearPhaseSDE such as cldfast.CLD, or a path such as "
+            f"cldfast.classical.VP, got {type(sde).__name__}"
         )
+    solvers = sde.solvers if isinstance(sde, Path) else SOLVERS
+    solver, grid, options = resolved(solver, steps, grid, options, solvers)
     if solver == "pflow":
         raise ValueError("pflow chooses its own steps and has no plan: call cldfast.pflow")
-    if solver not in SOLVERS:
-        raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(SOLVERS)}")
+    if solver not in solvers:
+        raise ValueError(f"unknown solver {solver!r}; expected one of auto, {', '.join(solvers)}")
     if parameterization is None:
         parameterization = default_parameterization(sde)
-    check_parameterization(parameterization)
-    method = SOLVERS[solver]
+    if not isinstance(sde, Path):
+        check_parameterization(parameterization)
+    method = solvers[solver]
     grid_options = {"rho": options.pop("rho")} if "rho" in options else {}
     settings = method.settings(options)
     if isinstance(grid, str) and grid == "auto":
         grid = method.auto_grid(DEFAULT_STEPS if steps is None else steps, settings)
     times = make_grid(
-        grid, T=sde.T, t_min=t_min, steps=steps, noise=NoiseLevel(sde), **grid_options
+        grid, T=sde.T, t_min=t_min, steps=steps, noise=noise_level(sde), **grid_options
     )
     stages = tuple(method.build(sde, times, parameterization, **options))
     if not stages or not math.isclose(stages[-1].t_next, times[-1], abs_tol=1e-12 * sde.T):
@@ -97,7 +105,7 @@ def make_plan(
 
 
 def with_inputs(
-    stages: Sequence[Stage], sde: LinearPhaseSDE, parameterization: Parameterization
+    stages: Sequence[Stage], sde: Process, parameterization: Parameterization
 ) -> tuple[Stage, ...]:
     """Stages that say what the network sees, where that is not the state and its time."""
     times = np.array([stage.t for stage in stages if stage.evaluates], dtype=np.float64)
@@ -114,7 +122,7 @@ def with_inputs(
     return tuple(result)
 
 
-def denoising_stage(sde: LinearPhaseSDE, t: float, parameterization: Parameterization) -> Stage:
+def denoising_stage(sde: Process, t: float, parameterization: Parameterization) -> Stage:
     """The state at t replaced by `E[u_0 | u_t]`, without noise: one evaluation."""
     times = np.array([t])
     clean = denoiser_map(sde, times, score_map(sde, times, parameterization))

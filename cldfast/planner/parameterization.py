@@ -33,6 +33,7 @@ from array_api_compat import array_namespace
 from cldfast.planner.data_forms import DATA_FORMS, DataForm, Preconditioned
 from cldfast.planner.reverse import Bridge
 from cldfast.process.linear_flow import stack_matrix
+from cldfast.process.path import Path, Process
 from cldfast.process.sde import LinearPhaseSDE, Marginal
 
 Array = Any
@@ -156,12 +157,14 @@ def check_parameterization(parameterization: object) -> None:
         )
 
 
-def default_parameterization(sde: LinearPhaseSDE) -> str:
+def default_parameterization(sde: Process) -> str:
     """What a network is taken to return where nothing is said.
 
     "score", the velocity score; with noise on the position "data_noise", for there the velocity
-    score says almost nothing about the data at small t, see `velocity_share`.
+    score says almost nothing about the data at small t, see `velocity_share`. A path has its own.
     """
+    if isinstance(sde, Path):
+        return sde.parameterization
     return "data_noise" if sde.diffusion[0] > 0.0 else "score"
 
 
@@ -216,7 +219,7 @@ def data_score(form: DataForm, marginal: Marginal) -> LinearMap:
 
 
 def score_map(
-    sde: LinearPhaseSDE, t: np.ndarray, parameterization: Parameterization = "score"
+    sde: Process, t: np.ndarray, parameterization: Parameterization = "score"
 ) -> LinearMap:
     """The map from network output to full score (two planes) at times t (n,), all > 0.
 
@@ -231,6 +234,9 @@ def score_map(
     Raises ValueError for an unknown name, a time where the marginal is singular (t = 0), or a
     velocity row from which the position row does not follow.
     """
+    if isinstance(sde, Path):
+        result: LinearMap = sde.score_map(t, parameterization)
+        return result
     marginal = _marginal(sde, t, parameterization)
     form = data_form(parameterization)
     with np.errstate(all="ignore"):  # what overflows is refused below, in words
@@ -291,7 +297,7 @@ def x0_map(
 
 
 def input_map(
-    sde: LinearPhaseSDE, t: np.ndarray, parameterization: Parameterization
+    sde: Process, t: np.ndarray, parameterization: Parameterization
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """What the network sees of the state at times t (n,): rows (n, 1, 2), and its argument (n,).
 
@@ -299,13 +305,24 @@ def input_map(
 
     Raises ValueError as `score_map` does.
     """
+    if isinstance(sde, Path):
+        return sde.input_map(t, parameterization)
     form = data_form(parameterization)
     if form is None or not form.sees_y:
         return None
-    marginal = _marginal(sde, t, parameterization)
+    return seen_by(form, _marginal(sde, t, parameterization))
+
+
+def seen_by(form: DataForm, marginal: Marginal) -> tuple[Array, Array]:
+    """The rows (n, 1, 2) and the argument (n,) of `input_map`, for a form that sees y."""
     made = form.coefficients(marginal.sigma_y)
-    assert made.scale is not None and made.argument is not None  # of a form that sees y
+    assert made.scale is not None and made.argument is not None
     return (made.scale[..., None] * marginal.statistic)[..., None, :], made.argument
+
+
+def same_parameterization(a: Parameterization, b: Parameterization) -> bool:
+    """Whether two parameterisations are the same, by name or as forms with equal settings."""
+    return (data_form(a) or a) == (data_form(b) or b)
 
 
 def noise_map(
@@ -320,7 +337,7 @@ def noise_map(
     return score_map(sde, t, parameterization).then(-np.swapaxes(factor, -1, -2))
 
 
-def denoiser_map(sde: LinearPhaseSDE, t: np.ndarray, score: LinearMap) -> LinearMap:
+def denoiser_map(sde: Process, t: np.ndarray, score: LinearMap) -> LinearMap:
     """`E[u_0 | u_t] = Phi^-1 (u + Q score)` as a map of (output, state): Tweedie in phase space.
 
     The initial velocity is part of u_0, hence the marginal given (x0, v0) is the one that enters.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cldfast.process.path import Path, Process
 from cldfast.process.sde import LinearPhaseSDE
 
 # sigma is monotone in tau, and a bisection from this part of the largest tau to all of it ends
@@ -42,5 +43,12 @@ class NoiseLevel:
     def _of_tau(self, tau: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
             level = -0.5 * np.log(self.sde.marginal_at(tau).snr)
-        result: np.ndarray = np.where(tau > 0.0, level, -np.inf)
-        return result
+        return np.where(tau > 0.0, level, -np.inf)
+
+
+Levels = NoiseLevel | Path
+
+
+def noise_level(sde: Process) -> Levels:
+    """What gives `log_sigma` and `time` of a process; a path does so itself."""
+    return sde if isinstance(sde, Path) else NoiseLevel(sde)

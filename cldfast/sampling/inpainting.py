@@ -7,7 +7,7 @@ import torch
 
 from cldfast import kernels
 from cldfast.kernels import Backend, NoiseAddress, Stream
-from cldfast.process.sde import LinearPhaseSDE
+from cldfast.process.path import Path, Process
 
 
 class Inpainting:
@@ -44,8 +44,10 @@ class Inpainting:
         """The part for samples start ... stop - 1."""
         return Inpainting(self.known[start:stop], self.mask[start:stop])
 
-    def check(self, u: torch.Tensor) -> None:
-        """ValueError unless there is a row of known data for each state of u."""
+    def check(self, sde: Process, u: torch.Tensor) -> None:
+        """ValueError unless the process has a velocity, and each state of u a row of known data."""
+        if isinstance(sde, Path):
+            raise ValueError(f"inpainting is for processes in phase space, got {sde}")
         expected = (u.shape[0], u.shape[1] // 2, *u.shape[2:])
         if tuple(self.known.shape) != expected or self.known.device != u.device:
             raise ValueError(
@@ -55,7 +57,7 @@ class Inpainting:
 
     def apply(
         self,
-        sde: LinearPhaseSDE,
+        sde: Process,
         u: torch.Tensor,
         t: float,
         last: bool,

@@ -15,9 +15,11 @@ from cldfast.planner.grids import Grid
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
 from cldfast.planner.stage import Stage
-from cldfast.process.sde import LinearPhaseSDE
+from cldfast.process.path import Path, Process
 from cldfast.sampling import graphs
+from cldfast.sampling.brownian import BrownianNoise
 from cldfast.sampling.inpainting import Inpainting
+from cldfast.sampling.packing import Packing
 from cldfast.sampling.steps import (
     Guidance,
     Outputs,
@@ -30,6 +32,7 @@ from cldfast.sampling.steps import (
 )
 
 Callback = Callable[[int, float, torch.Tensor], torch.Tensor | None]
+GivenNoise = Sequence[torch.Tensor | None] | torch.Tensor | str | None
 
 
 class StopSampling(Exception):
@@ -44,7 +47,7 @@ def run(
     seed: int | None = 0,
     first_index: int = 0,
     backend: str = "auto",
-    noise: Sequence[torch.Tensor | None] | torch.Tensor | None = None,
+    noise: GivenNoise = None,
     guidance: Guidance | None = None,
     inpaint: Inpainting | None = None,
     callback: Callback | None = None,
@@ -62,7 +65,8 @@ def run(
     seed, first_index: noise key, and the global sample index of row 0; seed None draws one from
         PyTorch's default generator.
     noise: normals to use instead, one (B, 2C, ...) tensor per stage (None where a stage needs
-        none).
+        none); "brownian" takes them from one Brownian path per sample, the same for every grid, see
+        `cldfast.sampling.brownian`.
     guidance: `guidance(u, t)`, a term added to the velocity score (both rows for full
         parameterisations); the plan must be made with `guidance_term=True`.
     inpaint: known data, see `cldfast.Inpainting`.
@@ -82,6 +86,10 @@ def run(
         raise TypeError(f"net must be callable as net(u, t), got {type(net).__name__}")
     kernels.check_state("u", u)
     address = NoiseAddress(draw_seed() if seed is None else seed, first_index)
+    if isinstance(noise, str):
+        if noise != "brownian":
+            raise ValueError(f"noise must be 'brownian', normals or None, got {noise!r}")
+        noise = BrownianNoise(plan, u, address)
     if noise is not None and len(noise) != len(plan.stages):
         raise ValueError(
             f"noise must hold one entry per stage, {len(plan.stages)}, got {len(noise)}"
@@ -89,7 +97,7 @@ def run(
     if guidance is not None and not plan.guidance_term:
         raise ValueError("guidance needs a plan made with guidance_term=True")
     if inpaint is not None:
-        inpaint.check(u)
+        inpaint.check(plan.sde, u)
     stages: Any = plan.stages
     if progress:
         stages = progress_bar(stages, desc=plan.solver)
@@ -200,7 +208,7 @@ class _Loop:
 
 
 def initial_state(
-    sde: LinearPhaseSDE,
+    sde: Process,
     shape: Sequence[int],
     *,
     seed: int = 0,
@@ -221,11 +229,11 @@ def initial_state(
 
 def sample(
     net: Network,
-    sde: LinearPhaseSDE,
+    sde: Process,
     shape: Sequence[int],
-    solver: str = "sscs",
+    solver: str = "auto",
     steps: int | None = None,
-    grid: Grid = "quadratic",
+    grid: Grid | None = None,
     *,
     seed: int | None = 0,
     first_index: int = 0,
@@ -233,7 +241,8 @@ def sample(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
-    noise: Sequence[torch.Tensor | None] | torch.Tensor | None = None,
+    plan: Plan | None = None,
+    noise: GivenNoise = None,
     init: torch.Tensor | None = None,
     guidance: Guidance | None = None,
     inpaint: Inpainting | None = None,
@@ -249,12 +258,14 @@ def sample(
     shape: of the samples, (n, d) or (n, C, H, W).
     solver, steps, grid, plan_options: of `make_plan`, the latter with `parameterization` (what the
         network returns), `t_min`, `denoise`, `guidance_scale` and the solver's own options; steps
-        None is 50.
+        None is 20.
     seed, first_index: sample i of a run is sample `first_index + i` of that seed, whatever the
         batch size, thread count or device; seed None draws one from PyTorch's default generator.
     batch_size: rows per network call; None is all at once.
     device: of the samples; None is that of the network's parameters, or PyTorch's default.
     dtype: of the state, float32 or float64. backend: see `cldfast.stage`.
+    plan: to be run instead of one made here, such as `cldfast.fit_plan` makes; it must be for this
+        process, and for this `parameterization` where one is given.
     noise: normals per stage for all n rows, see `run`. init: states at T, (n, 2d) or (n, 2C, H, W).
     guidance, inpaint: see `run`.
     callback, progress, graph: see `run`; the callback is called per batch.
@@ -262,7 +273,21 @@ def sample(
     Raises ValueError or TypeError naming what was expected.
     """
     shape = _check_shape(shape)
-    plan = make_plan(sde, solver, steps, grid, guidance_term=guidance is not None, **plan_options)
+    if plan is None:
+        term = guidance is not None
+        plan = make_plan(sde, solver, steps, grid, guidance_term=term, **plan_options)
+    else:
+        given = {"solver": solver != "auto", "steps": steps is not None, "grid": grid is not None}
+        _check_plan(plan, sde, {name for name, said in given.items() if said}, plan_options)
+    target = device_of(net) if device is None else torch.device(device)
+    packing = Packing(shape) if isinstance(sde, Path) and sde.paired else None
+    if packing is not None:
+        if return_velocity:
+            raise ValueError(f"samples of {sde} have no velocity: leave out return_velocity")
+        shape, net = packing.shape, packing.network(net)
+        guidance = guidance and packing.guidance(guidance)
+        callback = callback and packing.callback(callback)
+        init = None if init is None else packing.pack("init", init)
     seed = draw_seed() if seed is None else kernels.check_seed(seed)
     if dtype not in kernels.STATE_DTYPES:
         raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
@@ -271,7 +296,6 @@ def sample(
         batch_size = n
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer >= 1 or None, got {batch_size!r}")
-    target = device_of(net) if device is None else torch.device(device)
     if init is not None:
         kernels.check_state("init", init)
         expected = (n, 2 * shape[1], *shape[2:])
@@ -294,7 +318,9 @@ def sample(
             )  # fmt: skip
         else:
             u = init[start:stop].to(dtype)
-        rows = None if noise is None else [None if z is None else z[start:stop] for z in noise]
+        rows = noise
+        if noise is not None and not isinstance(noise, str):
+            rows = [None if z is None else z[start:stop] for z in noise]
         parts.append(
             run(
                 plan,
@@ -312,8 +338,19 @@ def sample(
             )  # fmt: skip
         )
     u = torch.cat(parts) if len(parts) > 1 else parts[0]
+    if packing is not None:
+        return packing.unpack(u).contiguous()
     x, v = u.chunk(2, dim=1)
     return (x.contiguous(), v.contiguous()) if return_velocity else x.contiguous()
+
+
+def _check_plan(plan: Plan, sde: Process, chosen: set[str], options: dict[str, Any]) -> None:
+    """That a plan is one for this process, and that nothing else says how to make one."""
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a cldfast.Plan, got {type(plan).__name__}")
+    if taken := sorted(chosen | (options.keys() - {"parameterization"})):
+        raise ValueError(f"a plan says all of a sampler: leave out {', '.join(taken)}")
+    plan.check_made_for(sde, options.get("parameterization"))
 
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:

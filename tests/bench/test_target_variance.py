@@ -11,7 +11,7 @@ import torch
 from target_variance import Mixture, at_time, vp_xi
 
 from cldfast import CLD, LinearBeta, perturb
-from cldfast.classical.losses import OU
+from cldfast.classical import OU, VP
 from cldfast.lab.mixture import GaussianMixture
 
 SDES = [CLD(), CLD(a=1.3, x_noise=0.4, beta=LinearBeta(0.5, 7.0))]
@@ -100,7 +100,7 @@ def test_the_shape_of_the_figures(tmp_path: Path) -> None:
         assert all(r.hsm_given_u <= r.dsm_given_u and r.hsm <= r.dsm for r in rows)
     plain, noisy = (rows[0] for rows in results.values())
     assert noisy.hsm_given_u < 0.01 * noisy.dsm_given_u < 0.01 * plain.dsm_given_u
-    positions = [vp_xi(target_variance.VP, data, float(t)) for t in times]
+    positions = [vp_xi(VP(), data, float(t)) for t in times]
     first = results["CLD"]
     assert all(position > row.xi for position, row in zip(positions[:4], first[:4], strict=True))
     target_variance.plot(results, positions, times, tmp_path / "figure.png")

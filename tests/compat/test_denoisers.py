@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from seen_planes import first_covariance, next_seed, state_behind
 
 import cldfast
 from cldfast.compat.noise_tables import NoiseTable
 from cldfast.network import ClassifierFree
-from seen_planes import first_covariance, next_seed, state_behind
 
 BETAS = np.linspace(1e-4, 0.02, 1000)
 MEAN, VAR = 0.7, 0.3

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from seen_planes import first_covariance, next_seed, state_behind
 
 import cldfast
 from cldfast.compat.diffusers_state import SeenPlane
 from cldfast.compat.noise_tables import NoiseTable
-from seen_planes import first_covariance, next_seed, state_behind
 
 # No test may reach for the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

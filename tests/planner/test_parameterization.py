@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import exact
-import mpmath as mp
 import numpy as np
 import pytest
 import torch
+from exact_mixture import mixture_in_one_dimension
 
 from cldfast.lab.mixture import GaussianMixture
 from cldfast.planner.parameterization import (
@@ -28,39 +27,6 @@ from cldfast.process.sde import CLD, PSLD, LinearPhaseSDE
 BETA = LinearBeta(0.5, 8.0)
 TIMES = np.array([1e-3, 0.01, 0.1, 0.4, 1.0])
 X_NOISE = [0.0, 0.1, 1.0]
-
-
-WEIGHTS, MEANS, VARIANCES = (0.3, 0.7), (-1.0, 1.5), (0.04, 0.25)
-
-
-def mixture_in_one_dimension(
-    sde: LinearPhaseSDE, t: float, u: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Full score (n, 2) and E[x0 | u] (n,) of a mixture of two normals, from densities.
-
-    In high precision: near t = 0 the position score is 1/t times more sensitive than the velocity
-    score is accurate, if that comes out of a float64 matrix inverse.
-    """
-    step = exact.transition(sde.A, sde.D, float(sde.tau(t)))
-    score, posterior = np.empty_like(u), np.empty(len(u))
-    with mp.workdps(60):
-        m, sigma = step.phi[:, 0], step.sigma(sde.v0_var)
-        parts = []
-        for weight, mean, variance in zip(WEIGHTS, MEANS, VARIANCES, strict=True):
-            cov = sigma + mp.mpf(variance) * (m * m.T)
-            parts.append((mp.mpf(weight) / mp.sqrt(mp.det(cov)), mean, variance, cov**-1))
-        for i, (x, v) in enumerate(u):
-            total, gradient, mean_x0 = mp.mpf(0), mp.zeros(2, 1), mp.mpf(0)
-            for weight, mean, variance, precision in parts:
-                centred = mp.matrix([mp.mpf(float(x)), mp.mpf(float(v))]) - mp.mpf(mean) * m
-                pull = precision * centred
-                share = weight * mp.exp(-(centred.T * pull)[0] / 2)
-                total += share
-                gradient -= share * pull
-                mean_x0 += share * (mean + mp.mpf(variance) * (m.T * pull)[0])
-            score[i] = [float(gradient[0] / total), float(gradient[1] / total)]
-            posterior[i] = float(mean_x0 / total)
-    return score, posterior
 
 
 def apply(to_score: LinearMap, output: np.ndarray, u: np.ndarray) -> np.ndarray:
@@ -85,7 +51,7 @@ def test_x0_identity_for_a_mixture(x_noise: float, t: float) -> None:
     """
     sde = CLD(a=1.0, x_noise=x_noise, beta=BETA)
     u = states(sde, t)
-    score, x0 = mixture_in_one_dimension(sde, t, u)
+    score, x0, _ = mixture_in_one_dimension(sde, t, u)
     at = np.array([t])
     from_velocity = apply(score_map(sde, at, "score"), score[:, 1:], u)
     from_x0 = apply(score_map(sde, at, "x0"), x0[:, None], u)
@@ -132,7 +98,7 @@ def test_maps_by_their_definitions(name: str, sde: LinearPhaseSDE) -> None:
     """The output that the docstring names, made from a known score, gives the score back."""
     for t in TIMES:
         u = states(sde, t)
-        score, x0 = mixture_in_one_dimension(sde, t, u)
+        score, x0, _ = mixture_in_one_dimension(sde, t, u)
         kernel = sde.marginal(t)
         ell = np.sqrt(kernel.cov[0, 0] / np.linalg.det(kernel.cov)) if t > 0.05 else kernel.ell
         stationary = np.linalg.inv(sde.prior().cov)

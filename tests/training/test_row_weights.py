@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from core_calls import some_times
+from forms import SEE_THE_STATE, SEE_Y
 
 from cldfast import (
     CLD,
@@ -52,8 +53,6 @@ SDES = {
 }
 # All weightings for these.
 FULLY = ("linear, x_noise", "PSLD")
-SEE_Y = [name for name in PARAMETERIZATIONS if (form := data_form(name)) and form.sees_y]
-SEE_THE_STATE = [name for name in PARAMETERIZATIONS if name not in SEE_Y]
 
 
 def assert_table(table, function, end, t, terms=None):

@@ -82,35 +82,25 @@ def solver(
     order: int | Callable[..., int],
     evaluations_per_step: int = 1,
     quadratic_from: float | Callable[..., float] = math.inf,
+    table: dict[str, Solver] = SOLVERS,
 ) -> Callable[[Build], Build]:
     """Register a function `(sde, grid, parameterization, *, options) -> stages` as a solver.
 
     grid: (steps + 1,) times, descending; the stages lead from `grid[0]` to `grid[-1]`. The
     keyword-only parameters of the function are the solver's options. Once the file is imported,
-    `cldfast.make_plan(sde, name)` and `cldfast.sample(..., solver=name)` know the solver:
-
-        import numpy as np
-        from cldfast import Stage
-        from cldfast.planner.parameterization import score_map
-        from cldfast.planner.solvers import solver
-
-        @solver("mine", order=1)
-        def mine(sde, grid, parameterization, *, temperature: float = 1.0):
-            way, D = sde.tau(grid[:-1]) - sde.tau(grid[1:]), np.diag(sde.D)
-            for t, s, h in zip(grid[:-1], grid[1:], way):
-                kick = score_map(sde, np.array([t]), parameterization).then(h * D)
-                P, E = np.eye(2) - h * sde.A + kick.from_state[0], kick.from_output[0]
-                yield Stage(t, s, P, (E,), L=np.sqrt(temperature * h * D))
+    `cldfast.make_plan(sde, name)` and `cldfast.sample(..., solver=name)` know the solver.
+    docs/architecture.md has examples.
 
     order, evaluations_per_step, quadratic_from: see `Solver`; functions of the options are called
-    with all options by name, defaults included.
+    with all options by name, defaults included. table: where the solver is entered; that of
+    phase-space processes, or of another kind of process.
 
     Raises ValueError for a name that another function has, or an option that `make_plan` or
     `sample` would take for itself.
     """
 
     def register(build: Build) -> Build:
-        known = SOLVERS.get(name)
+        known = table.get(name)
         if known is not None and _origin(known.build) != _origin(build):
             raise ValueError(f"the name {name!r} is taken by the solver {_origin(known.build)}")
         options = _options(build)
@@ -119,7 +109,7 @@ def solver(
                 f"solver {name!r} may not call its options {', '.join(sorted(taken))}: arguments "
                 "of make_plan and sample have these names"
             )
-        SOLVERS[name] = Solver(name, build, order, evaluations_per_step, quadratic_from, options)
+        table[name] = Solver(name, build, order, evaluations_per_step, quadratic_from, options)
         return build
 
     return register

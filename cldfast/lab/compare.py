@@ -1,0 +1,159 @@
+"""CLD beside the processes it grew out of: how near samples are to the data for each evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cldfast.classical import (
+    VE,
+    VP,
+    FlowMatching,
+    GaussianPath,
+    KineticLangevin,
+    Langevin,
+    dsm_loss,
+)
+from cldfast.extras import extra_module
+from cldfast.lab.data import Dataset
+from cldfast.lab.metrics import sliced_w2
+from cldfast.lab.mixture import GaussianMixture
+from cldfast.lab.models import MLPScore
+from cldfast.network import Network
+from cldfast.planner.data_forms import Preconditioned
+from cldfast.process.sde import CLD, LinearPhaseSDE
+from cldfast.sampling.run import sample
+from cldfast.training.losses import hsm_loss
+
+# Both the exact and the learned networks of all processes are of this form: D(y, sigma), scaled.
+FORM = Preconditioned()
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A process with the sampler that it is compared by.
+
+    options: of `cldfast.sample`. more: evaluations of a run beyond its steps. learned: whether a
+    network of `FORM` serves; Langevin dynamics asks for the score of the data themselves.
+    """
+
+    process: LinearPhaseSDE | GaussianPath
+    solver: str = "multistep"
+    grid: str = "logistic"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    more: int = 0
+    learned: bool = True
+
+
+def contenders() -> dict[str, Contender]:
+    """CLD, VP, VE, flow matching and kinetic Langevin, each by a good sampler for few evaluations.
+
+    At t = 1 the level of the noise is infinite, so flow matching ends at 0.999 here.
+    The step of Langevin dynamics, 0.1, is the deviation of the narrowest Gaussians here; it starts
+    at N(0, 1), the others from their priors.
+    """
+    return {
+        "CLD": Contender(CLD()),
+        "VP": Contender(VP()),
+        "VE": Contender(VE(0.01, 50.0)),
+        "flow matching": Contender(FlowMatching(0.999)),
+        "kinetic Langevin": Contender(
+            KineticLangevin(0.1), "baoab", "linear", {"t_min": 0.0}, more=1, learned=False
+        ),
+    }
+
+
+def compare(
+    data: GaussianMixture,
+    evaluations: Sequence[int] = (8, 12, 20, 50),
+    processes: Mapping[str, Contender] | None = None,
+    *,
+    networks: Mapping[str, Network] | None = None,
+    samples: int = 10_000,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """How far samples by each process are from the data, for each number of evaluations.
+
+    data: a mixture, whose networks are exact. processes: None is `contenders()`.
+    networks: by name of a process, those to use instead, of the form `FORM`; processes without one
+        are then left out.
+    samples: how many are drawn, and how many of the data they are compared with.
+
+    Rows have process, solver, evaluations, distance (sliced W2) and floor, that of two samples of
+    the data. Raises ImportError without POT.
+    """
+    reference = data.sample(samples, seed + 1)
+    floor = sliced_w2(data.sample(samples, seed + 2), reference)
+    rows = []
+    for name, one in (contenders() if processes is None else processes).items():
+        if networks is not None and name not in networks:
+            continue
+        langevin = isinstance(one.process, Langevin)
+        form = "score" if langevin else FORM
+        net = data.network(one.process, form) if networks is None else networks[name]
+        for count in evaluations:
+            process, steps = one.process, count - one.more
+            if isinstance(process, KineticLangevin):
+                process = KineticLangevin(process.T * steps, process.friction)
+            x = sample(
+                net, process, (samples, data.dim), one.solver, steps, one.grid, seed=seed,
+                parameterization=form, **one.options,
+            )  # fmt: skip
+            assert isinstance(x, Tensor)  # without velocities
+            distance = sliced_w2(x, reference) if bool(x.isfinite().all()) else float("nan")
+            rows.append(
+                {"process": name, "solver": one.solver, "evaluations": count,
+                 "distance": distance, "floor": floor}
+            )  # fmt: skip
+    return rows
+
+
+def learned_networks(
+    data: Dataset,
+    processes: Mapping[str, Contender] | None = None,
+    *,
+    steps: int = 3000,
+    batch: int = 512,
+    width: int = 128,
+    seed: int = 0,
+) -> dict[str, Network]:
+    """A network for each process that can have one: of one size, trained alike on 50,000 samples.
+
+    Losses count errors in units of the noise of y; times are uniform on [1e-3, T]. Adam, step size
+    1e-3 falling to 0.
+    """
+    rows = data.sample(50_000, seed)
+    made: dict[str, Network] = {}
+    for name, one in (contenders() if processes is None else processes).items():
+        if not one.learned:
+            continue
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = MLPScore(data.dim, width=width, in_planes=1, conditioning="c_noise")
+            optimiser = torch.optim.Adam(net.parameters(), 1e-3)
+            decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+            for step in range(steps):
+                x0 = rows[torch.randint(len(rows), (batch,))]
+                if isinstance(one.process, GaussianPath):
+                    loss = dsm_loss(net, one.process, x0, parameterization=FORM, seed=step)
+                else:
+                    loss = hsm_loss(net, one.process, x0, "reweighted", FORM, step, times="uniform")
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                decay.step()
+        made[name] = net.eval()
+    return made
+
+
+def fitted_mixture(data: Dataset, components: int = 30, seed: int = 0) -> GaussianMixture:
+    """A mixture fitted to samples of data whose blurred score is unknown; needs scikit-learn."""
+    mixture = extra_module("sklearn.mixture", "fitting a mixture needs scikit-learn")
+    fit = mixture.GaussianMixture(components, random_state=seed).fit(data.sample(20_000, seed))
+    return GaussianMixture(
+        fit.weights_, fit.means_, 0.5 * (fit.covariances_ + fit.covariances_.transpose(0, 2, 1))
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from seen_planes import first_covariance, next_seed, state_behind
+from states_behind import first_covariance, next_seed, state_behind
 
 import cldfast
 from cldfast.compat.noise_tables import NoiseTable

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from seen_planes import first_covariance, next_seed, state_behind
+from states_behind import first_covariance, next_seed, state_behind
 
 import cldfast
 from cldfast.compat.diffusers_state import SeenPlane

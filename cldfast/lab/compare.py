@@ -137,7 +137,7 @@ def learned_networks(
             optimiser = torch.optim.Adam(net.parameters(), 1e-3)
             decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
             for step in range(steps):
-                x0 = rows[torch.randint(len(rows), (batch,))]
+                x0 = rows[torch.randint(len(rows), (batch,), device="cpu")]
                 if isinstance(one.process, GaussianPath):
                     loss = dsm_loss(net, one.process, x0, parameterization=FORM, seed=step)
                 else:

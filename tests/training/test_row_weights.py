@@ -88,8 +88,10 @@ def test_tables_are_the_formulas(name, objective):
             assert tables == loss_tables(sde, objective, weighting, parameterization)
             for half, table in enumerate(tables):
                 if table is None:
-                    # Its rotation is a product that cancels, the more the smaller t.
-                    assert parameterization == "full_noise_r" and objective == "hsm"
+                    # Products that cancel, the more the smaller t: of a rotation, or of both parts
+                    # of a data score and a velocity's noise. Such losses go by the formula.
+                    rotated = parameterization == "full_noise_r" and objective == "hsm"
+                    assert rotated or (data_form(parameterization) and objective == "dsm")
                     continue
 
                 def whole(t, weighting=weighting, parameterization=parameterization):
@@ -121,6 +123,11 @@ def test_tables_of_isotropic_losses(name):
                     weights = isotropic_weights(sde, t, names[0], data_form(names[1]))
                     return weights[part].reshape(len(t), *shape)
 
+                if tables[part] is None:
+                    # sigma_y has no row beside it to be small against: this schedule's integral
+                    # has lost relative precision at small t, and the loss goes by the formula.
+                    assert name == "cosine"
+                    continue
                 assert_table(tables[part], function, sde.T, t)
 
 

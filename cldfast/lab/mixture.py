@@ -166,12 +166,13 @@ class GaussianMixture:
             form = data_form(parameterization)
         if form is not None and form.sees_y:
             return self._denoising_network(form)
+        what = parameterization if form is None else form.name
 
         def net(u: Tensor, t: Tensor) -> Tensor:
             if not isinstance(t, Tensor) or t.shape != (u.shape[0],):
                 got = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
                 raise ValueError(f"t: expected a tensor of shape ({u.shape[0]},), got {got}")
-            return self._by_time(u, t, sde, parameterization)
+            return self._by_time(u, t, sde, what)
 
         return net
 

@@ -3,9 +3,10 @@
     python benchmarks/network_time.py
 
 `MLPScore` and `UNetScore` against the plain evaluation of the same weights, where every layer of
-the time is a kernel of its own and its result is added to all rows: one thread, no gradient, all
-rows share t, as in sampling; and a training step of the network with a time for each row, forward
-and backward. Both are sampled in turns. Writes benchmarks/results/network_time.csv. One minute.
+the time is a kernel of its own and its result is added to all rows. One thread. Three ways to call
+it: in a run, which knows all times beforehand; alone, all rows sharing t; in training, forward and
+backward with a time for each row. Contestants are sampled in turns. Writes
+benchmarks/results/network_time.csv. One minute.
 """
 
 from __future__ import annotations
@@ -91,28 +92,36 @@ CASES = (
 )
 
 
+# Each way with the contestant that it is compared with.
+WAYS = {"run": "plain", "call": "plain", "training": "plain training"}
+
+
 def contestants(case: Case) -> dict[str, Callable[[], object]]:
-    """Calls by name: "plain" and "network" for sampling, the same with "training" after it."""
+    """Calls by name: the ways, and the plain evaluation without and with gradients."""
     torch.manual_seed(0)
     net = case.make()
     # The last layer starts at zero, which would make a gradient with many zeros.
     nn.init.normal_(net.last.weight, std=0.1)
+    plain, parameters = Plain(net), list(net.parameters())
     u, times = torch.randn(case.shape), torch.rand(case.shape[0])
-    shared, parameters = torch.tensor([0.3]).expand(case.shape[0]), list(net.parameters())
-    calls: dict[str, Callable[[], object]] = {}
-    for name, form in {"plain": Plain(net), "network": net}.items():
+    shared = torch.tensor([0.3]).expand(case.shape[0])
+    prepared = net.at_times(shared[:1])[0]
 
-        def sampling(form: nn.Module = form) -> None:
-            with torch.no_grad():
-                form(u, shared)
+    def sampling(form: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], object]:
+        return torch.no_grad()(lambda: form(u, shared))
 
-        def training(form: nn.Module = form) -> None:
+    def training(form: nn.Module) -> Callable[[], object]:
+        def step() -> None:
             for parameter in parameters:
                 parameter.grad = None
             form(u, times).square().sum().backward()
 
-        calls |= {name: sampling, f"{name} training": training}
-    return calls
+        return step
+
+    return {
+        "plain": sampling(plain), "run": sampling(prepared), "call": sampling(net),
+        "plain training": training(plain), "training": training(net),
+    }  # fmt: skip
 
 
 def measure(effort: Effort = EFFORT) -> list[dict[str, object]]:
@@ -123,11 +132,10 @@ def measure(effort: Effort = EFFORT) -> list[dict[str, object]]:
         timings = interleaved(list(calls.values()), [1], effort)
         seconds = {name: of_one[0].median for name, of_one in zip(calls, timings, strict=True)}
         row = where | {"network": case.name, "batch": case.shape[0], "threads": 1}
-        for kind in ("", " training"):
-            plain, ours = seconds[f"plain{kind}"], seconds[f"network{kind}"]
-            name = kind.strip() or "sampling"
-            row |= {f"{name}_plain_seconds": plain, f"{name}_seconds": ours}
-            row[f"{name}_ratio"] = f"{plain / ours:.2f}"
+        row |= {f"{name}_seconds": value for name, value in seconds.items()}
+        row |= {
+            f"{way}_ratio": f"{seconds[other] / seconds[way]:.2f}" for way, other in WAYS.items()
+        }
         rows.append(row)
     return rows
 
@@ -138,10 +146,9 @@ def main() -> None:
     rows = measure()
     write_csv(out, rows)
     for row in rows:
+        ratios = ", ".join(f"{way} {row[f'{way}_ratio']}" for way in WAYS)
         print(
-            f"{row['network']}, batch {row['batch']}: sampling {row['sampling_seconds']:.3g} s, "
-            f"plain over it {row['sampling_ratio']}; training {row['training_seconds']:.3g} s, "
-            f"plain over it {row['training_ratio']}"
+            f"{row['network']}, batch {row['batch']}: the plain form takes as many times: {ratios}"
         )
 
 

@@ -14,7 +14,7 @@ one-dimensional quadrature, for a coordinate of the 25 Gaussians: five equal one
 * xi(t), the mean squared difference between the score of the diffused data and that of the law
   they tend to: of the velocity score for CLD, of the score of positions for the VP process.
 
-Source: Dockhorn, Vahdat, Kreis (2022), figure 3 and the appendix on the targets' variance.
+Source: Dockhorn, Vahdat, Kreis (2022), figure 2 for xi, and the appendix on the targets' variance.
 """
 
 from __future__ import annotations

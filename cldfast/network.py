@@ -12,12 +12,36 @@ Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | Sequence[torch.T
 
 
 def network_dtype(net: Network) -> torch.dtype | None:
-    """The floating dtype of a module's parameters; None for any other function."""
-    if isinstance(net, torch.nn.Module):
+    """The floating dtype of a module's parameters; None for any other function.
+
+    A module may say otherwise by an attribute `input_dtype`, None for the state's own dtype.
+    """
+    if isinstance(net, nn.Module):
+        if hasattr(net, "input_dtype"):
+            return net.input_dtype  # type: ignore[return-value]
         for parameter in net.parameters():
             if parameter.is_floating_point():
                 return parameter.dtype
     return None
+
+
+def at_times(net: Network, t: torch.Tensor) -> Sequence[Network]:
+    """The network at each of the times (or noise levels) t (N,), to be called without gradients.
+
+    A class may have a method `at_times(t)` that returns N functions of u and t which know their t,
+    so that a run computes what depends on time alone once. Any other network is called as it is,
+    also one inside a wrapper such as `torch.compile` makes, one with hooks that a call must pass,
+    and one whose own `forward` replaces that of the class with the method.
+    """
+    owner = next((kind for kind in type(net).__mro__ if "at_times" in vars(kind)), None)
+    if owner is None:
+        return [net] * len(t)
+    hooked = isinstance(net, nn.Module) and (net._forward_hooks or net._forward_pre_hooks)
+    replaced = getattr(type(net), "forward", None) is not getattr(owner, "forward", None)
+    if hooked or replaced or "forward" in vars(net):
+        return [net] * len(t)
+    made: Sequence[Network] = vars(owner)["at_times"](net, t)
+    return made
 
 
 def draw_seed() -> int:

@@ -137,8 +137,16 @@ def _add_train_options(train: Any) -> None:
     )
     fit.add_argument("--decay", choices=DECAYS, help=f"of the step size ({default.decay})")
     fit.add_argument("--autocast", choices=AUTOCAST, help="half precision in the network (none)")
-    fit.add_argument("--times", choices=TIME_SAMPLING, help="of the rows (log)")
-    fit.add_argument("--weighting", choices=WEIGHTINGS, help=f"of the loss ({default.weighting})")
+    fit.add_argument(
+        "--times",
+        choices=TIME_SAMPLING,
+        help=f"of the rows ({default.times}; half_log for a network of the data)",
+    )
+    fit.add_argument(
+        "--weighting",
+        choices=WEIGHTINGS,
+        help=f"of the loss ({default.weighting}; edm for a network of the data)",
+    )
 
 
 def _add_sample_options(sample: Any) -> None:

@@ -41,13 +41,15 @@ def run_config(given: dict[str, Any]) -> RunConfig:
     settings = {k: v for k, v in given.items() if k in TrainConfig.__dataclass_fields__}
     if settings.get("clip") == 0:
         settings["clip"] = None
-    settings = {"parameterization": "edm", "times": "log"} | settings
+    settings = {"parameterization": "edm"} | settings
+    form = data_form(settings["parameterization"])
+    if form is not None:  # the best recipe of docs/learning.md
+        settings = {"times": "half_log", "weighting": "edm"} | settings
     train = TrainConfig(**settings)
     source = make_data(given["data"], given.get("dim"))
     data: dict[str, Any] = {"name": given["data"], "dim": source.dim}
     planes = output_planes(settings["parameterization"])
     sizes: dict[str, Any] = {k: given[k] for k in ("width", "depth") if k in given}
-    form = data_form(settings["parameterization"])
     if form is not None and form.sees_y:
         conditioning = "c_noise" if isinstance(form, Preconditioned) else "sigma"
         sizes |= {"in_planes": 1, "conditioning": conditioning}

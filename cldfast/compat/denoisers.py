@@ -40,6 +40,9 @@ class Denoiser(nn.Module):
     sigma_range: the smallest and the largest noise level that the network knows.
     """
 
+    # A network of half precision sees y rounded, but x0 is made of y itself.
+    input_dtype = None
+
     def __init__(self, net: Callable[..., Tensor], predicts: str, table: Table) -> None:
         super().__init__()
         self.net, self.predicts, self.table = net, predicts, table

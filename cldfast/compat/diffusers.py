@@ -189,10 +189,11 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(
                 f"all {len(self._groups)} timesteps of this run are done; call set_timesteps"
             )
+        assert self.plan is not None
         group = self._groups[self._step_index]
         kernels.check_output(
             "model_output", model_output, sample, sample.shape[1] // 2,
-            self._stages[group[0]].E[0].shape[1], str(self.config.parameterization),
+            self._stages[group[0]].E[0].shape[1], str(self.plan.parameterization),
         )  # fmt: skip
         drawn = [index for index in group if self._draws[index]]
         if variance_noise is not None and len(drawn) > 1:

@@ -148,8 +148,9 @@ class GaussianMixture:
     ) -> Callable[..., Tensor]:
         """A perfect network net(u, t) for this data, in the calling convention of the samplers.
 
-        sde: as for `score`. parameterization: what it returns and sees, as `cldfast.make_plan`
-        takes it, with the same default; ValueError for an unknown name.
+        sde: as for `score`, or a process of the library where the parameterization has to look at
+        more. parameterization: what it returns and sees, as `cldfast.make_plan` takes it, with the
+        same default; ValueError for an unknown name.
 
         Where all rows share t (`t.stride(0) == 0` or B = 1) a call is one evaluation, otherwise one
         for each different time. It reads t on the host.

@@ -25,10 +25,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from cldfast.planner.law import gaussian_law, marginal_law, wasserstein2
-from cldfast.planner.parameterization import Parameterization
+from cldfast.planner.parameterization import Parameterization, output_planes
 from cldfast.planner.stage import Stage
-from cldfast.process.path import Process
+from cldfast.process.path import Path, Process
 
 
 @dataclass(frozen=True)
@@ -50,28 +52,52 @@ def error_budget(
     data_var: float = 1.0,
     score_error: float = 0.0,
     over: str = "x",
+    of: str = "velocity",
 ) -> ErrorBudget:
     """Split the exact error on data `N(data_mean, data_var)` per coordinate by its source.
 
     stages: of a plan whose first time is `start`; sde, parameterization: what it was made from.
 
-    score_error: size M >= 0 of the score's error: M is added to the velocity score at every
-        evaluation, so its L2 size is M, and it never averages out.
+    score_error: size M >= 0 of the score's error: a constant that is added at every evaluation, so
+        its L2 size is M, and it never averages out.
+    of: "velocity" adds M to the velocity score. "full" adds a vector of length M to the score in
+        (x, v), which is that of the renormalised score too and the M of the theorem (Strasman,
+        Surendran et al. 2025): for a network of one plane the vector along `Sigma^-1 m`, as an
+        error of its data prediction makes it, else the constant one that does most harm. The score
+        of a path has one row, to which M is added.
     over: "x" compares the laws of x, "phase" those of (x, v). A plan that denoises makes the mean
         of the initial velocity, not its law: "phase" then counts the missing variance as
         discretisation.
 
-    Raises ValueError for a negative variance or error, or another `over`.
+    Raises ValueError for a negative variance or error, or another `over` or `of`.
     """
     if not (math.isfinite(score_error) and score_error >= 0.0):
         raise ValueError(f"score_error must be finite and >= 0, got {score_error}")
+    if of not in ("velocity", "full"):
+        raise ValueError(f"of must be 'velocity' or 'full', got {of!r}")
     data = (data_mean, data_var)
     law = partial(gaussian_law, stages, sde, parameterization)
+
+    def direction(over: str) -> np.ndarray:
+        if isinstance(sde, Path):
+            return np.array([1.0, 0.0])
+        if of == "velocity" or score_error == 0.0:
+            return np.array([0.0, 1.0])
+        if output_planes(parameterization) == 1:
+            times = np.array([stage.t for stage in stages if stage.t is not None])
+            rows = sde.marginal(times).statistic  # along Sigma^-1 m
+            return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        # A bias moves the mean alone, and linearly.
+        moved = [law(None, None, *data, score_bias=unit).mean - started.mean for unit in np.eye(2)]
+        to_mean = np.stack(moved, axis=1)[: 1 if over == "x" else 2]
+        worst: np.ndarray = np.linalg.svd(to_mean)[2][0]
+        return worst
+
     begin = marginal_law(sde, start, *data)
     exact = marginal_law(sde, stages[-1].t_next, *data)
     ideal = law(begin.mean, begin.cov, *data)
     started = law(None, None, *data)
-    perturbed = law(None, None, *data, score_bias=score_error)
+    perturbed = law(None, None, *data, score_bias=score_error * direction(over))
     return ErrorBudget(
         initialisation=wasserstein2(started, ideal, over),
         discretisation=wasserstein2(ideal, exact, over),

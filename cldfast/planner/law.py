@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cldfast.planner.parameterization import Parameterization, data_form, score_map, x0_map
+from cldfast.planner.parameterization import Parameterization, data_form, score_map
 from cldfast.planner.path_forms import pair_network
 from cldfast.planner.stage import Stage
 from cldfast.process.path import Path, Process
@@ -73,18 +73,20 @@ def exact_network(
     parameterization: Parameterization,
     data_mean: float,
     data_var: float,
-    score_bias: float = 0.0,
+    score_bias: Sequence[float] | np.ndarray = (0.0, 0.0),
 ) -> tuple[np.ndarray, np.ndarray]:
     """What a perfect network returns at times t of the state u: `gain @ u + shift`.
 
-    gain: (n, r, 2). shift: (n, r). score_bias: a constant added to its velocity score,
-        or to the score of each coordinate of a path.
+    gain: (n, r, 2). shift: (n, r). score_bias: (2,) or (n, 2), added to the rows of its score; of
+    an output of one plane the velocity row decides. Of a path (2,), of which the first number is
+    added to the score of each coordinate.
     """
     t = np.asarray(t, dtype=np.float64)
     if isinstance(sde, Path) and sde.paired:
-        return pair_network(sde, t, parameterization, data_mean, data_var, score_bias)
+        bias = float(np.ravel(score_bias)[0])
+        return pair_network(sde, t, parameterization, data_mean, data_var, bias)
     if isinstance(sde, Path):
-        law, error = sde.gaussian(t, data_var), np.array([score_bias, 0.0])
+        law, error = sde.gaussian(t, data_var), np.asarray(score_bias)
         return _of_score(sde, t, parameterization, law.precision, law.mean * data_mean, error)
     marginal = sde.marginal(t)
     mean = marginal.mean
@@ -93,13 +95,15 @@ def exact_network(
         # `E[x0 | y] = (data_var y + sigma^2 data_mean) / (data_var + sigma^2)`.
         made, unsure = form.coefficients(marginal.sigma_y), marginal.det / marginal.signal
         unsure = unsure / (data_var + unsure)
-        to_bias = x0_map(sde, t, "score").from_output[:, 0, 0] if score_bias else 0.0
+        # The velocity score is `-Sigma^-1 u + w_v E[x0 | u]` with `w_v = (adj(Sigma) m)_v / det`.
+        along_v = marginal.statistic[:, 1] * marginal.signal
+        off = np.broadcast_to(score_bias, mean.shape)[:, 1] * marginal.det / along_v
         return (
             ((made.drop - unsure) / made.gain)[:, None, None] * marginal.statistic[:, None, :],
-            ((unsure * data_mean + to_bias * score_bias) / made.gain)[:, None],
+            ((unsure * data_mean + off) / made.gain)[:, None],
         )
     precision = marginal.covariance.plus_outer(data_var, mean[..., 0], mean[..., 1]).inverse
-    error = np.array([0.0, score_bias])
+    error = np.asarray(score_bias)
     return _of_score(sde, t, parameterization, precision, mean * data_mean, error)
 
 
@@ -111,7 +115,7 @@ def _of_score(
     to_score = score_map(sde, t, parameterization)
     back = to_score.left_inverse()
     gain = back @ (-precision - to_score.from_state)
-    return gain, (back @ (precision @ mean[..., None] + error[:, None]))[..., 0]
+    return gain, (back @ (precision @ mean[..., None] + error[..., None]))[..., 0]
 
 
 def gaussian_law(
@@ -122,12 +126,12 @@ def gaussian_law(
     var0: np.ndarray | None = None,
     data_mean: float = 0.0,
     data_var: float = 1.0,
-    score_bias: float = 0.0,
+    score_bias: Sequence[float] | np.ndarray = (0.0, 0.0),
 ) -> GaussianLaw:
     """The law that stages make with a perfect network for data `N(data_mean, data_var)`.
 
     mean0 (2,), var0 (2, 2): the law before the first stage; None is the stationary law.
-    score_bias: a constant added to the velocity score, a score error of that size.
+    score_bias: (2,), or a row for each evaluation, added to both rows of the score.
     """
     mean = np.zeros(2) if mean0 is None else np.asarray(mean0, dtype=np.float64)
     cov = sde.prior().cov if var0 is None else np.asarray(var0, dtype=np.float64)

@@ -100,14 +100,16 @@ class Plan:
         data_var: float = 1.0,
         score_error: float = 0.0,
         over: str = "x",
+        of: str = "velocity",
     ) -> ErrorBudget:
         """Wasserstein-2 errors on data `N(data_mean, data_var)` by their source, without sampling.
 
-        score_error: M >= 0, a constant added to the velocity score. over: "x", or "phase" for (x,
-        v). See `cldfast.planner.error_budget.error_budget`.
+        score_error: M >= 0, the size of a constant added to the score. of: "velocity" for an error
+        of the velocity score, "full" for one of both rows. over: "x", or "phase" for (x, v). See
+        `cldfast.planner.error_budget.error_budget`.
         """
         start = float(self.grid[0])
-        return error_budget(*self._linear, start, data_mean, data_var, score_error, over)
+        return error_budget(*self._linear, start, data_mean, data_var, score_error, over, of)
 
     @property
     def _linear(self) -> tuple[tuple[Stage, ...], Process, Parameterization]:

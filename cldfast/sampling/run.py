@@ -10,7 +10,7 @@ import torch
 from cldfast import kernels
 from cldfast.extras import progress_bar
 from cldfast.kernels import Backend, NoiseAddress, Stream
-from cldfast.network import Network, device_of, draw_seed, network_dtype
+from cldfast.network import Network, at_times, device_of, draw_seed, network_dtype
 from cldfast.planner.grids import Grid
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
@@ -155,11 +155,13 @@ class _Loop:
         self.owned = False
         # What the next network sees, where the stage before it has made that.
         self.seen: torch.Tensor | None = None
+        arguments = network_arguments(plan, u)
         # For each stage the times of all rows, and the network's arguments: views of one number.
         self.times, self.arguments = (
             numbers[:, None].expand(-1, len(u)).unbind(0)
-            for numbers in (stage_times(plan, u), network_arguments(plan, u))
+            for numbers in (stage_times(plan, u), arguments)
         )
+        self.nets = None if differentiable else at_times(net, arguments)
 
     def recorded(self, record: graphs.Recorder) -> graphs.Recording:
         """This run with its steps recorded."""
@@ -173,6 +175,8 @@ class _Loop:
             seen = self.u
             if stage.seen is not None:
                 seen = look(stage.seen, self.u, self.dtype) if self.seen is None else self.seen
+            if self.nets is not None:
+                self.outputs.net = self.nets[index]
             outputs = self.outputs(stage, self.u, self.times[index], seen, self.arguments[index])
         noise = self.address.at_stage(index) if given is None else given
         if self.differentiable or given is not None:

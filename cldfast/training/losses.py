@@ -116,8 +116,8 @@ def drawn_coefficients(
     """`row_coefficients` at times that are drawn, see `cldfast.sample_times`.
 
     The mean of the "likelihood" weighting is an estimate of its integral over [t_min, T], for any
-    distribution of the times. With the other weightings the distribution of "log", "log_snr" and
-    "edm" belongs to the weighting, as in Karras et al. (2022).
+    distribution of the times. With the other weightings the distribution of "log", "half_log",
+    "log_snr" and "edm" belongs to the weighting, as in Karras et al. (2022).
     """
     form = data_form(parameterization)
     sigma_data = form.sigma_data if isinstance(form, Preconditioned) else 1.0

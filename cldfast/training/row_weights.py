@@ -286,8 +286,8 @@ def loss_tables(
 
     A third table holds the second argument of a network that sees y.
     """
-    key = (objective, weighting, str(parameterization))
     form = data_form(parameterization)
+    key = (objective, weighting, parameterization if form is None else form)
     if form is not None and form.sees_y:
 
         def part(index: int) -> Table | None:

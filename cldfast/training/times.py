@@ -12,7 +12,7 @@ import torch
 from cldfast.kernels import NoiseAddress, Stream, pair_words
 from cldfast.process.sde import LinearPhaseSDE
 
-TIME_SAMPLING = ("uniform", "stratified", "importance", "log", "log_snr", "edm")
+TIME_SAMPLING = ("uniform", "stratified", "importance", "log", "half_log", "log_snr", "edm")
 # The inverse of the importance density's distribution function is tabulated at this many times,
 # log-spaced; the density is exact for the piecewise linear table, so the table only costs variance.
 _TABLE = 1024
@@ -37,7 +37,8 @@ def sample_times(
 
     method: "uniform"; "stratified", one uniform time in each of `batch` equal intervals, in order
         (lower variance of batch averages); "importance", density proportional to the likelihood
-        weight `beta trace(D Sigma^-1)`; "log", uniform in log t; "log_snr", uniform in the log of
+        weight `beta trace(D Sigma^-1)`; "log", uniform in log t; "half_log", half of
+        the rows uniform and half of them uniform in log t; "log_snr", uniform in the log of
         the signal-to-noise ratio of x0; "edm", a log-normal noise level `sigma_y = snr^(-1/2)` as
         in Karras et al. (2022), cut off at t_min and T. Factors are `1 / ((T - t_min) density)`.
     batch: rows of one stratified grid; `rows` must be whole batches. None: all rows are one.
@@ -63,10 +64,15 @@ def sample_times(
         uniform = (stratum + uniform) / batch
     if method in ("uniform", "stratified"):
         return t_min + (sde.T - t_min) * uniform, torch.ones_like(uniform)
-    if method == "log":
-        range_ = math.log(sde.T / t_min)
-        t = t_min * torch.exp(uniform * range_)
-        return t, t * range_ / (sde.T - t_min)
+    if method in ("log", "half_log"):
+        length, range_ = sde.T - t_min, math.log(sde.T / t_min)
+        if method == "log":
+            t = t_min * torch.exp(uniform * range_)
+            return t, t * range_ / length
+        # The lower half of the uniform number is uniform times, the upper half those of log t.
+        even, logarithmic = 2.0 * uniform, t_min * torch.exp((2.0 * uniform - 1.0) * range_)
+        t = torch.where(uniform < 0.5, t_min + length * even, logarithmic)
+        return t, 2.0 / (1.0 + length / (t * range_))
     nodes, cumulative, density = (
         array.to(uniform.device) for array in _density_table(sde, t_min, method, sigma_data)
     )

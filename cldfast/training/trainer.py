@@ -119,7 +119,7 @@ class Trainer:
         self._most_unread = 1 if self.device.type == "cpu" else _UNREAD
         self.uncertainty: Uncertainty | None = None
         if self.config.uncertainty:
-            self.uncertainty = Uncertainty().to(self.device)
+            self.uncertainty = Uncertainty(self.device)
             self.parameters = [*self.parameters, *self.uncertainty.parameters()]
         self._update = WeightUpdate(
             net, self.parameters, self.config.lr, self.config.clip, self.config.ema_decay,

@@ -18,17 +18,19 @@ class Uncertainty(nn.Module):
     Its minimum in w is the logarithm of the loss itself, so that every time counts alike, whatever
     the size of its loss. w begins at 0. Train its parameters together with the network's.
 
+    device: of the parameters; None is PyTorch's default.
+
     Source: Karras et al. (2024), "Analyzing and improving the training dynamics of diffusion
     models", section 3.1 and eq. 21; Kendall and Gal (2018).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str | None = None) -> None:
         super().__init__()
         # Cosines of log t with periods from 64 down to 2: 1e-8 to 1 is 18 long.
         self.frequencies: Tensor
-        octaves = torch.linspace(0.0, 5.0, _FEATURES // 2)
+        octaves = torch.linspace(0.0, 5.0, _FEATURES // 2, device=device)
         self.register_buffer("frequencies", 2.0**octaves * (math.pi / 32), persistent=False)
-        self.weight = nn.Parameter(torch.zeros(_FEATURES + 1))
+        self.weight = nn.Parameter(torch.zeros(_FEATURES + 1, device=device))
 
     def log_variance(self, t: Tensor) -> Tensor:
         """w at times t (B,), float64 (B,)."""

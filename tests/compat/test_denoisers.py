@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -255,6 +256,55 @@ def test_conditions_of_diffusers_networks() -> None:
     assert (
         out - cldfast.from_diffusers(unet, scheduler, encoder_hidden_states=0 * text)(y, sigma)
     ).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("solver", ["multistep", "sscs", "stochastic_multistep"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@torch.no_grad()
+def test_a_ddpm_pipeline_runs_under_the_scheduler_of_cld(solver: str, prediction: str) -> None:
+    """Its network as it is, in the loop of diffusers; the samples are those of `cldfast.sample`."""
+    diffusers = pytest.importorskip("diffusers")
+    from cldfast.compat.diffusers import CLDScheduler
+
+    ddpm = diffusers.DDPMScheduler(prediction_type=prediction)
+    D = cldfast.from_diffusers(diffusers.DDPMPipeline(tiny_unet(diffusers), ddpm))
+    scheduler = CLDScheduler(solver=solver, grid="auto", parameterization="denoiser")
+    scheduler.set_timesteps(6)
+    generator = torch.Generator().manual_seed(0)
+    unit = sample = scheduler.initial_noise((3, 2, 8, 8), generator)
+    noises = [torch.randn(3, 2, 8, 8) for _ in scheduler.timesteps]
+    for sigma, noise in zip(scheduler.timesteps, noises, strict=True):
+        y = scheduler.scale_model_input(sample, sigma)
+        output = D(y, sigma.expand(3))
+        sample = scheduler.step(output, sigma, sample, variance_noise=noise).prev_sample
+    images = sample.chunk(2, dim=1)[0]
+    assert images.shape == (3, 1, 8, 8) and images.isfinite().all()
+
+    plan = scheduler.plan
+    evaluating = [k for k, stage in enumerate(plan.stages) if stage.evaluates]
+    factor = np.linalg.cholesky(first_covariance(plan, evaluating[0]))
+    x, v = unit.chunk(2, dim=1)
+    u = torch.cat([row[0] * x + row[1] * v for row in factor.tolist()], dim=1)
+    stages = plan.stages[evaluating[0] :]
+    rest = cldfast.Plan(stages, plan.sde, plan.solver, plan.order, plan.parameterization, plan.grid)
+    at = np.cumsum([stage.evaluates for stage in stages]) - 1
+    wanted = cldfast.run(rest, D, u, noise=[noises[k] for k in at])
+    torch.testing.assert_close(sample, wanted, rtol=1e-3, atol=1e-3)
+
+
+def first_covariance(plan: cldfast.Plan, before: int) -> np.ndarray:
+    """Of the states at the first evaluation: the stages before it move the stationary law."""
+    cov = plan.sde.prior().cov
+    for stage in plan.stages[:before]:
+        cov = stage.P @ cov @ stage.P.T + stage.L @ stage.L.T
+    return np.asarray(cov)
+
+
+def test_the_example_of_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "denoisers.md").read_text(encoding="utf-8")
+    names: dict = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    torch.testing.assert_close(names["x0"], names["y"] / 17, rtol=0.02, atol=0.02)
 
 
 def test_other_schedulers_are_refused() -> None:

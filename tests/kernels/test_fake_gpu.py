@@ -32,8 +32,9 @@ class Nowhere(ReferenceBackend):
     all rows, which may be anywhere."""
 
     def stage(  # type: ignore[no-untyped-def, override]
-        self, u, outputs, history, weights, noise, *, out=None, **more: Any
-    ):
+        self, u, outputs, history, weights, noise, *, out=None, seen_planes=0, seen_dtype=None,
+        **more: Any,
+    ):  # fmt: skip
         like = outputs[0] if u is None else u
         per_row = [weights] if weights.shape[0] > 1 else []
         for tensor in (like, *outputs, *history, *per_row):
@@ -43,9 +44,11 @@ class Nowhere(ReferenceBackend):
         def planes(count: int) -> torch.Tensor:
             return like.new_empty(like.shape[0], count * channels, *like.shape[2:])
 
-        kept = weights.shape[1] - 2
+        kept = weights.shape[1] - 2 - seen_planes
         return kernels.StageResult(
-            planes(2) if out is None else out, planes(kept) if kept else None
+            planes(2) if out is None else out,
+            planes(kept) if kept else None,
+            planes(seen_planes).to(seen_dtype or like.dtype) if seen_planes else None,
         )
 
 
@@ -55,12 +58,13 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     tables = [
         table
         for weighting in WEIGHTINGS
-        for parameterization in ("score", "full_score")
+        for parameterization in ("data_noise", "edm", "score", "full_score")
         for table in loss_tables(SDE, "hsm", weighting, parameterization)
     ]
     for table in tables:
         assert table is not None and table.used
-    _density_table(SDE, T_MIN)
+    for method in ("importance", "log_snr", "edm"):
+        _density_table(SDE, T_MIN, method, 1.0)
     # Where there is a GPU its kernels must not be asked for words.
     monkeypatch.setattr(kernels, "automatic_backend", lambda device_type: Nowhere("nowhere"))
     kernels.register_backend("nowhere", lambda: Nowhere("nowhere"), (DEVICE.type,))
@@ -68,14 +72,19 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
     kernels.unregister_backend("nowhere")
     for table in tables:
-        table.native.pop(str(DEVICE), None)
+        table.copies.pop(str(DEVICE), None)
 
 
 @pytest.mark.parametrize("times", TIME_SAMPLING)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_a_loss_does_not_wait(fake: None, weighting: str, times: str) -> None:
     x0 = torch.zeros(5, 3, device=DEVICE)
-    for parameterization, planes in (("score", 3), ("full_score", 6)):
+    for parameterization, planes in (
+        ("score", 3),
+        ("data_noise", 3),
+        ("edm", 3),
+        ("full_score", 6),
+    ):
         loss = cldfast.hsm_loss(
             lambda u, t, n=planes: u[:, :n] * t[:, None], SDE, x0, weighting, parameterization,
             seed=3, t_min=T_MIN, times=times, backend="nowhere",
@@ -101,12 +110,15 @@ def test_a_look_at_a_value_is_noticed(fake: None) -> None:
         bool(torch.zeros((), device=DEVICE) > 0)
 
 
+@pytest.mark.parametrize("parameterization", ["x0", "edm"])
 @pytest.mark.parametrize("shape", [(4, 3), (2, 3, 8, 8)], ids=str)
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_sampling_does_not_wait(fake: None, solver: str, shape: tuple[int, ...]) -> None:
+def test_sampling_does_not_wait(
+    fake: None, solver: str, shape: tuple[int, ...], parameterization: str
+) -> None:
     half = shape[1]
     x = cldfast.sample(
         lambda u, t: u[:, :half] * t.reshape(-1, *[1] * (len(shape) - 1)), SDE, shape,
-        solver=solver, steps=4, seed=1, parameterization="x0", device=DEVICE, backend="nowhere",
+        solver=solver, steps=4, seed=1, parameterization=parameterization, device=DEVICE, backend="nowhere",
     )  # fmt: skip
     assert x.device == DEVICE and x.shape == shape

@@ -308,7 +308,7 @@ def test_network_rows_are_those_of_score_and_denoiser():
     t = torch.tensor([0.3], dtype=torch.float64).expand(6)
     full = mix.score(u, 0.3, sde)
     assert torch.equal(mix.network(sde, "full_score")(u, t), full)
-    assert torch.equal(mix.network(sde)(u, t), full[:, 3:])
+    assert torch.equal(mix.network(sde, "score")(u, t), full[:, 3:])
     assert torch.equal(mix.network(sde, "x0")(u, t), mix.denoiser(u, 0.3, sde))
 
 
@@ -356,7 +356,7 @@ def test_bad_calls_are_refused():
     with pytest.raises(ValueError, match=r"t: expected shape \(4,\), got \(3,\)"):
         mix.score(u, torch.full((3,), 0.5), sde)
     with pytest.raises(ValueError, match=r"tensor of shape \(4,\), got float"):
-        mix.network(sde)(u, 0.5)
+        mix.network(sde, "score")(u, 0.5)
     with pytest.raises(ValueError, match="unknown parameterization 'magic'"):
         mix.network(sde, "magic")
     with pytest.raises(ValueError, match="zero variance"):

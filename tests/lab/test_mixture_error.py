@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from forms import question
 
 from cldfast.lab.mixture import GaussianMixture
 from cldfast.lab.mixture_error import interval, mixture_error
@@ -36,7 +37,7 @@ def test_mixture_network(parameterization: str) -> None:
     t = 0.3
     u = torch.from_numpy(np.random.default_rng(0).standard_normal((5, 4)))
     net = MIXTURE.network(SDE, parameterization)
-    output = net(u, torch.full((1,), t, dtype=torch.float64).expand(5))
+    output = net(*question(SDE, t, parameterization, u))
     to_score = score_map(SDE, np.array([t]), parameterization)
     planes = [part.numpy() for part in output.chunk(to_score.planes, dim=1)]
     x, v = (part.numpy() for part in u.chunk(2, dim=1))

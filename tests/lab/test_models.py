@@ -152,6 +152,24 @@ def test_calls_with_other_times_are_their_own(case):
 
 
 @CASES
+@pytest.mark.parametrize("options", [{}, {"classes": 3, "conditioning": "sigma"}])
+def test_the_network_at_its_times(case, options):
+    """Prepared for several times at once, and called in any order."""
+    net, u = case(**options)
+    net, u, times = net.double(), u.double(), torch.tensor([0.3, 0.01, 0.9]).double()
+    prepared = net.at_times(times)
+    assert len(prepared) == 3
+    with torch.no_grad():
+        for k in (1, 0, 2, 1):
+            wanted = net(u, times[k].expand(5))
+            torch.testing.assert_close(
+                prepared[k](u, times[k].expand(5)), wanted, rtol=0, atol=1e-12
+            )
+    with pytest.raises(ValueError, match="u: expected shape"):
+        prepared[0](u[:, :1], times[:1].expand(5))
+
+
+@CASES
 def test_without_gradients_nothing_given_is_written_to(case):
     net, u = case()
     before, weights = u.clone(), [p.clone() for p in net.parameters()]

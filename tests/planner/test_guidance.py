@@ -88,7 +88,10 @@ def test_both_kinds_of_guidance_at_once():
     def term(u, t):
         return torch.tanh(u[:, :D])
 
-    common = {"solver": "multistep", "steps": 8, "dtype": torch.float64, "t_min": 0.05}
+    common = {
+        "solver": "multistep", "steps": 8, "dtype": torch.float64, "t_min": 0.05,
+        "parameterization": "score",
+    }  # fmt: skip
     fused = sample(
         lambda u, t: (conditional(u, t), unconditional(u, t)), SDE, (8, D),
         guidance_scale=1.7, guidance=term, **common,
@@ -132,7 +135,9 @@ def test_inpainting_keeps_the_known_and_follows_the_joint_law(backend, solver, o
             rows.append(-(p[1, 0] * x[:, i] + p[1, 1] * v[:, i]))
         return torch.stack(rows, 1) @ rotation.T
 
-    arguments = {"solver": solver, "steps": 100, "seed": 3, "backend": backend}
+    arguments = {
+        "solver": solver, "steps": 100, "seed": 3, "backend": backend, "parameterization": "score",
+    }  # fmt: skip
     x = sample(net, SDE, (1000, 2), inpaint=Inpainting(known, mask), **arguments)
     assert torch.equal(x[:, 0], known[:, 0])
     # Replacement is not exact conditioning (it lags behind), but it must pull well towards it: the

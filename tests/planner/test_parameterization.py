@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import exact
-import mpmath as mp
 import numpy as np
 import pytest
 import torch
+from exact_mixture import mixture_in_one_dimension
 
 from cldfast.lab.mixture import GaussianMixture
 from cldfast.planner.parameterization import (
-    FULL_MAPS,
     PARAMETERIZATIONS,
+    ROWS,
     VELOCITY_MAPS,
     LinearMap,
     check_parameterization,
+    data_form,
+    data_score,
     denoiser_map,
     score_map,
 )
@@ -26,39 +27,6 @@ from cldfast.process.sde import CLD, PSLD, LinearPhaseSDE
 BETA = LinearBeta(0.5, 8.0)
 TIMES = np.array([1e-3, 0.01, 0.1, 0.4, 1.0])
 X_NOISE = [0.0, 0.1, 1.0]
-
-
-WEIGHTS, MEANS, VARIANCES = (0.3, 0.7), (-1.0, 1.5), (0.04, 0.25)
-
-
-def mixture_in_one_dimension(
-    sde: LinearPhaseSDE, t: float, u: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Full score (n, 2) and E[x0 | u] (n,) of a mixture of two normals, from densities.
-
-    In high precision: near t = 0 the position score is 1/t times more sensitive than the velocity
-    score is accurate, if that comes out of a float64 matrix inverse.
-    """
-    step = exact.transition(sde.A, sde.D, float(sde.tau(t)))
-    score, posterior = np.empty_like(u), np.empty(len(u))
-    with mp.workdps(60):
-        m, sigma = step.phi[:, 0], step.sigma(sde.v0_var)
-        parts = []
-        for weight, mean, variance in zip(WEIGHTS, MEANS, VARIANCES, strict=True):
-            cov = sigma + mp.mpf(variance) * (m * m.T)
-            parts.append((mp.mpf(weight) / mp.sqrt(mp.det(cov)), mean, variance, cov**-1))
-        for i, (x, v) in enumerate(u):
-            total, gradient, mean_x0 = mp.mpf(0), mp.zeros(2, 1), mp.mpf(0)
-            for weight, mean, variance, precision in parts:
-                centred = mp.matrix([mp.mpf(float(x)), mp.mpf(float(v))]) - mp.mpf(mean) * m
-                pull = precision * centred
-                share = weight * mp.exp(-(centred.T * pull)[0] / 2)
-                total += share
-                gradient -= share * pull
-                mean_x0 += share * (mean + mp.mpf(variance) * (m.T * pull)[0])
-            score[i] = [float(gradient[0] / total), float(gradient[1] / total)]
-            posterior[i] = float(mean_x0 / total)
-    return score, posterior
 
 
 def apply(to_score: LinearMap, output: np.ndarray, u: np.ndarray) -> np.ndarray:
@@ -83,7 +51,7 @@ def test_x0_identity_for_a_mixture(x_noise: float, t: float) -> None:
     """
     sde = CLD(a=1.0, x_noise=x_noise, beta=BETA)
     u = states(sde, t)
-    score, x0 = mixture_in_one_dimension(sde, t, u)
+    score, x0, _ = mixture_in_one_dimension(sde, t, u)
     at = np.array([t])
     from_velocity = apply(score_map(sde, at, "score"), score[:, 1:], u)
     from_x0 = apply(score_map(sde, at, "x0"), x0[:, None], u)
@@ -130,15 +98,23 @@ def test_maps_by_their_definitions(name: str, sde: LinearPhaseSDE) -> None:
     """The output that the docstring names, made from a known score, gives the score back."""
     for t in TIMES:
         u = states(sde, t)
-        score, x0 = mixture_in_one_dimension(sde, t, u)
+        score, x0, _ = mixture_in_one_dimension(sde, t, u)
         kernel = sde.marginal(t)
         ell = np.sqrt(kernel.cov[0, 0] / np.linalg.det(kernel.cov)) if t > 0.05 else kernel.ell
         stationary = np.linalg.inv(sde.prior().cov)
+        y, sigma = u @ kernel.statistic, kernel.sigma_y
+        nu, alpha, level = (y - x0) / sigma, 1.0 / np.hypot(1.0, sigma), np.hypot(1.0, sigma)
         output = {
             "score": score[:, 1:],
             "noise": score[:, 1:] / -ell,
             "mixed": (score[:, 1:] + u[:, 1:] / kernel.cov[1, 1]) / -ell,
             "x0": x0[:, None],
+            "data_noise": nu[:, None],
+            "denoiser": x0[:, None],
+            "epsilon": nu[:, None],
+            "v_prediction": (alpha * nu - sigma * alpha * x0)[:, None],
+            # c_skip = 1/level^2 and c_out = sigma/level of Karras et al. (2022), sigma_data = 1.
+            "edm": ((x0 - y / level**2) / (sigma / level))[:, None],
             "renormalised": score[:, 1:] + (u @ stationary)[:, 1:],
             "full_score": score,
             "full_noise": -score @ kernel.factor,
@@ -157,12 +133,14 @@ def test_maps_of_torch_times(name: str) -> None:
     """The rows that training uses are those of the planner."""
     sde = CLD(x_noise=0.3, beta=BETA)
     ours, theirs = sde.marginal(TIMES), sde.marginal(torch.from_numpy(TIMES))
-    maps = FULL_MAPS if name in FULL_MAPS else VELOCITY_MAPS
-    want = maps[name](sde, ours)
-    got = maps[name](sde, theirs)
+    form = data_form(name)
+    if form is None:
+        want, got = ROWS[name](sde, ours), ROWS[name](sde, theirs)
+    else:
+        want, got = data_score(form, ours), data_score(form, theirs)
     pairs = [(want.from_output, got.from_output), (want.from_state, got.from_state)]
     for array, tensor in pairs:
-        assert array.shape[:2] == (len(TIMES), 2 if name in FULL_MAPS else 1)
+        assert array.shape[:2] == (len(TIMES), 1 if name in VELOCITY_MAPS else 2)
         assert isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64
         assert np.allclose(tensor.numpy(), array, rtol=1e-11, atol=0.0)
 

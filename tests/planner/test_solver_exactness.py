@@ -47,7 +47,7 @@ def test_one_step_returns_a_point_from_its_velocity_score(
 
     u = initial_state(sde, (8, 3), seed=1, dtype=torch.float64)
     for options in OPTIONS.get(solver, [{}]):
-        plan = make_plan(sde, solver, steps, "linear", t_min=0.0, **options)
+        plan = make_plan(sde, solver, steps, "linear", 0.0, "score", **options)
         x = run(plan, velocity_score, u, seed=2)[:, :3]
         assert float((x - point).abs().max()) < 1e-10, options
 

@@ -199,7 +199,7 @@ def test_history_rows_of_different_sizes_are_no_ring() -> None:
         device = torch.device("cuda")
 
     class Mixed:
-        stages = [type("Stage", (), {"history_planes": planes}) for planes in (1, 2)]
+        stages = [type("Stage", (), {"history_planes": planes, "seen": None}) for planes in (1, 2)]
 
     reason = cldfast.sampling.graphs.obstacle(Mixed(), OnDevice(), Stepping(), {})  # type: ignore[arg-type]
     assert "history rows of [1, 2] planes" in reason

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cldfast import CLD, LinearBeta, StopSampling, initial_state, kernels, make_plan, run, sample
+from cldfast.lab.models import MLPScore
 
 D = 3
 
@@ -245,6 +246,54 @@ def test_bad_arguments_are_refused(arguments, error, words):
 def test_a_network_that_returns_no_tensor_is_named(output):
     with pytest.raises(TypeError, match="the network's output must be a tensor, got"):
         sample(lambda u, t: output, CLD(), (2, 3), steps=2)
+
+
+@pytest.mark.parametrize("solver", ["sscs", "heun", "multistep"])
+def test_a_network_is_prepared_for_the_times_of_a_run(solver):
+    """A class with `at_times` is asked for all times once; the samples are those of its calls."""
+    net = MLPScore(2, width=16).double()
+    torch.nn.init.normal_(net.last.weight)
+    calls = []
+    net.time.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    plan = make_plan(CLD(), solver, 6, denoise=True)
+    u = initial_state(plan.sde, (5, 2), dtype=torch.float64)
+    prepared = run(plan, net, u)
+    assert calls == [len(plan.stages)]
+    calls.clear()
+    torch.testing.assert_close(run(plan, lambda u, t: net(u, t), u), prepared)
+    assert calls == [1] * plan.evaluations
+
+
+def test_calls_that_a_hook_must_see_are_made():
+    net, seen = MLPScore(2, width=16), []
+    net.register_forward_hook(lambda _, inputs, __: seen.append(inputs[1]))
+    plan = make_plan(CLD(), "em", 3)
+    run(plan, net, initial_state(plan.sde, (5, 2)))
+    assert len(seen) == 3 and all(t.shape == (5,) and t.stride() == (0,) for t in seen)
+
+
+def test_a_forward_of_ones_own_is_called():
+    class Halved(MLPScore):
+        def forward(self, u, t, labels=None):
+            return 0.5 * super().forward(u, t, labels)
+
+    net, plain = Halved(2, width=16), MLPScore(2, width=16)
+    torch.nn.init.normal_(net.last.weight)
+    plain.load_state_dict(net.state_dict())
+    plan = make_plan(CLD(), "em", 3)
+    u = initial_state(plan.sde, (5, 2))
+    wanted = run(plan, lambda u, t: 0.5 * plain(u, t), u)
+    torch.testing.assert_close(run(plan, net, u), wanted)
+    plain.forward = net.forward
+    torch.testing.assert_close(run(plan, plain, u), wanted)
+
+
+def test_a_differentiable_run_calls_the_network_itself():
+    net = MLPScore(2, width=16)
+    torch.nn.init.normal_(net.last.weight)
+    plan = make_plan(CLD(), "em", 3)
+    run(plan, net, initial_state(plan.sde, (5, 2)), differentiable=True).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
 
 
 def test_a_plan_run_in_inference_mode_serves_gradients_later():

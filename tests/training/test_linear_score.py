@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cldfast import CLD, LinearBeta, hsm_loss
-from cldfast.planner.parameterization import score_map
+from cldfast.planner.parameterization import input_map, score_map
 
 SDE = CLD(a=1.2, x_noise=0.4, beta=LinearBeta(0.5, 6.0))
 DATA_COV = np.array([[1.0, 0.6], [0.6, 0.8]])
@@ -21,7 +21,7 @@ def exact_score(t: float) -> np.ndarray:
     return -np.linalg.inv(cov)
 
 
-@pytest.mark.parametrize("parameterization", ["score", "mixed"])
+@pytest.mark.parametrize("parameterization", ["score", "mixed", "data_noise", "edm"])
 @pytest.mark.parametrize("t", [0.05, 0.3, 0.9])
 def test_the_trained_score_is_exact_to_one_percent(t: float, parameterization: str) -> None:
     """d outputs; the position rows of the score follow from them by the x0 identity."""
@@ -30,7 +30,8 @@ def test_the_trained_score_is_exact_to_one_percent(t: float, parameterization: s
     x0 = torch.randn(ROWS, 2, dtype=torch.float64, generator=generator) @ root.mT
     x0 = x0.float()
     times = torch.full((ROWS,), t, dtype=torch.float64)
-    layer = torch.nn.Linear(4, 2, bias=False)
+    inputs = input_map(SDE, np.array([t]), parameterization)
+    layer = torch.nn.Linear(4 if inputs is None else 2, 2, bias=False)
     optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=60, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
@@ -45,6 +46,8 @@ def test_the_trained_score_is_exact_to_one_percent(t: float, parameterization: s
     weight = layer.weight.detach().double().numpy()
     to_score = score_map(SDE, np.array([t]), parameterization)
     identity = np.eye(2)
+    if inputs is not None:
+        weight = weight @ np.kron(inputs[0][0], identity)
     learned = np.kron(to_score.from_output[0], identity) @ weight
     learned += np.kron(to_score.from_state[0], identity)
     exact = exact_score(t)

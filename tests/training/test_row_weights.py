@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from core_calls import some_times
+from forms import SEE_THE_STATE, SEE_Y
 
 from cldfast import (
     CLD,
@@ -21,10 +22,11 @@ from cldfast import (
     perturb,
 )
 from cldfast.kernels.time_tables import ROUNDING
-from cldfast.planner.parameterization import FULL_MAPS, PARAMETERIZATIONS
+from cldfast.planner.parameterization import FULL_MAPS, PARAMETERIZATIONS, data_form
 from cldfast.training import row_weights
 from cldfast.training.row_weights import (
     WEIGHTINGS,
+    isotropic_weights,
     loss_tables,
     perturbation_table,
     perturbation_weights,
@@ -81,7 +83,7 @@ def test_tables_are_the_formulas(name, objective):
     assert kernel is perturbation_table(sde, objective)
     assert_table(kernel, lambda t: perturbation_weights(sde.marginal(t, objective)), sde.T, t)
     for weighting in WEIGHTINGS if name in FULLY else WEIGHTINGS[:1]:
-        for parameterization in PARAMETERIZATIONS:
+        for parameterization in SEE_THE_STATE:
             tables = loss_tables(sde, objective, weighting, parameterization)
             assert tables == loss_tables(sde, objective, weighting, parameterization)
             for half, table in enumerate(tables):
@@ -104,6 +106,24 @@ def test_tables_are_the_formulas(name, objective):
                 assert_table(table, function, sde.T, t, terms)
 
 
+@pytest.mark.parametrize("name", SDES)
+def test_tables_of_isotropic_losses(name):
+    """Two coordinates by a matrix each, and the network's argument."""
+    sde = SDES[name]
+    t = some_times(sde.T)
+    for weighting in WEIGHTINGS if name in FULLY else WEIGHTINGS[:1]:
+        for parameterization in SEE_Y:
+            tables = loss_tables(sde, "hsm", weighting, parameterization)
+            assert tables == loss_tables(sde, "hsm", weighting, parameterization)
+            for part, shape in enumerate(((4, 4), (2, 4), (1, 1))):
+
+                def function(t, part=part, shape=shape, names=(weighting, parameterization)):
+                    weights = isotropic_weights(sde, t, names[0], data_form(names[1]))
+                    return weights[part].reshape(len(t), *shape)
+
+                assert_table(tables[part], function, sde.T, t)
+
+
 def test_smooth_callables_have_tables_and_kinked_ones_have_none():
     smooth = CLD(beta=CallableBeta(lambda t: 1.0 + math.sin(3.0 * t) ** 2))
     t = some_times(1.0, 40)
@@ -115,7 +135,7 @@ def test_smooth_callables_have_tables_and_kinked_ones_have_none():
     assert perturbation_table(kinked, "hsm") is None
 
 
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+@pytest.mark.parametrize("parameterization", SEE_THE_STATE)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("objective", ["hsm", "dsm"])
 def test_gradients_are_those_of_autograd(parameterization, weighting, objective):
@@ -159,8 +179,10 @@ def test_gradients_are_those_of_autograd(parameterization, weighting, objective)
         assert bool((error <= 1e-6 * seen[1][1].norm(dim=1)).all())
 
 
-@pytest.mark.parametrize("loss", [hsm_loss, dsm_loss])
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+@pytest.mark.parametrize(
+    ("loss", "parameterization"),
+    [*((hsm_loss, name) for name in PARAMETERIZATIONS), *((dsm_loss, n) for n in SEE_THE_STATE)],
+)
 def test_tables_change_no_loss(loss, parameterization, monkeypatch):
     x0 = torch.randn(60, 3, dtype=F64)
     planes = 6 if parameterization in FULL_MAPS else 3

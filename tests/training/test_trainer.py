@@ -186,7 +186,7 @@ def test_autocast(half):
 def test_coefficients_ahead_do_not_depend_on_where_a_run_begins():
     """Blocks of steps begin at their multiples: a resumed run reads the numbers of a whole one."""
     sde, config = CLD(), replace(CONFIG, batch_size=1000, times="stratified")
-    ahead, late = (CoefficientsAhead(sde, config, torch.device("cpu")) for _ in range(2))
+    ahead, late = (CoefficientsAhead(sde, config, "mixed", torch.device("cpu")) for _ in range(2))
     steps = [ahead.at(step) for step in range(10)]
     for step in (7, 2, 9):
         again = late.at(step)

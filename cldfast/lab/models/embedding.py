@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cldfast.lab.models.layers import layer, silu
+from cldfast.lab.models.layers import layer, linear, silu
 
 # What the second argument of a network is: forward time, sigma, or ln(sigma) / 4.
 CONDITIONINGS = ("time", "sigma", "c_noise")
@@ -18,7 +17,7 @@ _TIME_FLOOR = 1e-8
 
 
 class TimeEmbedding(nn.Module):
-    """Learned embedding (B, width) of times or noise levels t (B,), from Fourier features.
+    """Learned embedding of times or noise levels t (B,), from Fourier features.
 
     conditioning: what t is. "time": a forward time in (0, T]. The score changes over a time
     proportional to t when t is small, so equal steps of log t carry equal information there; near
@@ -66,19 +65,19 @@ class TimeEmbedding(nn.Module):
         )
 
     def features(self, t: Tensor) -> Tensor:
-        """The features (B, n) of t (B,)."""
-        t = t[:, None]
+        """The features (B, n) of t (B,), or (n,) of a single one."""
+        t = t if len(t) == 1 else t[:, None]
         if self.conditioning == "time":
             log_t = t.clamp_min(_TIME_FLOOR).log()
             features = torch.addcmul(t * self.of_t, log_t, self.of_log_t)
         else:
             features = (t.log() if self.conditioning == "sigma" else t) * self.of_t
         # In place: numbers, sines and cosines made apart and then joined would be more kernels.
-        features.narrow(1, self.plain, self.angles).sin_()
-        features.narrow(1, self.plain + self.angles, self.angles).cos_()
+        features.narrow(-1, self.plain, self.angles).sin_()
+        features.narrow(-1, self.plain + self.angles, self.angles).cos_()
         return features
 
     def forward(self, t: Tensor) -> Tensor:
-        """Embed t (B,) as (B, width)."""
-        inner = silu(F.linear(self.features(t), *layer(self.layers, "0")))
-        return silu(F.linear(inner, *layer(self.layers, "2")))
+        """Embed t (B,) as (B, width), a single one as (width,)."""
+        inner = silu(linear(self.features(t), *layer(self.layers, "0")))
+        return silu(linear(inner, *layer(self.layers, "2")))

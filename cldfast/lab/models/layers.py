@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,15 +19,11 @@ def layer(owner: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     return parameters["weight"], parameters["bias"]
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`W x + b` for one row x (n,) or for rows (B, n)."""
+    return torch.addmv(bias, weight, x) if x.ndim == 1 else F.linear(x, weight, bias)
+
+
 def silu(h: Tensor) -> Tensor:
     """SiLU of a tensor that nobody else reads, in its own memory unless a gradient needs it."""
     return F.silu(h, inplace=not h.requires_grad)
-
-
-def time_bias(block: nn.Module, first_bias: Tensor, embedding: Tensor) -> Tensor:
-    """The bias (1 or B, width) of a block's first layer with that of its embedding, (1 or B, ...).
-
-    first_bias: of the first layer, (width,).
-    """
-    weight, bias = layer(block, "time")
-    return F.linear(embedding, weight, bias + first_bias)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cldfast.lab.models.layers import layer, silu, time_bias
+from cldfast.lab.models.layers import layer, silu
 from cldfast.lab.models.score_network import ScoreNetwork, check_sizes, zero
 
 
@@ -26,6 +28,7 @@ class MLPScore(ScoreNetwork):
     """
 
     KIND = "mlp"
+    FIRST = "first"
 
     def __init__(
         self,
@@ -47,19 +50,19 @@ class MLPScore(ScoreNetwork):
         self.blocks = nn.ModuleList(_MLPBlock(width, time_width) for _ in range(depth))
         self.last = zero(nn.Linear(width, self.out_dim))
 
-    def forward(self, u: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Evaluate on a state u (B, in_planes dim) at times t (B,): (B, out_dim).
-
-        labels: int64 (B,), the number `classes` for no label; None is no label for all rows.
-        """
+    def check(self, u: Tensor) -> None:
         if u.ndim != 2 or u.shape[1] != self.in_planes * self.dim:
             raise ValueError(
                 f"u: expected shape (B, {self.in_planes * self.dim}), got {tuple(u.shape)}"
             )
-        embedding = self.embed(u, t, labels)
+
+    def time_blocks(self) -> list[nn.Module]:
+        return list(self.blocks)
+
+    def evaluate(self, u: Tensor, biases: Sequence[Tensor]) -> Tensor:
         h = F.linear(u, *layer(self, "first"))
-        for block in self.blocks:
-            h = block(h, embedding)
+        for block, bias in zip(self.blocks, biases, strict=True):
+            h = _residual(block, h, bias)
         return F.linear(silu(h), *layer(self, "last"))
 
 
@@ -70,15 +73,16 @@ class _MLPBlock(nn.Module):
         self.second = nn.Linear(width, width)
         self.time = nn.Linear(time_width, width)
 
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        """h (B, width), which may be overwritten, with the embedding of one row or of all."""
-        (first, first_bias), (second, second_bias) = layer(self, "first"), layer(self, "second")
-        bias = time_bias(self, first_bias, embedding)
-        if len(bias) == 1:
-            inner = F.linear(F.silu(h), first, bias[0])
-        else:
-            inner = torch.addmm(bias, F.silu(h), first.t())
-        inner = silu(inner)
-        if h.requires_grad or h.dtype != second.dtype:  # the latter under autocast
-            return h + F.linear(inner, second, second_bias)
-        return h.add_(second_bias).addmm_(inner, second.t())
+
+def _residual(block: nn.Module, h: Tensor, bias: Tensor) -> Tensor:
+    """A block on h (B, width), which may be overwritten.
+
+    bias: of its first layer with what time adds, (width,) for all rows or (B, width). This is no
+    `forward` of the block: PyTorch's way there costs as much as a small kernel.
+    """
+    (first, _), (second, second_bias) = layer(block, "first"), layer(block, "second")
+    inner, shared = F.silu(h), bias.ndim == 1
+    inner = F.linear(inner, first, bias) if shared else torch.addmm(bias, inner, first.t())
+    if inner.requires_grad or inner.dtype != second.dtype:  # the latter under autocast
+        return h + F.linear(F.silu(inner), second, second_bias)
+    return h.add_(second_bias).addmm_(F.silu(inner, inplace=True), second.t())

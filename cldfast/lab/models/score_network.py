@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cldfast.lab.models.embedding import TimeEmbedding
+from cldfast.lab.models.layers import layer, linear
 
 
 class ScoreNetwork(nn.Module):
@@ -19,6 +22,8 @@ class ScoreNetwork(nn.Module):
     """
 
     KIND: str
+    # The name of the layer of a block to whose bias time is added.
+    FIRST: str
 
     def __init__(
         self,
@@ -51,8 +56,57 @@ class ScoreNetwork(nn.Module):
         values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
         return {"kind": self.KIND} | values
 
+    def forward(self, u: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Evaluate on u (B, ...) at times or noise levels t (B,).
+
+        labels: int64 (B,), the number `classes` for no label; None is no label for all rows.
+        """
+        self.check(u)
+        return self.evaluate(u, self.biases(self.embed(u, t, labels)))
+
+    def at_times(self, t: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
+        """The network at each of the times t (N,), without gradients.
+
+        Functions of u and t, whose t is known already: a run asks for the network at all its times
+        at once, and its steps compute nothing that depends on time alone.
+        """
+        with torch.no_grad():
+            embedding = self.time(t.to(next(self.parameters()).dtype))
+            if self.classes is not None:
+                embedding = embedding + self.label.weight[self.classes]
+            biases = self.biases(embedding.reshape(len(t), -1))
+
+        def at(own: Sequence[Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+            def net(u: Tensor, t: Tensor) -> Tensor:
+                self.check(u)
+                return self.evaluate(u, own)
+
+            return net
+
+        return [at(own) for own in zip(*(bias.unbind() for bias in biases), strict=True)]
+
+    @abstractmethod
+    def check(self, u: Tensor) -> None:
+        """ValueError for a u of the wrong shape."""
+
+    @abstractmethod
+    def time_blocks(self) -> list[nn.Module]:
+        """The blocks that time acts on, each with layers `time` and `FIRST`, in order."""
+
+    @abstractmethod
+    def evaluate(self, u: Tensor, biases: Sequence[Tensor]) -> Tensor:
+        """The network, given the biases of its blocks, each (width,) or (B, width)."""
+
+    def biases(self, embedding: Tensor) -> list[Tensor]:
+        """For each block the bias of its first layer with what time adds to it."""
+        made = []
+        for block in self.time_blocks():
+            weight, bias = layer(block, "time")
+            made.append(linear(embedding, weight, bias + layer(block, self.FIRST)[1]))
+        return made
+
     def embed(self, u: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """The embedding (B, time_width) of times and labels; one row where all rows share both."""
+        """The embedding (B, time_width) of times and labels; (time_width,) where rows share it."""
         if not isinstance(t, Tensor):
             raise TypeError(f"t: expected a tensor, got {type(t).__name__}")
         if t.shape != (u.shape[0],):

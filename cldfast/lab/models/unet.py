@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cldfast.lab.models.layers import layer, silu, time_bias
+from cldfast.lab.models.layers import silu
 from cldfast.lab.models.score_network import ScoreNetwork, check_sizes, zero
 
 _GROUPS = 8
@@ -34,6 +34,7 @@ class UNetScore(ScoreNetwork):
     """
 
     KIND = "unet"
+    FIRST = "conv1"
 
     def __init__(
         self,
@@ -79,11 +80,7 @@ class UNetScore(ScoreNetwork):
         self.norm = nn.GroupNorm(_GROUPS, width * self.multipliers[0])
         self.last = zero(nn.Conv2d(width * self.multipliers[0], self.out_channels, 3, padding=1))
 
-    def forward(self, u: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Evaluate on a state u (B, in_planes C, H, W) at times t (B,): (B, out_channels, H, W).
-
-        labels: int64 (B,), the number `classes` for no label; None is no label for all rows.
-        """
+    def check(self, u: Tensor) -> None:
         factor = 2 ** (len(self.multipliers) - 1)
         planes = self.in_planes * self.channels
         if u.ndim != 4 or u.shape[1] != planes:
@@ -92,22 +89,27 @@ class UNetScore(ScoreNetwork):
             raise ValueError(
                 f"u: expected H and W to be multiples of {factor}, got {tuple(u.shape[2:])}"
             )
-        embedding = self.embed(u, t, labels)
+
+    def time_blocks(self) -> list[nn.Module]:
+        return [*self.down, self.middle, *self.up]
+
+    def evaluate(self, u: Tensor, biases: Sequence[Tensor]) -> Tensor:
+        own = iter(biases)
         h = self.first(u)
         skips: list[Tensor] = []
         for index, block in enumerate(self.down):
             if index and index % self.blocks == 0:
                 skips.append(h)
                 h = F.avg_pool2d(h, 2)
-            h = block(h, embedding)
+            h = block(h, next(own))
         skips.append(h)
-        h = self.middle(self.attention(h), embedding)
+        h = self.middle(self.attention(h), next(own))
         for index, block in enumerate(self.up):
             if index % self.blocks == 0:
                 if index:
                     h = F.interpolate(h, scale_factor=2.0, mode="nearest")
                 h = torch.cat([h, skips.pop()], dim=1)
-            h = block(h, embedding)
+            h = block(h, next(own))
         return self.last(silu(self.norm(h)))
 
 
@@ -122,13 +124,11 @@ class _ConvBlock(nn.Module):
         same = width_in == width_out
         self.skip = nn.Identity() if same else nn.Conv2d(width_in, width_out, 1)
 
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        """h (B, width_in, H, W), with the embedding of one row or of all."""
-        weight, bias = layer(self, "conv1")
-        bias = time_bias(self, bias, embedding)
-        inner = silu(self.norm1(h))
-        if len(bias) == 1:
-            inner = F.conv2d(inner, weight, bias[0], padding=1)
+    def forward(self, h: Tensor, bias: Tensor) -> Tensor:
+        """h (B, width_in, H, W), with the first layer's bias, for all rows or for each."""
+        inner, weight = silu(self.norm1(h)), self.conv1.weight
+        if bias.ndim == 1:
+            inner = F.conv2d(inner, weight, bias, padding=1)
         else:
             inner = F.conv2d(inner, weight, padding=1) + bias[:, :, None, None]
         made = self.conv2(silu(self.norm2(inner)))

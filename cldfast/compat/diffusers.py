@@ -11,8 +11,10 @@ import torch
 
 from cldfast import kernels
 from cldfast.kernels import NoiseAddress, Stream
+from cldfast.planner.automatic import resolved
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
+from cldfast.planner.solvers import SOLVERS
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import CLD, LinearPhaseSDE, sde_from_config
 from cldfast.sampling.steps import Steps, look, stage_tables
@@ -37,6 +39,9 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         fixes the number of steps. solver_options: the solver's own options, by name.
     num_train_timesteps: the network is asked at `t / T` times this, a float; one of a
         parameterisation of y at the argument of that.
+    plan: a plan for this process and parameterisation, such as `cldfast.fit_plan` makes, or its
+        `config()`. It takes the place of those that solver, grid and options make; a run of it
+        begins at its first timestep.
 
     Samples are states (B, 2C, H, W), x half then v half, float32 or float64, but for the first one:
     it is unit normal noise (`init_noise_sigma` is 1), of which `scale_model_input` makes the state
@@ -50,13 +55,14 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
     def __init__(
         self,
         sde: LinearPhaseSDE | dict[str, Any] | None = None,
-        solver: str = "sscs",
-        grid: str | Sequence[float] = "quadratic",
+        solver: str = "auto",
+        grid: str | Sequence[float] | None = None,
         t_min: float = 1e-3,
         parameterization: str | None = None,
         denoise: bool = False,
         solver_options: dict[str, Any] | None = None,
         num_train_timesteps: int = 1000,
+        plan: Plan | dict[str, Any] | None = None,
     ) -> None:
         if not num_train_timesteps > 0:
             raise ValueError(f"num_train_timesteps must be > 0, got {num_train_timesteps}")
@@ -64,18 +70,22 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
             self.sde = sde
         else:
             self.sde = CLD() if sde is None else sde_from_config(sde)
+        self._given = Plan.from_config(plan) if isinstance(plan, dict) else plan
+        if self._given is not None:
+            self._given.check_made_for(self.sde, parameterization)
         self.register_to_config(
             sde=self.sde.config(),
             solver=solver,
-            grid=grid if isinstance(grid, str) else [float(t) for t in grid],
+            grid=grid if grid is None or isinstance(grid, str) else [float(t) for t in grid],
             t_min=t_min,
             parameterization=parameterization,
             denoise=denoise,
             solver_options=dict(solver_options or {}),
             num_train_timesteps=num_train_timesteps,
+            plan=None if self._given is None else self._given.config(),
         )
         # Refuses what is wrong in the configuration now, not at the first run.
-        self._make_plan(1 if isinstance(grid, str) else None)
+        self._make_plan(1 if grid is None or isinstance(grid, str) else None)
         self.plan: Plan | None = None
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0)
@@ -115,9 +125,12 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         """Plan a run of `num_inference_steps` grid intervals.
 
         `timesteps` then holds a timestep per network call. num_inference_steps may be None for a
-        grid given as times. device: of `timesteps`.
+        grid given as times and for a plan. device: of `timesteps`.
         """
-        self.plan = self._make_plan(num_inference_steps)
+        given = self._given
+        if given is not None and num_inference_steps not in (None, given.steps):
+            raise ValueError(f"the plan has {given.steps} steps, not {num_inference_steps}")
+        self.plan = self._make_plan(num_inference_steps) if given is None else given
         self.num_inference_steps = self.plan.steps
         self._prepare(self.plan)
         self.timesteps = self._timesteps(self.plan, device)
@@ -241,9 +254,13 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
 
     def _make_plan(self, steps: int | None, grid: Sequence[float] | None = None) -> Plan:
         c = self.config
+        if grid is None:
+            self._choice = resolved(c.solver, steps, c.grid, c.solver_options, SOLVERS)
+        # A run that begins later goes on with the solver of the whole run.
+        solver, own, options = self._choice
         return make_plan(
-            self.sde, c.solver, steps, c.grid if grid is None else grid, c.t_min,
-            c.parameterization, c.denoise, **c.solver_options,
+            self.sde, solver, steps, own if grid is None else grid, c.t_min, c.parameterization,
+            c.denoise, **options,
         )  # fmt: skip
 
     def _timesteps(self, plan: Plan, device: torch.device | str | None = None) -> torch.Tensor:
@@ -317,6 +334,8 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         The stages of the whole run would read history rows of evaluations that were never made.
         """
         assert self.plan is not None
+        if self._given is not None:
+            raise ValueError("a run of a plan that was given can begin at its first timestep only")
         start = self.plan.stages[self._groups[index][0]].t
         later = np.flatnonzero(self.plan.grid == start)
         rest = None

@@ -15,6 +15,7 @@ pytest.importorskip("ot")
 pytest.importorskip("safetensors")
 pytest.importorskip("sklearn")
 
+import fitted_study
 import learned_nets
 import learned_study
 import position_noise_study
@@ -145,3 +146,25 @@ def test_the_document_is_that_of_the_results() -> None:
 def test_markers_are_asked_for() -> None:
     with pytest.raises(ValueError, match="best:begin"):
         solver_docs.filled("no markers", {"best": "table"})
+
+
+def test_fitted_study(tmp_path: Path) -> None:
+    """A row for each fit and each seed, written as they come; nothing is measured twice."""
+    command = [
+        "--problems", "exact", "--evaluations", "3", "--bases", "multistep 3", "--fits", "0",
+        "--seeds", "2", "--options", '{"steps": 3, "batch_size": 64}', "--out", str(tmp_path),
+        "--root", str(tmp_path),
+    ]  # fmt: skip
+    fitted_study.main(command)
+    found = rows(tmp_path / fitted_study.TABLE)
+    assert [row["case"] for row in found] == ["floor", *["fitted multistep 3"] * 3]
+    floor, fit, *judged = found
+    assert float(fit["seconds"]) > 0.0 and fit["sliced_w2"] == ""
+    assert all(float(row["sliced_w2"]) > float(floor["sliced_w2"]) for row in judged)
+    assert (tmp_path / "plans" / "exact-3-multistep-3-0.json").exists()
+    assert (tmp_path / "fitted_study.png").exists()
+    fitted_study.main(command)
+    assert rows(tmp_path / fitted_study.TABLE) == found
+    fitted_study.main([*command, "--unfitted"])
+    cases = {row["case"] for row in rows(tmp_path / fitted_study.TABLE)}
+    assert cases >= set(fitted_study.UNFITTED)

@@ -285,7 +285,7 @@ def test_autocast(half: torch.dtype) -> None:
 
 def test_refusals() -> None:
     x0, net = torch.randn(4, 3), Small()
-    with pytest.raises(ValueError, match="'edm' sees nothing of the velocity .* use 'hsm'"):
+    with pytest.raises(ValueError, match="'edm' sees nothing of the velocity, .* use 'hsm'"):
         dsm_loss(net, SDES["CLD"], x0, parameterization="edm")
     with pytest.raises(ValueError, match=r"'edm' must be one plane, \(4, 3\), got \(4, 6\)"):
         hsm_loss(net, SDES["CLD"], x0, parameterization="edm", noise=torch.randn(4, 6))

@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--data", choices=STUDY_DATA, help="data set (gaussians25)")
     study.add_argument("--out", default="study", metavar="DIR", help="where to write (%(default)s)")
     numbers = {
-        "samples": "samples a run (10000)",
+        "samples": "samples a run (5000)",
         "learned": "training steps; 0: exact networks",
     }
     _add_numbers(study, int, numbers)

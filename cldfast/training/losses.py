@@ -204,13 +204,14 @@ def hsm_loss(
     weighting: of `|s - s*|^2`, s* the score of the perturbation kernel. "reweighted": in units of
         its noise, `|s_v - s_v*|^2 / ell^2` or `|L^T (s - s*)|^2`. "reweighted_g2": that times
         `beta D_vv / 2`. "likelihood": `beta |D^1/2 (s - s*)|^2 / 2` (the path-measure bound).
-        "det": `det(Sigma) |s - s*|^2`. A function of t (B,) that returns w (B,): w times
-        "reweighted".
+        "det": `det(Sigma) |s - s*|^2`. "edm": "reweighted" times `1 + sigma_y^2/sigma_data^2`. A
+        function of t (B,) that returns w (B,): w times "reweighted".
     seed: of times and noise; None draws one from PyTorch's default generator.
     t: (B,) times; None draws them on [t_min, T] as `times` says, see `cldfast.sample_times`. Their
         distribution weights the loss, but for "importance" and for the weighting "likelihood",
         whose mean is an unbiased estimate of the integral over [t_min, T].
-    first_index: global index of row 0. noise: (B, 2d) or (B, 2C, H, W) normals to use instead.
+    first_index: global index of row 0. noise: (B, 2d) or (B, 2C, H, W) normals to use instead; of a
+        parameterisation of y, which takes one plane of noise, shaped like x0.
     reduction: "mean" or "sum" over rows, or "none", (B,). backend: see `cldfast.stage`.
     objective: "hsm" integrates the initial velocity out; "dsm" is `dsm_loss`.
 
@@ -291,6 +292,11 @@ def prepared_loss(
     isotropic = form is not None and form.sees_y
     data: tuple[torch.Tensor, ...]
     if isotropic:
+        if noise is not None and noise.shape != x0.shape:
+            raise ValueError(
+                f"noise of parameterization {str(form)!r} must be one plane, {tuple(x0.shape)}, "
+                f"got {tuple(noise.shape)}"
+            )
         data, noise = _pairs(x0), None if noise is None else _paired(noise)
     else:
         data = (x0,) if v0 is None else (x0, v0)

@@ -15,10 +15,8 @@ _FEATURES = 32
 class Uncertainty(nn.Module):
     """Divides the loss at time t by `exp(w(t))` and adds w(t), with a learned w.
 
-    Its minimum in w is the logarithm of the loss itself, so that every time counts alike, whatever
-    the size of its loss. w begins at 0. Train its parameters together with the network's.
-
-    device: of the parameters; None is PyTorch's default.
+    Its minimum in w is the logarithm of the loss per coordinate, so that every time counts alike,
+    whatever the size of its loss. w begins at 0. Train its parameters together with the network's.
 
     Source: Karras et al. (2024), "Analyzing and improving the training dynamics of diffusion
     models", section 3.1 and eq. 21; Kendall and Gal (2018).

@@ -12,6 +12,7 @@ from cldfast.planner.law import marginal_law, wasserstein2
 from cldfast.planner.parameterization import (
     FULL_MAPS,
     PARAMETERIZATIONS,
+    VELOCITY_MAPS,
     noise_map,
     score_map,
     x0_map,
@@ -39,8 +40,13 @@ def test_the_score_of_a_point_gives_the_point(sde, parameterization: str) -> Non
     score = -np.linalg.solve(np.swapaxes(kernel.factor, 1, 2), noise[None, :, None])[..., 0]
     to_score = score_map(sde, TIMES, parameterization)
     rest = score - (to_score.from_state @ u[..., None])[..., 0]
-    if to_score.planes == 1:
+    if parameterization in VELOCITY_MAPS:
         output = rest[:, 1:] / to_score.from_output[:, 1]
+    elif to_score.planes == 1:
+        # Both rows, in units of the noise: the velocity row alone may say next to nothing.
+        scaled = np.swapaxes(kernel.factor, 1, 2) @ to_score.from_output
+        moved = np.swapaxes(kernel.factor, 1, 2) @ rest[..., None]
+        output = (scaled * moved).sum(1) / (scaled**2).sum(1)
     else:
         output = np.linalg.solve(to_score.from_output, rest[..., None])[..., 0]
     found = x0_map(sde, TIMES, parameterization)

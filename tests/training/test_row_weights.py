@@ -88,8 +88,10 @@ def test_tables_are_the_formulas(name, objective):
             assert tables == loss_tables(sde, objective, weighting, parameterization)
             for half, table in enumerate(tables):
                 if table is None:
-                    # Its rotation is a product that cancels, the more the smaller t.
-                    assert parameterization == "full_noise_r" and objective == "hsm"
+                    # Products that cancel, the more the smaller t: of a rotation, or of both parts
+                    # of a data score and a velocity's noise. Such losses go by the formula.
+                    rotated = parameterization == "full_noise_r" and objective == "hsm"
+                    assert rotated or (data_form(parameterization) and objective == "dsm")
                     continue
 
                 def whole(t, weighting=weighting, parameterization=parameterization):
@@ -121,6 +123,11 @@ def test_tables_of_isotropic_losses(name):
                     weights = isotropic_weights(sde, t, names[0], data_form(names[1]))
                     return weights[part].reshape(len(t), *shape)
 
+                if tables[part] is None:
+                    # sigma_y has no row beside it to be small against: this schedule's integral
+                    # has lost relative precision at small t, and the loss goes by the formula.
+                    assert name == "cosine"
+                    continue
                 assert_table(tables[part], function, sde.T, t)
 
 
@@ -211,7 +218,18 @@ def test_times_without_a_table_take_the_formula():
         assert torch.equal(kernel.factor, sde.marginal(t).factor)
 
 
-def test_gradients_of_times_are_refused_not_lost():
+def test_gradients_of_times_are_not_lost():
+    """Times with gradients go through the formula, and the operator's gradient of its weights."""
     t = torch.tensor([0.3, 0.5], dtype=F64, requires_grad=True)
-    with pytest.raises(NotImplementedError, match="times|weights"):
-        perturb(SDE, torch.ones(2, 2, dtype=F64), t)
+    noise = torch.randn(2, 4, dtype=F64)
+
+    def total(times):
+        u, _ = perturb(SDE, torch.ones(2, 2, dtype=F64), times, noise=noise)
+        return (u * torch.arange(1.0, 5.0, dtype=F64)).sum(1)
+
+    (slope,) = torch.autograd.grad(total(t).sum(), t)
+    h = 1e-5
+    with torch.no_grad():
+        wanted = (total(t + h) - total(t - h)) / (2.0 * h)
+    # Central differences err by h^2 times a third derivative, and by roundings over h.
+    assert torch.allclose(slope, wanted, rtol=1e-7, atol=1e-9)

@@ -4,8 +4,8 @@
 
 Perturbation, loss and gradient by `hsm_loss` and backward; the network's output is a parameter.
 Writes benchmarks/results/isotropic_step.csv, a row for each case and thread count: median seconds
-of each parameterisation, sampled in turns in one run, and their ratios to "full_noise", whose noise,
-network output and loss have two planes where those of "edm" have one.
+of each parameterisation, sampled in turns in one run, and their ratios to "full_noise", whose
+noise, network output and loss have two planes where those of "edm" have one.
 """
 
 from __future__ import annotations

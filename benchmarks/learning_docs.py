@@ -105,7 +105,7 @@ def spread_of_runs(rows: Rows, **chosen: str) -> str:
 
 def sections() -> dict[str, str]:
     """The tables by the names of their markers."""
-    rows = [*read("learning_study"), *read("learning_digits")]
+    rows = read("learning_study")
     return {
         "position": position(rows),
         "preconditioning": preconditioning(rows),

@@ -3,9 +3,9 @@
     python benchmarks/isotropic_step.py
 
 Perturbation, loss and gradient by `hsm_loss` and backward; the network's output is a parameter.
-Writes benchmarks/results/isotropic_step.csv, a row for each case and thread count: median seconds of
-each parameterisation, sampled in turns in one run, and their ratios to "full_noise", whose noise,
-network output and loss have two planes where those of "edm" have one.
+Writes benchmarks/results/isotropic_step.csv, a row for each case and thread count: medians of the
+seconds of each parameterisation, sampled in turns in one run, and ratios to "full_noise", of which
+noise, network output and loss have two planes where those of "edm" have one.
 """
 
 from __future__ import annotations

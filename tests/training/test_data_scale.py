@@ -21,9 +21,9 @@ def test_scale_and_back(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     assert made.dtype == dtype and made.shape == rows.shape
     columns = made.double().transpose(0, 1).flatten(1)
     eps = torch.finfo(dtype).eps
-    # Means are 7 deviations from 0: so many roundings.
-    assert float(columns.mean(1).abs().max()) < 20 * eps
-    assert float((columns.std(1) - 1.0).abs().max()) < 50 * eps
+    # Means are 7 deviations from 0, and sums of up to 1,000 such numbers have been rounded.
+    assert float(columns.mean(1).abs().max()) < 100 * eps
+    assert float((columns.std(1) - 1.0).abs().max()) < 100 * eps
     torch.testing.assert_close(scale.restore(made), rows, rtol=10 * eps, atol=0.0)
     want = np.std(rows.double().numpy().swapaxes(0, 1).reshape(3, -1), axis=1, ddof=1)
     assert scale.std == pytest.approx(want, rel=1e-10)

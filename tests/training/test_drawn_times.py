@@ -46,7 +46,9 @@ def test_distributions(method: str, sde) -> None:
         (lambda t: 1.0 / t, math.log(sde.T / T_MIN) / (sde.T - T_MIN)),
     ):
         values = function(t) * factors
-        assert abs(float(values.mean()) - mean) < 5.0 * float(values.std()) / math.sqrt(ROWS)
+        # A function like the density has no spread left but roundings.
+        error = 5.0 * float(values.std()) / math.sqrt(ROWS) + 1e-12 * mean
+        assert abs(float(values.mean()) - mean) < error
     tail, _ = sample_times(ROWS - 7, sde, first_index=7, **options)
     assert torch.equal(t[7:], tail)
 

@@ -108,6 +108,35 @@ def test_the_same_samples_bit_for_bit(
     assert len(replays) >= len(plan.stages) // 2
 
 
+@pytest.mark.parametrize("form", ["denoiser", "edm"])
+@pytest.mark.parametrize("solver", ["em", "sscs", "multistep", "heun"])
+def test_networks_that_see_y(solver: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they see and their argument are those of each step; a guidance term gets the time."""
+    sde = CLD(x_noise=0.2, beta=LinearBeta(1.0, 6.0))
+    u, times = torch.randn(7, 2 * D), []
+
+    class Half(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = torch.nn.Parameter(torch.ones((), dtype=torch.bfloat16))
+
+        def forward(self, y: torch.Tensor, argument: torch.Tensor) -> torch.Tensor:
+            assert y.dtype == torch.bfloat16 and y.shape == (7, D)
+            return 0.8 * torch.tanh(y) + 0.1 * torch.tanh(argument)[:, None].to(y.dtype)
+
+    def term(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        times.append(float(t[0]))
+        return 0.1 * torch.tanh(u[:, D:]) * t[:, None]
+
+    for guided in (False, True):
+        plan = make_plan(sde, solver, 12, parameterization=form, guidance_term=guided)
+        options = {"guidance": term} if guided else {}
+        made = recorded(monkeypatch, lambda body: body, plan, Half(), u, seed=5, **options)
+        assert torch.equal(made, run(plan, Half(), u, seed=5, **options))
+    asked = [stage.t for stage in plan.stages if stage.evaluates]
+    assert times == pytest.approx([*asked, *asked], rel=1e-6)
+
+
 def test_one_step_is_captured_for_a_loop_of_like_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(CLD(), "em", 20)
     captured, called = [], []

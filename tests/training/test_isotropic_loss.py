@@ -279,7 +279,7 @@ def test_autocast(half: torch.dtype) -> None:
         mixed = hsm_loss(net, SDES["CLD"], x0, parameterization="edm", seed=2)
     mixed.backward()
     assert seen == [torch.float32] * 2 and mixed.dtype == plain.dtype
-    assert float(mixed) == pytest.approx(float(plain), rel=20 * torch.finfo(half).eps)
+    assert mixed.item() == pytest.approx(plain.item(), rel=20 * torch.finfo(half).eps)
     assert bool(layer.weight.grad.isfinite().all())
 
 

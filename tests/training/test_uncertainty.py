@@ -34,7 +34,9 @@ def test_the_minimum_is_the_logarithm_of_the_loss() -> None:
     w = model.log_variance(t).detach()
     # Cosines of log t with periods down to 2 follow a smooth function to within a percent.
     assert float((w - torch.log(losses / d)).abs().max()) < 0.01
-    assert torch.allclose(model(losses, t, d), d * (1.0 + w), rtol=1e-4)
+    # The minimum is flat: an error of 0.01 in w costs d 0.01^2 / 2.
+    least = d * (1.0 + torch.log(losses / d))
+    assert torch.allclose(model(losses, t, d), least, rtol=0.0, atol=1e-3)
 
 
 def test_gradients_of_the_weights() -> None:

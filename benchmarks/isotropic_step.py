@@ -3,13 +3,8 @@
     python benchmarks/isotropic_step.py
 
 Perturbation, loss and gradient by `hsm_loss` and backward; the network's output is a parameter.
-<<<<<<< HEAD
-Writes benchmarks/results/isotropic_step.csv, a row for each case and thread count: median seconds
-of each parameterisation, sampled in turns in one run, and their ratios to "full_noise", whose
-=======
 Writes benchmarks/results/isotropic_step.csv, a row for each case and thread count: medians of the
 seconds of each parameterisation, sampled in turns in one run, and ratios to "full_noise", of which
->>>>>>> formtests
 noise, network output and loss have two planes where those of "edm" have one.
 """
 

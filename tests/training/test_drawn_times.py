@@ -46,13 +46,8 @@ def test_distributions(method: str, sde) -> None:
         (lambda t: 1.0 / t, math.log(sde.T / T_MIN) / (sde.T - T_MIN)),
     ):
         values = function(t) * factors
-<<<<<<< HEAD
-        # Where the density is the weight itself, all rows are equal but for roundings.
-        error = 5.0 * float(values.std()) / math.sqrt(ROWS) + 1e-12 * abs(mean)
-=======
         # A function like the density has no spread left but roundings.
         error = 5.0 * float(values.std()) / math.sqrt(ROWS) + 1e-12 * mean
->>>>>>> formtests
         assert abs(float(values.mean()) - mean) < error
     tail, _ = sample_times(ROWS - 7, sde, first_index=7, **options)
     assert torch.equal(t[7:], tail)

@@ -83,7 +83,7 @@ def compare(shape, dtype, other, own, layout, names) -> None:  # type: ignore[no
     import torch
 
     from cldfast import NoiseAddress, kernels
-    from cldfast.kernels.backends import reference
+    from cldfast.kernels.backends.reference import ReferenceBackend
 
     n, c, *rest = shape
     u = torch.randn(n, 2 * c, *rest, dtype=dtype)
@@ -92,7 +92,7 @@ def compare(shape, dtype, other, own, layout, names) -> None:  # type: ignore[no
     w = torch.randn(n if own else 1, 3, 7, dtype=torch.float64)
     w = torch.cat([w, w[:, :2]], 1)  # the network sees the state itself
     noise = NoiseAddress(5, 3, 2, 1)
-    wanted = reference.stage(u, [o], [h], w, noise, 2)
+    wanted = ReferenceBackend().stage(u, [o], [h], w, noise, seen_planes=2)
     gpu = [tensor.to(DEVICE, memory_format=layout) for tensor in (u, o, h)]
     weights = w.to(DEVICE) if own and n > 1 else w
     # Seven terms of size up to about 10, each rounded.

@@ -26,7 +26,8 @@ def funnel(dim: int = 20, **changes: Any) -> RunConfig:
     """
     options = {
         "data": "funnel", "dim": dim, "rows": ROWS, "steps": 15_000, "batch_size": 512, "lr": 2e-3,
-        "decay": "cosine", "clip": 0.0,
+        "decay": "cosine", "clip": 0.0, "parameterization": "mixed", "times": "uniform",
+        "standardise": False,
     }  # fmt: skip
     config = run_config(options | changes)
     return replace(config, data=(config.data or {}) | {"seed": 0})
@@ -37,6 +38,7 @@ def digits(**changes: Any) -> RunConfig:
     options = {
         "data": "digits", "width": 32, "steps": 3_000, "batch_size": 128, "lr": 2e-3,
         "decay": "cosine", "ema_decay": 0.998, "parameterization": "noise",
+        "times": "uniform", "standardise": False,
     }  # fmt: skip
     return run_config(options | changes)
 

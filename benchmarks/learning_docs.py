@@ -77,39 +77,12 @@ def preconditioning(rows: Rows) -> str:
     return table(["recipe", *heads], lines)
 
 
-def network(rows: Rows) -> str:
-    """One network under many processes: a row for each process, a column for each budget."""
-    lines = []
-    for data in dict.fromkeys(row["data"] for row in rows):
-        own = [row for row in rows if row["data"] == data]
-        budgets = list(dict.fromkeys(row["evaluations"] for row in own))
-        for process in dict.fromkeys(row["process"] for row in own):
-            for kind in ("ODE", "SDE"):
-                cells = [
-                    spread_of_runs(own, process=process, kind=kind, evaluations=budget)
-                    for budget in budgets
-                ]
-                lines.append([NAMES[data], process, kind, *cells])
-    return table(["data", "process", "", *budgets], lines)
-
-
-def spread_of_runs(rows: Rows, **chosen: str) -> str:
-    """The mean over trainings and sampling seeds, over the floor."""
-    found = [
-        float(row["sliced_w2"]) / float(row["floor"])
-        for row in rows
-        if all(row[name] == value for name, value in chosen.items())
-    ]
-    return f"{statistics.mean(found):.2f}"
-
-
 def sections() -> dict[str, str]:
     """The tables by the names of their markers."""
-    rows = [*read("learning_study"), *read("learning_digits")]
+    rows = read("learning_study")
     return {
         "position": position(rows),
         "preconditioning": preconditioning(rows),
-        "network": network(read("one_network_study")),
     }
 
 

@@ -67,11 +67,11 @@ class Recipe:
     times: str = "half_log"
     weighting: str = "edm"
     preconditioned: bool = False
-    trainings: int = 3
+    trainings: int = 1
 
 
 POSITION_NOISE = {
-    "noise, uniform times": Recipe("noise", "uniform", "reweighted", trainings=2),
+    "noise, uniform times": Recipe("noise", "uniform", "reweighted"),
     "full_noise": Recipe("full_noise", trainings=5),
     "data_noise": Recipe("data_noise", trainings=5),
     "edm": Recipe("edm", trainings=5),

@@ -29,7 +29,7 @@ from cldfast.classical import VE, VP, FlowMatching
 from cldfast.files import read_tensors, write_tensors
 from cldfast.lab.data import Digits, make_data
 from cldfast.lab.metrics import sliced_w2
-from cldfast.process.noise_level import NoiseLevel
+from cldfast.process.noise_level import noise_level
 from cldfast.training.data_scale import DataScale
 
 NETWORKS = RESULTS.parents[1] / "runs" / "one_network"
@@ -69,7 +69,7 @@ def trained(data: str, rows: Tensor, steps: int, seed: int) -> nn.Module:
 
 def last_time(process: Any) -> float:
     """The time at which a process has the last noise level."""
-    return float(NoiseLevel(process).time(np.log(np.array([LAST_SIGMA])))[0])
+    return float(noise_level(process).time(np.log(np.array([LAST_SIGMA])))[0])
 
 
 def main() -> None:
@@ -93,7 +93,7 @@ def main() -> None:
             net = trained(data, scale.standardise(rows), args.steps or steps, training)
             for name, process in PROCESSES.items():
                 t_min = last_time(process)
-                first = float(np.exp(NoiseLevel(process).log_sigma(process.T)))
+                first = float(np.exp(noise_level(process).log_sigma(process.T)))
                 for kind, (solver, options) in SOLVERS.items():
                     for evaluations in EVALUATIONS:
                         for seed in SEEDS:

@@ -2,6 +2,7 @@
 
 from cldfast import classical
 from cldfast.compat.denoisers import from_denoiser, from_diffusers
+from cldfast.fitting.fit import FitResult, fit_plan
 from cldfast.info import info
 from cldfast.kernels import BackendWarning, NoiseAddress, stage
 from cldfast.lab.compare import compare
@@ -41,6 +42,7 @@ __all__ = [
     "CosineBeta",
     "ErrorBudget",
     "ExponentialBeta",
+    "FitResult",
     "GraphWarning",
     "Inpainting",
     "Likelihood",
@@ -57,6 +59,7 @@ __all__ = [
     "classical",
     "compare",
     "dsm_loss",
+    "fit_plan",
     "from_denoiser",
     "from_diffusers",
     "hsm_loss",

@@ -9,10 +9,11 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    # Plans are written without PyTorch.
+    from torch import Tensor
 
 PathLike = str | os.PathLike[str]
 
@@ -77,10 +78,7 @@ def write_tensors(
     """Write named tensors and plain metadata as one safetensors file, atomically."""
     save = _safetensors().torch.save
     # Copies: the format takes neither views of one storage nor other memory layouts.
-    host = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
+    host = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     header = None if metadata is None else {_METADATA: json.dumps(metadata, allow_nan=False)}
     write_atomic(path, save(host, metadata=header))
 

@@ -20,17 +20,18 @@ CORE = f"{BASE} process planner kernels"
 MIDDLE = f"{CORE} sampling training classical"
 RULES = dict.fromkeys(BASE.split(), "") | {
     "process": "caller",
-    "planner": "caller process",
+    "planner": "caller files process",
     "kernels": BASE,
     "training": CORE,
     "sampling": f"{CORE} training",
     "classical": f"{CORE} training sampling",
+    "fitting": MIDDLE,
     "lab": MIDDLE,
     "compat": MIDDLE,
     "info": f"{BASE} kernels",
     "bench": f"{MIDDLE} lab compat info",
-    "app": f"{MIDDLE} lab compat info bench",
-    "__init__": f"{MIDDLE} lab compat info",
+    "app": f"{MIDDLE} fitting lab compat info bench",
+    "__init__": f"{MIDDLE} fitting lab compat info",
     "__main__": "app",
 }
 # Floors of rooms in the house, and of files in one room.

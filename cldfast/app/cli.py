@@ -1,4 +1,4 @@
-"""The command line: `python -m cldfast {demo,train,sample,bench,study,info}`.
+"""The command line: `python -m cldfast {demo,train,fit,sample,bench,study,info}`.
 
 Commands return an exit code: 0, 2 for bad input or a missing extra (one line says which), 130 after
 an interrupt.
@@ -16,9 +16,10 @@ import torch
 
 from cldfast.app import commands
 from cldfast.app.study import STUDIES, STUDY_DATA
+from cldfast.fitting.fit import STEP_SIZE
 from cldfast.kernels import backend_names
 from cldfast.lab.data import DATASETS
-from cldfast.planner.grids import GRIDS, NOISE_GRIDS
+from cldfast.planner.grids import DEFAULT_STEPS, GRIDS, NOISE_GRIDS
 from cldfast.planner.parameterization import PARAMETERIZATIONS
 from cldfast.planner.solvers import SOLVERS
 from cldfast.training import NonFiniteLoss
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_numbers(demo, int, {"train-steps": "training steps", "samples": "images to draw"})
     _add_numbers(demo, int, {"seed": "of everything random (0)"})
     _add_train_options(_command(parsers, "train", with_progress=True))
+    _add_fit_options(_command(parsers, "fit", with_progress=True))
     _add_sample_options(_command(parsers, "sample", with_progress=True))
     bench = _command(parsers, "bench")
     bench.add_argument("--quick", action="store_true", help="fewer repeats and sizes")
@@ -73,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--data", choices=STUDY_DATA, help="data set (gaussians25)")
     study.add_argument("--out", default="study", metavar="DIR", help="where to write (%(default)s)")
     numbers = {
-        "samples": "samples a run (10000)",
+        "samples": "samples a run (5000)",
         "learned": "training steps; 0: exact networks",
     }
     _add_numbers(study, int, numbers)
@@ -149,25 +151,44 @@ def _add_train_options(train: Any) -> None:
     )
 
 
+def _add_fit_options(fit: Any) -> None:
+    fit.add_argument("folder", metavar="run", help="run folder")
+    help_text = "network calls of the plan (%(default)s)"
+    fit.add_argument("--evaluations", type=int, default=8, metavar="N", help=help_text)
+    fit.add_argument("--base", help=f"where to start: {', '.join(SOLVERS)} (stochastic_multistep)")
+    parts = "energy, paths, or weights of both such as energy=1,paths=0.1 (energy)"
+    fit.add_argument("--objective", metavar="NAME", help=parts)
+    counts = {
+        "steps": "of the optimiser (150)",
+        "batch-size": "samples in a step (2048)",
+        "chunk-size": "rows that go through the network at once (512)",
+        "seed": "of noise, data and directions (0)",
+    }
+    _add_numbers(fit, int, counts)
+    _add_numbers(fit, float, {"step-size": f"of the optimiser ({STEP_SIZE:g})"})
+
+
 def _add_sample_options(sample: Any) -> None:
     solvers, grids = ", ".join(SOLVERS), ", ".join((*GRIDS, *NOISE_GRIDS))
     sample.add_argument("folder", metavar="run", help="run folder")
     sample.add_argument("-n", type=int, default=1024, help="samples (%(default)s)")
-    flow = "pflow, the adaptive flow (%(default)s)"
-    sample.add_argument("--solver", default="sscs", help=f"{solvers}, or {flow}")
-    sample.add_argument("--grid", help=f"{grids}, or auto (quadratic)")
+    flow = "pflow, the adaptive flow"
+    sample.add_argument("--solver", help=f"{solvers}, {flow} (auto)")
+    sample.add_argument("--grid", help=f"{grids}, or auto (that of solver auto, else quadratic)")
     clean = "end with one more evaluation, the clean estimate"
     sample.add_argument("--denoise", action="store_const", const=True, help=clean)
     own = "the solver's own, such as order=3"
     sample.add_argument("--option", nargs="+", metavar="NAME=VALUE", default=(), help=own)
     _add_numbers(sample, float, {"t-min": "last time (the run's)", "tolerance": "of pflow (1e-5)"})
     counts = {
-        "steps": "grid intervals (50)",
+        "steps": f"grid intervals ({DEFAULT_STEPS})",
         "seed": "noise key (0)",
         "first-index": "number of the first sample: shards of one seed fit together (0)",
         "batch-size": "samples in one network call (all)",
     }
     _add_numbers(sample, int, counts)
+    fitted = "file of a fitted plan, or none (plans/STEPS.json of the run, where there is one)"
+    sample.add_argument("--plan", metavar="FILE", help=fitted)
     sample.add_argument("--backend", help=f"{', '.join(backend_names())} (auto)")
     sample.add_argument("--out", metavar="FILE", help=".npz to write (samples.npz in the folder)")
     sample.add_argument("--no-picture", action="store_true", help="write the .npz only")

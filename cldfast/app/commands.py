@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from cldfast.app.demo import run_demo
+from cldfast.app.plans import fit_run, plan_of_run, plan_path
 from cldfast.app.run_folder import RunConfig, load_config, load_run
 from cldfast.app.runs import flow_run, plot_losses, run_config, sample_run, train_run, training_data
 from cldfast.app.study import study_processes
@@ -22,6 +23,7 @@ from cldfast.extras import require
 from cldfast.files import write_atomic
 from cldfast.info import info as collect_info
 from cldfast.lab.plots import image_grid, scatter
+from cldfast.planner.grids import DEFAULT_STEPS
 
 # Options of `train` that a resumed run may be given anew.
 _WITH_RESUME = {"command", "run", "out", "resume", "steps", "threads", "quiet"}
@@ -72,11 +74,46 @@ def train(args: argparse.Namespace) -> None:
         print(f"cldfast: no loss.png: {error}", file=sys.stderr)
 
 
+def fit(args: argparse.Namespace) -> None:
+    """Fit a plan of few evaluations to the network of a run folder.
+
+    Writes RUN/plans/N.json, which `sample --steps N` then takes by itself.
+    """
+    names = ("base", "objective", "steps", "batch_size", "chunk_size", "seed", "step_size")
+    given = {name: value for name, value in _given(args).items() if name in names}
+    if "=" in (text := given.get("objective", "")):
+        given["objective"] = _weights(text)
+    result, figures = fit_run(
+        args.folder, args.evaluations, progress=_shows_progress(args), **given
+    )
+    verdict = "kept" if result.improved else "does not beat its base, which is kept"
+    print(
+        f"{plan_path(args.folder, args.evaluations)}: {args.evaluations} evaluations, objective on "
+        f"held-out data {result.before:.3g} -> {result.after:.3g}, {verdict}; nearest training row "
+        f"at {figures['nearest_ratio']:.2f} of a test row's distance; {result.seconds:.0f} s"
+    )
+
+
+def _weights(text: str) -> dict[str, float]:
+    """`energy=1,paths=0.1` as weights by name."""
+    try:
+        return {name: float(number) for name, number in (p.split("=") for p in text.split(","))}
+    except ValueError:
+        raise ValueError(f"--objective: expected name=weight,name=weight, got {text!r}") from None
+
+
 # Options of `sample` for a plan, with their defaults, and for the adaptive flow.
 _OF_PLANS: dict[str, Any] = {
-    "steps": 50, "grid": "quadratic", "denoise": False, "batch_size": None, "backend": "auto",
+    "steps": DEFAULT_STEPS, "grid": None, "denoise": False, "batch_size": None, "backend": "auto",
+    "plan": None,
 }  # fmt: skip
+# Options of `sample` that make a plan, so that none of the folder's own is taken.
+_MAKING = {"solver", "grid", "denoise", "t_min"}
 _OF_THE_FLOW: dict[str, Any] = {"tolerance": 1e-5}
+
+
+# What is left to say where a plan is given.
+_WITH_A_PLAN = ("seed", "first_index", "batch_size", "backend")
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -97,12 +134,24 @@ def sample(args: argparse.Namespace) -> None:
     if not args.no_picture:
         require("matplotlib")  # refuse before the long work
 
-    settings = _sampler_settings({"t_min": config.t_min} | _given(args))
+    given = _given(args)
+    settings = _sampler_settings({"t_min": config.t_min, "solver": "auto"} | given)
+    made = sorted(_MAKING & given.keys()) + ["option"] * bool(args.option)
+    if args.plan not in (None, "none") and (made or args.steps is not None):
+        raise ValueError(f"--plan says all of a sampler: leave out {', '.join(made or ['steps'])}")
+    choice = "none" if made else args.plan
     if args.solver == "pflow":
         samples, settings["evaluations"] = flow_run(net, sde, config, args.n, **settings)
         settings["solver"] = "pflow"
     else:
-        samples = sample_run(net, sde, config, args.n, progress=_shows_progress(args), **settings)
+        plan = plan_of_run(folder, sde, config, choice, settings["steps"])
+        if plan is not None:
+            settings |= {"solver": plan.solver, "steps": plan.steps}
+            print(f"by the {plan.solver} plan with {plan.evaluations} evaluations")
+        del settings["plan"]
+        drawn = settings if plan is None else {k: settings[k] for k in _WITH_A_PLAN}
+        progress = _shows_progress(args)
+        samples = sample_run(net, sde, config, args.n, plan=plan, progress=progress, **drawn)
     buffer = io.BytesIO()
     np.savez(buffer, samples=samples.numpy(), settings=np.array(json.dumps(settings)))
     write_atomic(out, buffer.getvalue())

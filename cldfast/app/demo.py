@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cldfast.app.run_folder import load_run
@@ -26,7 +25,7 @@ from cldfast.files import PathLike, write_json
 from cldfast.info import info
 from cldfast.kernels import missing_backend
 from cldfast.lab.data import Digits
-from cldfast.lab.metrics import class_fractions, sliced_w2
+from cldfast.lab.metrics import class_fractions, nearest_ratio, sliced_w2
 from cldfast.lab.plots import image_grid, quality_curve
 
 TRAIN_STEPS = 3_000
@@ -36,8 +35,8 @@ EVALUATIONS = 50
 CURVE_EVALUATIONS = (5, 10, 20, 50, 100)
 # Uniform grey has a smaller distance than this, so the curve leaves out what is farther away.
 DIVERGED = 1.0
-SOLVERS = ("em", "sscs")
-GRID = "quadratic"
+# Of the quality curve: the default beside two others, with their grids; None is that of "auto".
+SOLVERS = {"em": "quadratic", "sscs": "quadratic", "auto": None}
 
 SAMPLES_PLOT = "samples.png"
 QUALITY_PLOT = "quality.png"
@@ -97,20 +96,18 @@ def run_demo(
 
     _say(f"drawing {samples} digits with {EVALUATIONS} network evaluations")
     floor = sliced_w2(digits.train_x, digits.test_x)
-    draw = partial(
-        sample_run, sde=sde, config=config, n=samples, grid=GRID, denoise=True, seed=seed
-    )
+    draw = partial(sample_run, sde=sde, config=config, n=samples, denoise=True, seed=seed)
     drawn, speed = _compare_backends(net, draw)
     image_grid(drawn, folder / SAMPLES_PLOT)
     _say("measuring quality against network evaluations")
     curve = _quality(net, draw, digits.test_x)
-    _plot_quality(curve, floor, folder / QUALITY_PLOT, f"{samples} digits, {GRID} grid")
+    _plot_quality(curve, floor, folder / QUALITY_PLOT, f"{samples} digits")
     distance = sliced_w2(drawn, digits.test_x)
     fractions = class_fractions(drawn, digits.train_x, digits.train_y)
     report: Report = {
         "training": training,
         "sampling": {
-            "samples": samples, "solver": "sscs", "grid": GRID, "evaluations": EVALUATIONS,
+            "samples": samples, "solver": "auto", "evaluations": EVALUATIONS,
             "t_min": config.t_min, "seed": seed,
         },
         "quality": {
@@ -118,7 +115,7 @@ def run_demo(
             "sliced_w2_train_to_test": floor,
             "ratio": distance / floor,
             "class_fractions": fractions.tolist(),
-            "nearest_train_over_test_median": _novelty(drawn, digits),
+            "nearest_train_over_test_median": nearest_ratio(drawn, digits.train_x, digits.test_x),
             "evaluations": list(CURVE_EVALUATIONS),
             "sliced_w2_by_solver": curve,
         },
@@ -168,7 +165,7 @@ def _quality(net: Network, draw: Draw, test: Tensor) -> Curve:
     for name, values in curve.items():
         for evaluations in CURVE_EVALUATIONS:
             try:
-                drawn = draw(net, steps=evaluations - 1, solver=name)
+                drawn = draw(net, steps=evaluations - 1, solver=name, grid=SOLVERS[name])
                 values.append(sliced_w2(drawn, test))
             except ValueError as error:
                 if "diverged" not in str(error):
@@ -183,16 +180,6 @@ def _plot_quality(curve: Curve, floor: float, path: Path, title: str) -> None:
         for name, values in curve.items()
     }
     quality_curve(series, floor, path, title=title)
-
-
-def _novelty(drawn: Tensor, digits: Digits) -> float:
-    """Median distance of samples to their nearest training image, over that of test images.
-
-    About 1 or more: new digits. Towards 0: copies of the training set.
-    """
-    train = digits.train_x.flatten(1)
-    nearest = [torch.cdist(x.flatten(1), train).amin(1).median() for x in (drawn, digits.test_x)]
-    return float(nearest[0] / nearest[1])
 
 
 def _table(report: Report) -> str:

@@ -3,6 +3,7 @@
     config.json         process, network, parameterisation, data, training, versions
     model.safetensors   the averaged weights
     metrics.json        whatever was measured
+    plans/8.json        a plan of 8 evaluations fitted to the network, see `cldfast fit`
     checkpoint.safetensors, train.csv      of the training, see `cldfast.training`
 
 Files are written beside their target and renamed, so a reader finds a whole file or none.
@@ -28,6 +29,7 @@ from cldfast.training.data_scale import DataScale
 CONFIG = "config.json"
 MODEL = "model.safetensors"
 METRICS = "metrics.json"
+PLANS = "plans"
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,15 @@ def save_run(
     if metrics is not None:
         write_json(path / METRICS, metrics)
     return path
+
+
+def remove_plans(folder: PathLike) -> None:
+    """Remove the plans of a run folder, for they are fitted to the network in it."""
+    plans = Path(folder) / PLANS
+    for path in plans.glob("*.json"):
+        path.unlink()
+    if plans.is_dir() and not any(plans.iterdir()):
+        plans.rmdir()
 
 
 def load_config(folder: PathLike) -> RunConfig:

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cldfast.app.run_folder import CONFIG, METRICS, MODEL, RunConfig, save_config, save_run
+from cldfast.app.run_folder import (
+    CONFIG,
+    METRICS,
+    MODEL,
+    RunConfig,
+    remove_plans,
+    save_config,
+    save_run,
+)
 from cldfast.files import PathLike
 from cldfast.lab.data import DATASETS, Digits, make_data
 from cldfast.lab.models import MLPScore, UNetScore, build_model
@@ -146,6 +154,7 @@ def train_run(
     if resume:
         # The checkpoint fits, so the new settings may replace those in the folder.
         save_config(path, config)
+    remove_plans(path)
     average = trainer.fit(progress=progress)
     metrics = {
         "steps": trainer.step,
@@ -168,6 +177,7 @@ def remove_run(folder: PathLike) -> None:
     """Remove the files of a run from a folder, and nothing else."""
     for name in (CHECKPOINT, LOG, FAILED, MODEL, METRICS, LOSS_PLOT, CONFIG):
         (Path(folder) / name).unlink(missing_ok=True)
+    remove_plans(folder)
 
 
 def sample_run(
@@ -193,7 +203,9 @@ def flow_run(
 
 
 def _arguments(config: RunConfig, n: int, options: dict[str, Any]) -> dict[str, Any]:
-    own = {"t_min": config.t_min, "parameterization": config.form}
+    own: dict[str, Any] = {"parameterization": config.form}
+    if options.get("plan") is None:
+        own["t_min"] = config.t_min  # a plan has its own
     return {"shape": (n, *config.shape)} | own | options
 
 

@@ -21,7 +21,7 @@ _SMOOTHING = 0.01
 
 
 def study_processes(
-    out: str | Path, name: str = "gaussians25", samples: int = 10_000, training: int = 0
+    out: str | Path, name: str = "gaussians25", samples: int = 5_000, training: int = 0
 ) -> None:
     """Write processes.csv and processes.png into a folder, which is made.
 

@@ -1,10 +1,4 @@
-"""Memory that a call takes beyond what was there: two measures that do not share blind spots.
-
-Allocated: bytes handed out by PyTorch's CPU allocator, exact, from its profiler; blind to memory
-that C++ code takes by other means. Resident: the high-water mark of the process's resident set as
-the kernel counts it, which sees everything that is touched; it counts in batches of pages, so its
-resolution is about half a mebibyte.
-"""
+"""Memory that a call takes beyond what was there, by two measures: see benchmarks/README.md."""
 
 from __future__ import annotations
 

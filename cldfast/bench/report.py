@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cldfast.bench import contestants as names
@@ -63,91 +63,61 @@ class Results:
         return self.stage(case, names.FUSED, operation, level=level)
 
 
-# A number of the fused kernel at a SIMD level, "" being the core's own; None if not measured.
-Measure = Callable[[str], float | None]
-
-
 def checks(results: Results) -> list[Check]:
     """Each speed target with its verdict: the fused kernel against others in one run.
 
-    Verdicts are for the larger thread count. A quick run has sizes that the targets are not for.
+    Verdicts are for the larger thread count and the core's own SIMD level. A quick run has sizes
+    that the targets are not for.
     """
 
     def check(
-        what: str, sign: str, bound: float, unit: str, digits: int, measure: Measure, more: str = ""
+        what: str, sign: str, bound: float, unit: str, digits: int, value: float | None
     ) -> Check:
-        """The verdict on the core's own level; those of the other levels stand in brackets."""
-        target, value = f"{sign} {bound:g}{unit}", measure("")
+        target = f"{sign} {bound:g}{unit}"
         if value is None:
             return Check(what, target, "not measured", None)
-        levels = [level for level in reversed(results.levels) if level != results.where.simd]
-        others = [(level, measure(level)) for level in levels]
-        shown = ", ".join(f"{level} {v:.{digits}f}{unit}" for level, v in others if v is not None)
-        text = f"{value:.{digits}f}{unit}" + (f" ({shown})" if shown else "") + more
-        return Check(what, target, text, _SIGNS[sign](value, bound))
+        return Check(what, target, f"{value:.{digits}f}{unit}", _SIGNS[sign](value, bound))
 
-    def times_faster(contestant: str, operation: str) -> Measure:
-        other = results.stage(LARGE, contestant, operation)
-        return lambda level: _ratio(other, results.fused(LARGE, SSCS, level))
-
-    def copy_share(level: str, contestant: str = names.FUSED) -> float | None:
-        row = results.stage(LARGE, contestant, NOISE_FREE, level=level)
-        return None if row is None or row.copy_share is None else 100.0 * row.copy_share
-
-    def per_pair(case: str) -> Measure:
-        return lambda level: _ratio(
-            results.fused(case, SSCS, level), results.fused(LARGE, SSCS, level), "ns_per_pair"
-        )
-
-    def call_cost(level: str, contestant: str = names.PUBLIC_OP) -> float | None:
-        row = None if level else results.stage(TOY, contestant, SSCS)
-        return None if row is None else 1e6 * row.seconds
-
-    def scaling(level: str) -> float | None:
-        if results.threads == results.fewest:
-            return None
-        one = results.stage(LARGE, names.FUSED, SSCS, results.fewest, level)
-        return _ratio(one, results.fused(LARGE, SSCS, level))
-
-    def integrator(level: str, contestant: str = names.REFERENCE) -> float | None:
-        fused = None if level else results.run(INTEGRATOR, names.FUSED)
-        return _ratio(results.run(INTEGRATOR, contestant), fused, "integrator_seconds")
-
+    large, quiet = results.fused(LARGE, SSCS), results.fused(LARGE, NOISE_FREE)
+    randn = results.stage(LARGE, names.RANDN_LIKE, RANDN)
+    published = results.stage(LARGE, names.PUBLISHED, SSCS)
+    call = results.stage(TOY, names.PUBLIC_OP, SSCS)
+    one = None
+    if results.fewest < results.threads:
+        one = results.stage(LARGE, names.FUSED, SSCS, results.fewest)
     noisy = f"{LARGE}: noisy stage"
-    elsewhere, published = copy_share("", names.FUSED_OUT), integrator("", names.PUBLISHED)
-    slow = ((name, call_cost("", name)) for name in (names.PUBLISHED, names.REFERENCE))
     return [
-        check(
-            f"{noisy} against {names.RANDN_LIKE}", ">=", 6.0, "x", 1,
-            times_faster(names.RANDN_LIKE, RANDN),
-        ),
+        check(f"{noisy} against {names.RANDN_LIKE}", ">=", 6.0, "x", 1, _ratio(randn, large)),
         check(
             f"{noisy} against {names.PUBLISHED} SSCS step", ">=", 60.0, "x", 1,
-            times_faster(names.PUBLISHED, SSCS),
+            _ratio(published, large),
         ),
         check(
             f"{LARGE}: noise-free stage, in place, share of the copy_ bandwidth",
-            ">=", 80.0, "%", 0, copy_share,
-            "" if elsewhere is None else f"; to other memory {elsewhere:.0f}%",
+            ">=", 0.8, "", 2, None if quiet is None else quiet.copy_share,
         ),
         *(
             check(
                 f"{case}: noisy stage, cost of a pair against {LARGE}", "<=", 1.7, "x", 2,
-                per_pair(case),
+                _ratio(results.fused(case, SSCS), large, "ns_per_pair"),
             )
             for case in (POINTS, WIDE)
         ),
         check(
-            f"{TOY}: a call of cldfast.stage", "<", 8.0, " us", 1, call_cost,
-            "".join(f"; {name} {cost:.0f} us" for name, cost in slow if cost is not None),
+            f"{TOY}: a call of cldfast.stage", "<", 8.0, " us", 1,
+            None if call is None else 1e6 * call.seconds,
         ),
         check(
-            f"{noisy}, {results.fewest} to {results.threads} threads", ">=", 1.85, "x", 2, scaling
+            f"{noisy}, {results.fewest} to {results.threads} threads", ">=", 1.85, "x", 2,
+            _ratio(one, large),
         ),
         _steady(results),
         check(
             "1024x64: integrator time of a run against the reference", ">=", 10.0, "x", 1,
-            integrator, "" if published is None else f"; against published {published:.1f}x",
+            _ratio(
+                results.run(INTEGRATOR, names.REFERENCE), results.run(INTEGRATOR, names.FUSED),
+                "integrator_seconds",
+            ),
         ),
     ]  # fmt: skip
 

@@ -173,5 +173,4 @@ class FlowMatching(EDM):
 
 
 def _on_host(t: Array, function: Function) -> Array:
-    t = as_float64(t)
-    return on_host(array_namespace(t), t, lambda s: np.asarray(function(s)) + 0.0 * s)
+    return on_host(t, lambda s: np.asarray(function(s)) + 0.0 * s)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cldfast.compat.noise_tables import FlowTable, NoiseTable, SigmaTable, Table, Values
+from cldfast.compat.noise_tables import FAR, FlowTable, NoiseTable, SigmaTable, Table, Values
 
 # How x0 follows from y and the output: the factors of both, of the noise level r and of alpha.
 _FACTORS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
@@ -29,9 +29,6 @@ _FACTORS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "flow": lambda r, alpha: (1.0 / (1.0 + r), -r / (1.0 + r)),
 }
 PREDICTIONS = tuple(_FACTORS)
-
-# A noise level so many times the largest of a table is refused: the network knows nothing of it.
-_FAR = 10.0
 
 
 class Denoiser(nn.Module):
@@ -65,9 +62,9 @@ class Denoiser(nn.Module):
         rows = sigma[:1] if sigma.stride(0) == 0 else sigma
         most = self.sigma_range[1]
         looks = rows.device.type == "cpu" and not torch.compiler.is_compiling()
-        if looks and math.isfinite(most) and bool((rows > _FAR * most).any()):
+        if looks and math.isfinite(most) and bool((rows > FAR * most).any()):
             raise ValueError(
-                f"sigma: expected at most {_FAR * most:.4g}, {_FAR:.0f} times the largest noise "
+                f"sigma: expected at most {FAR * most:.4g}, {FAR:.0f} times the largest noise "
                 f"level that the network was trained at, got {float(rows.max()):.4g}; choose a "
                 "process that ends at less noise, or a smaller T"
             )

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from cldfast import kernels
+from cldfast.compat.diffusers_noise import Generators, draw_seeds, seeded_normals
+from cldfast.compat.diffusers_state import HiddenState, SeenPlane
+from cldfast.compat.diffusers_table import (
+    PREDICTIONS,
+    check_levels,
+    cut_to_table,
+    noised,
+    trained_with,
+)
+from cldfast.compat.noise_tables import NoiseTable
 from cldfast.kernels import NoiseAddress, Stream
+from cldfast.planner.automatic import resolved
+from cldfast.planner.data_forms import DataForm
 from cldfast.planner.make_plan import make_plan
+from cldfast.planner.parameterization import data_form
 from cldfast.planner.plan import Plan
+from cldfast.planner.solvers import SOLVERS
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import CLD, LinearPhaseSDE, sde_from_config
-from cldfast.sampling.steps import Steps, look, stage_tables
+from cldfast.sampling.steps import Steps, stage_tables
 from cldfast.training.losses import perturb
 
 try:
@@ -26,8 +39,6 @@ except ImportError as error:
         "cldfast.compat.diffusers needs diffusers: pip install 'cldfast[diffusers]'"
     ) from error
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
-
 
 class CLDScheduler(SchedulerMixin, ConfigMixin):
     """Any fixed-grid solver of cldfast behind the scheduler interface of diffusers.
@@ -37,26 +48,36 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         fixes the number of steps. solver_options: the solver's own options, by name.
     num_train_timesteps: the network is asked at `t / T` times this, a float; one of a
         parameterisation of y at the argument of that.
+    trained_betas: (K,) of DDPM, for a network of "epsilon" or "v_prediction" that is asked at its
+        own timesteps, 0 to K - 1; fractions lie between. See `from_scheduler`.
+    plan: a plan for this process and parameterisation, such as `cldfast.fit_plan` makes, or its
+        `config()`. It takes the place of those that solver, grid and options make; a run of it
+        begins at its first timestep.
 
-    Samples are states (B, 2C, H, W), x half then v half, float32 or float64, but for the first one:
-    it is unit normal noise (`init_noise_sigma` is 1), of which `scale_model_input` makes the state
-    at the first timestep, in law exactly. The x half of the last sample is the data.
+    A network of the state: samples are states (B, 2C, H, W), x half then v half, float32 or
+    float64, but for the first one: it is unit normal noise (`init_noise_sigma` is 1), of which
+    `scale_model_input` makes the state at the first timestep, in law exactly. The x half of the
+    last sample is the data.
+
+    A network of y ("denoiser", "epsilon", "v_prediction", "edm"): samples are what the network
+    sees, (B, C, H, W) of any float dtype, and the last one is the data. The scheduler keeps the
+    state.
 
     Raises ValueError or TypeError for what `make_plan` would refuse.
     """
 
-    init_noise_sigma = 1.0
-
     def __init__(
         self,
         sde: LinearPhaseSDE | dict[str, Any] | None = None,
-        solver: str = "sscs",
-        grid: str | Sequence[float] = "quadratic",
+        solver: str = "auto",
+        grid: str | Sequence[float] | None = None,
         t_min: float = 1e-3,
         parameterization: str | None = None,
         denoise: bool = False,
         solver_options: dict[str, Any] | None = None,
         num_train_timesteps: int = 1000,
+        plan: Plan | dict[str, Any] | None = None,
+        trained_betas: Sequence[float] | None = None,
     ) -> None:
         if not num_train_timesteps > 0:
             raise ValueError(f"num_train_timesteps must be > 0, got {num_train_timesteps}")
@@ -64,18 +85,35 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
             self.sde = sde
         else:
             self.sde = CLD() if sde is None else sde_from_config(sde)
+        self._given = Plan.from_config(plan) if isinstance(plan, dict) else plan
+        if self._given is not None:
+            self._given.check_made_for(self.sde, parameterization)
         self.register_to_config(
             sde=self.sde.config(),
             solver=solver,
-            grid=grid if isinstance(grid, str) else [float(t) for t in grid],
+            grid=grid if grid is None or isinstance(grid, str) else [float(t) for t in grid],
             t_min=t_min,
             parameterization=parameterization,
             denoise=denoise,
             solver_options=dict(solver_options or {}),
             num_train_timesteps=num_train_timesteps,
+            trained_betas=None if trained_betas is None else [float(b) for b in trained_betas],
+            plan=None if self._given is None else self._given.config(),
         )
+        self._table = None if trained_betas is None else NoiseTable.from_betas(trained_betas)
         # Refuses what is wrong in the configuration now, not at the first run.
-        self._make_plan(1 if isinstance(grid, str) else None)
+        made = self._make_plan(1 if grid is None or isinstance(grid, str) else None)
+        made = made if self._given is None else self._given
+        form = data_form(made.parameterization)
+        # The form of a network that sees y.
+        self._form: DataForm | None = form if form is not None and form.sees_y else None
+        if trained_betas is not None and str(form) not in PREDICTIONS:
+            raise ValueError(
+                f"trained_betas: expected the parameterization {' or '.join(PREDICTIONS)} with it, "
+                f"got {parameterization!r}"
+            )
+        self._prepare(made)
+        self._timesteps(made)
         self.plan: Plan | None = None
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0)
@@ -85,8 +123,45 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         self._seeds: int | list[int] | None = None
         self._forget_run()
 
+    @classmethod
+    def from_scheduler(
+        cls,
+        scheduler: Any,
+        sde: LinearPhaseSDE | None = None,
+        solver: str = "auto",
+        **options: Any,
+    ) -> CLDScheduler:
+        """The scheduler under which a network of diffusers runs as it is, in its own pipeline.
+
+        scheduler: the one that the network was trained with: betas, and the `prediction_type`
+            "epsilon" or "v_prediction".
+        sde: None is `cldfast.CLD()`. Its T is lowered to where sigma_y is the last noise level of
+            the betas, if it is more.
+        options: of the class. By default the grid ends where sigma_y is the first noise level of
+            the betas; there one more evaluation, `denoise`, gives the data, as the last step of
+            DDPM does.
+
+        Raises ValueError for a scheduler without betas or of another prediction.
+        """
+        betas, parameterization = trained_with(scheduler)
+        sde, t_min = cut_to_table(CLD() if sde is None else sde, NoiseTable.from_betas(betas))
+        settings: dict[str, Any] = {"t_min": t_min, "denoise": True} | options
+        return cls(
+            sde, solver, parameterization=parameterization, trained_betas=betas,
+            num_train_timesteps=len(betas),
+            **settings,
+        )  # fmt: skip
+
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the first sample, that a pipeline multiplies unit noise by.
+
+        1 for a network of the state; for "epsilon" and "v_prediction" 1 up to 1 / sigma_y^2.
+        """
+        return 1.0 if self._form is None else self._plane(0).std
 
     @property
     def order(self) -> int:
@@ -115,9 +190,12 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         """Plan a run of `num_inference_steps` grid intervals.
 
         `timesteps` then holds a timestep per network call. num_inference_steps may be None for a
-        grid given as times. device: of `timesteps`.
+        grid given as times and for a plan. device: of `timesteps`.
         """
-        self.plan = self._make_plan(num_inference_steps)
+        given = self._given
+        if given is not None and num_inference_steps not in (None, given.steps):
+            raise ValueError(f"the plan has {given.steps} steps, not {num_inference_steps}")
+        self.plan = self._make_plan(num_inference_steps) if given is None else given
         self.num_inference_steps = self.plan.steps
         self._prepare(self.plan)
         self.timesteps = self._timesteps(self.plan, device)
@@ -133,30 +211,35 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:
-        """Unit normals (B, 2C, H, W) to begin with, sample by sample the same for any batch size.
+        """Unit normals to begin with, sample by sample the same for any batch size.
 
+        shape: (B, 2C, H, W), or (B, C, H, W) for a network of y, to be multiplied by
+            `init_noise_sigma`.
         generator: one, which gives all rows their seed; or one per row; None is PyTorch's default.
         first_index: number of row 0 among the samples of one generator.
         """
         rows, channels, *rest = shape
+        address = NoiseAddress(0, first_index, stream=Stream.INITIAL_STATE)
+        seeds = draw_seeds(generator, rows)
+        if self._form is not None:
+            # The v half belongs to what the network does not see: `HiddenState.behind`.
+            return seeded_normals(shape, seeds, address, dtype, device).chunk(2, dim=1)[0]
         if channels % 2:
             raise ValueError(f"shape must be (B, 2C, H, W), x half then v half, got {tuple(shape)}")
-        address = NoiseAddress(0, first_index, stream=Stream.INITIAL_STATE)
-        half = (rows, channels // 2, *rest)
-        return _normals(half, _seeds(generator, rows), address, dtype, device)
+        return seeded_normals((rows, channels // 2, *rest), seeds, address, dtype, device)
 
     def scale_model_input(
         self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What the network is asked about: the sample, or at the first timestep a state made of the
-        unit noise; or, as `parameterization` says, the plane that the network sees of it."""
+        """What the network is asked about: the sample, or for a network of the state at the first
+        timestep a state made of the unit noise."""
+        if self._form is not None:
+            return sample
         self._begin(timestep)
-        assert self._step_index is not None
-        seen = self._stages[self._groups[self._step_index][0]].seen
-        if self._step_index == 0:
-            weights = np.concatenate([self._first_factor, np.zeros((2, 2))], axis=1)
-            sample = kernels.stage(sample, weights=torch.from_numpy(weights)[None]).state
-        return sample if seen is None else look(seen, sample, sample.dtype)
+        if self._step_index != 0:
+            return sample
+        weights = np.concatenate([np.linalg.cholesky(self._first_cov), np.zeros((2, 2))], axis=1)
+        return kernels.stage(sample, weights=torch.from_numpy(weights)[None]).state
 
     def step(
         self,
@@ -172,9 +255,11 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         """The sample at the next timestep.
 
         model_output: what the network returned for `scale_model_input(sample, timestep)`,
-            (B, C, H, W) or (B, 2C, H, W), as `parameterization` says; any float dtype.
-        timestep: one of `timesteps`; looked up in the first step only. sample: (B, 2C, H, W), not
-            changed.
+            (B, C, H, W) or (B, 2C, H, W), as `parameterization` says; any float dtype. Of a
+            network of y with a variance behind it, as of DDPM, the variance is not read.
+        timestep: one of `timesteps`; looked up in the first step only. sample: (B, 2C, H, W), or
+            (B, C, H, W) for a network of y; not changed. Where a sample of y is not what the last
+            step returned, the state moves with it, as E[u | y] does.
         generator: gives the seed of all noise of the run in its first step, one per row if it is a
             list. first_index: as in `initial_noise`.
         variance_noise: normals (B, 2C, H, W) for this step instead.
@@ -183,7 +268,10 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         Raises ValueError or TypeError for tensors of the wrong shape or dtype, or for steps before
         `set_timesteps` or beyond the last.
         """
-        kernels.check_state("sample", sample)
+        if self._form is None:
+            kernels.check_state("sample", sample)
+        else:
+            self._hidden.check(sample)
         self._begin(timestep)
         if self._step_index is None or self._step_index >= len(self._groups):
             raise ValueError(
@@ -191,18 +279,25 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
             )
         assert self.plan is not None
         group = self._groups[self._step_index]
+        state = sample
+        if self._form is not None:
+            if self._seeds is None:
+                self._seeds = draw_seeds(generator, len(sample))
+            plane = self._plane(self._step_index)
+            state = self._hidden.behind(sample, plane, self._seeds, first_index)
+            if kernels.check_planes("model_output", model_output, state, sample.shape[1]) == 2:
+                model_output = model_output[:, : sample.shape[1]]
         kernels.check_output(
-            "model_output", model_output, sample, sample.shape[1] // 2,
+            "model_output", model_output, state, state.shape[1] // 2,
             self._stages[group[0]].E[0].shape[1], str(self.plan.parameterization),
         )  # fmt: skip
         drawn = [index for index in group if self._draws[index]]
         if variance_noise is not None and len(drawn) > 1:
             raise ValueError(f"this timestep draws {len(drawn)} times; variance_noise serves one")
         if drawn and variance_noise is None and self._seeds is None:
-            self._seeds = _seeds(generator, sample.shape[0])
+            self._seeds = draw_seeds(generator, sample.shape[0])
         if self._steps is None:
             self._steps = self._run()
-        state = sample
         for index in group:
             stage = self._stages[index]
             noise: kernels.Noise = NoiseAddress()  # of a stage that draws nothing
@@ -215,14 +310,33 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
                 index, stage, state, (model_output,) if stage.evaluates else (), noise, checked=True
             ).state
         self._step_index += 1
+        if self._form is not None:
+            state = self._hidden.keep(state, self._row(self._step_index), sample.dtype)
         return SchedulerOutput(prev_sample=state) if return_dict else (state,)
+
+    def _plane(self, index: int) -> SeenPlane:
+        """What a network of y sees at a timestep: of the law that a run begins with, and later of
+        the marginal for data of unit variance."""
+        stage = self._stages[self._groups[index][0]]
+        if index == 0:
+            return SeenPlane.of(self._row(index), self._first_cov)
+        marginal = self.sde.marginal(stage.t)
+        return SeenPlane.of(self._row(index), marginal.cov + np.outer(marginal.mean, marginal.mean))
+
+    def _row(self, index: int) -> np.ndarray:
+        """The row (2,) of the state that a network of y sees at a timestep; x behind the last."""
+        if index == len(self._groups):
+            return np.array([1.0, 0.0])
+        seen = self._stages[self._groups[index][0]].seen
+        assert seen is not None
+        return np.asarray(seen[0])
 
     def _noise(self, state: torch.Tensor, first_index: int, index: int) -> kernels.Noise:
         """The noise of a stage: an address, or with a seed per row the normals themselves."""
         if isinstance(self._seeds, list):
             shape = (len(state), state.shape[1] // 2, *state.shape[2:])
             address = NoiseAddress(0, 0, index)
-            return _normals(shape, self._seeds, address, state.dtype, state.device)
+            return seeded_normals(shape, self._seeds, address, state.dtype, state.device)
         assert self._seeds is not None  # drawn with the first noise of a run
         return NoiseAddress(self._seeds, first_index, index)
 
@@ -234,26 +348,42 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         original_samples: data (B, C, H, W), float32 or float64. noise: (B, 2C, H, W) normals, whose
         v half is what a network of the parameterisation "noise" learns, and the whole of it one of
         "full_noise". timesteps: > 0, as the network gets them.
+
+        For a network of y it is what the network sees: a scale times `x0 + sigma_y noise`, noise
+        (B, C, H, W). The first `step` draws the state behind it, from the law of u given y, which
+        depends on no x0.
         """
         t = torch.as_tensor(timesteps, device=original_samples.device).to(torch.float64)
-        t = t * (self.sde.T / self.config.num_train_timesteps)
-        return perturb(self.sde, original_samples, t.expand(len(original_samples)), noise=noise)[0]
+        t = t.expand(len(original_samples))
+        if self._form is None:
+            t = t * (self.sde.T / self.config.num_train_timesteps)
+            return perturb(self.sde, original_samples, t, noise=noise)[0]
+        return noised(self._form, self._table, original_samples, noise, t)
 
     def _make_plan(self, steps: int | None, grid: Sequence[float] | None = None) -> Plan:
         c = self.config
+        if grid is None:
+            self._choice = resolved(c.solver, steps, c.grid, c.solver_options, SOLVERS)
+        # A run that begins later goes on with the solver of the whole run.
+        solver, own, options = self._choice
         return make_plan(
-            self.sde, c.solver, steps, c.grid if grid is None else grid, c.t_min,
-            c.parameterization, c.denoise, **c.solver_options,
+            self.sde, solver, steps, own if grid is None else grid, c.t_min, c.parameterization,
+            c.denoise, **options,
         )  # fmt: skip
 
     def _timesteps(self, plan: Plan, device: torch.device | str | None = None) -> torch.Tensor:
         scale = self.config.num_train_timesteps / self.sde.T
-        times = [
+        found = [
             stage.t * scale if stage.argument is None else stage.argument
             for stage in plan.stages
             if stage.t is not None
         ]
-        return torch.tensor(times, dtype=torch.float32, device=device)
+        times = torch.tensor(found, dtype=torch.float64, device="cpu")
+        if self._table is not None:
+            # Arguments of "epsilon" and "v_prediction" are noise levels.
+            check_levels(times.numpy(), self._table)
+            times = self._table(times)[2]
+        return times.to(device, torch.float32)
 
     def _prepare(self, plan: Plan) -> None:
         """Stages by timestep: each evaluation with what follows it up to the next one."""
@@ -271,7 +401,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         cov = self.sde.prior().cov
         for stage in leading:
             cov = stage.P @ cov @ stage.P.T + stage.L @ stage.L.T
-        self._first_factor = np.linalg.cholesky(cov)
+        self._first_cov = cov
 
     def _take(self, stages: tuple[Stage, ...]) -> None:
         self._stages = stages
@@ -280,13 +410,15 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
     def _forget_run(self) -> None:
         self._step_index = self._seeds = None
         self._steps = None
+        self._hidden = HiddenState()
 
     def _run(self) -> Steps:
-        """The stages of this run; the first one takes the unit noise that a run begins with."""
+        """The stages of this run; for a network of the state the first one takes the unit noise
+        that a run begins with."""
         matrices = [stage.matrix() for stage in self._stages]
-        if self._step_index == 0:
+        if self._step_index == 0 and self._form is None:
             first = self._groups[0][0]
-            unit = matrices[first][:, :2] @ self._first_factor
+            unit = matrices[first][:, :2] @ np.linalg.cholesky(self._first_cov)
             matrices[first] = np.concatenate([unit, matrices[first][:, 2:]], axis=1)
         kept = max(len(stage.H) for stage in self._stages)
         return Steps(stage_tables(matrices), kept, [0] * len(matrices))
@@ -317,6 +449,8 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         The stages of the whole run would read history rows of evaluations that were never made.
         """
         assert self.plan is not None
+        if self._given is not None:
+            raise ValueError("a run of a plan that was given can begin at its first timestep only")
         start = self.plan.stages[self._groups[index][0]].t
         later = np.flatnonzero(self.plan.grid == start)
         rest = None
@@ -329,36 +463,3 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
             )
         first = self._groups[index][0]
         self._take((*self._stages[:first], *rest.stages))
-
-
-def _seeds(generator: Generators, rows: int) -> int | list[int]:
-    """A seed of the noise, or one per row for a list of generators."""
-    if generator is None or isinstance(generator, torch.Generator):
-        return _seed(generator)
-    if len(generator) != rows:
-        raise ValueError(f"expected one generator per row, {rows}, got {len(generator)}")
-    return [_seed(one) for one in generator]
-
-
-def _seed(generator: torch.Generator | None) -> int:
-    device = "cpu" if generator is None else generator.device
-    drawn = torch.randint(0, 2**63 - 1, (), dtype=torch.int64, generator=generator, device=device)
-    return int(drawn.item())
-
-
-def _normals(
-    shape: Sequence[int],
-    seeds: int | list[int],
-    address: NoiseAddress,
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> torch.Tensor:
-    """Unit normals for data of a shape; with a seed per row, each row is the first of its seed.
-
-    address: of the normals, but for the seed.
-    """
-    if isinstance(seeds, int):
-        return kernels.normals(shape, replace(address, seed=seeds), dtype=dtype, device=device)
-    one = (1, *shape[1:])
-    addresses = [replace(address, seed=seed, first_index=0) for seed in seeds]
-    return torch.cat([kernels.normals(one, a, dtype=dtype, device=device) for a in addresses])

@@ -19,7 +19,7 @@ class Flow(probability_flow.Flow):
     """`cldfast.sampling.probability_flow.Flow` for networks whose outputs `output_map` explains."""
 
     def __init__(self, net: Network, sde: LinearPhaseSDE, output_map: OutputMap) -> None:
-        super().__init__(net, sde, "of the codebase")
+        super().__init__(net, sde, "full_score")  # which `blocks` takes from the map
         self.output_map = output_map
 
     def blocks(self, t: float) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,9 @@ from torch import Tensor
 
 Values = Sequence[float] | np.ndarray | Tensor
 
+# A noise level so many times the largest of a table is refused: the network knows nothing of it.
+FAR = 10.0
+
 
 class Table(Protocol):
     """What a denoiser asks of a table; sigma_range are its smallest and largest noise level."""
@@ -107,6 +110,13 @@ class NoiseTable:
         found = torch.lerp(low, high, share[:, None])
         t = found[:, 2].long() if self.whole else found[:, 2].to(sigma.dtype)
         return found[:, 0].exp().to(sigma.dtype), found[:, 1].exp().to(sigma.dtype), t
+
+    def noise_level(self, times: Tensor) -> Tensor:
+        """The noise levels (B,) at times (B,), the inverse of the call; float64."""
+        level, _, t = self._rows.numpy().T
+        rise = slice(None) if t[-1] > t[0] else slice(None, None, -1)
+        found = np.interp(times.detach().cpu().double().numpy(), t[rise], level[rise])
+        return torch.from_numpy(np.exp(found)).to(times.device)
 
 
 def _array(name: str, values: Values) -> np.ndarray:

@@ -31,10 +31,6 @@ class FunctionBeta(CallableBeta):
         """Integral of the rate over [0, t]."""
         return _call(self.antiderivative, t)
 
-    def _quadratures(self, times: np.ndarray) -> np.ndarray:
-        result: np.ndarray = self.integral(times)
-        return result
-
 
 def _call(function: Rate, value: Any) -> Any:
     """A function of tensors applied to an array of torch or numpy, which it stays."""

@@ -37,17 +37,9 @@ def euler(
 
     way: step times rate. All (n,).
     """
-    P, E = euler_blocks(process, way)
-    L = spread * np.sqrt(way[:, None, None] * np.diag(process.D))
-    return affine_stages(t, t_next, P, pull * E, L)
-
-
-def euler_blocks(
-    process: LinearPhaseSDE, way: np.ndarray, rows: tuple[float, float] = (1.0, 1.0)
-) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks on state and score of the step, (n, 2, 2) each; rows: those that it moves."""
-    weight = way[:, None, None] * np.diag(rows)
-    return np.eye(2) - weight @ process.A, weight @ np.diag(process.D)
+    weight, D = way[:, None, None], np.diag(process.D)
+    P = np.eye(2) - weight * process.A
+    return affine_stages(t, t_next, P, pull * (weight * D), spread * np.sqrt(weight * D))
 
 
 def denoising(process: LinearPhaseSDE, t: float, length: float) -> list[Stage]:

@@ -104,8 +104,6 @@ def check_weights(
             raise ValueError(f"shared weights (R = 1) must be on the CPU, got {describe(tensor)}")
     elif tensor.device != device:
         raise ValueError(f"weights per row must be on {device}, got {describe(tensor)}")
-    if tensor.requires_grad:
-        raise NotImplementedError("gradients with respect to the stage weights are not supported")
     return tensor
 
 

@@ -54,7 +54,8 @@ def perturb(
         may have q more rows, each for one more plane of the same data and noise.
     noise, backend: see `stage`.
 
-    Returns u and the further planes (B, qC, ...) or None. Differentiable in data.
+    Returns u and the further planes (B, qC, ...) or None. Differentiable in data and in
+    weights (not in a table's).
     Raises ValueError or TypeError before anything is written; OutsideTableError, a ValueError, for
     a time outside the table.
     """
@@ -74,7 +75,8 @@ def perturb(
         )
     check_noise(noise, (rows, 2 * like.shape[1], *like.shape[2:]), like)
     found = resolve_backend(backend, like.device)
-    gradient = torch.is_grad_enabled() and (like.requires_grad or data[-1].requires_grad)
+    needing = [*data] if isinstance(weights, AtTimes) else [*data, weights]
+    gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in needing)
     by_operator = gradient or torch.compiler.is_compiling()
     if isinstance(weights, AtTimes) and (by_operator or not found.reads_tables):
         weights = matrices(weights, found)

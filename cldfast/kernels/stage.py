@@ -56,7 +56,7 @@ def stage(
         "triton", "reference" or one of your own.
 
     Returns (u', history row (B, qC, ...) or None, y (B, sC, ...) or None). Differentiable in u,
-    outputs and history. Raises ValueError or TypeError before anything is written.
+    outputs, history and weights. Raises ValueError or TypeError before anything is written.
     """
     if u is not None:
         check_state("u", u)
@@ -85,7 +85,7 @@ def stage(
     if out is not None:
         check_out(out, shape, like, u, [*outputs, *history, *([] if given is None else [given])])
     found = resolve_backend(backend, like.device)
-    if torch.compiler.is_compiling() or _needs_grad(u, outputs, history):
+    if torch.compiler.is_compiling() or _needs_grad(u, outputs, history, weights):
         if out is not None:
             raise ValueError("out= cannot be used with gradients or under torch.compile")
         seen_dtype = like.dtype if seen_dtype is None else seen_dtype
@@ -98,11 +98,14 @@ def stage(
 
 
 def _needs_grad(
-    u: torch.Tensor | None, outputs: Sequence[torch.Tensor], history: Sequence[torch.Tensor]
+    u: torch.Tensor | None,
+    outputs: Sequence[torch.Tensor],
+    history: Sequence[torch.Tensor],
+    weights: torch.Tensor,
 ) -> bool:
     if not torch.is_grad_enabled():
         return False
-    if u is not None and u.requires_grad:
+    if weights.requires_grad or (u is not None and u.requires_grad):
         return True
     # A generator for `any` would take longer than all the rest.
     for tensors in (outputs, history):
@@ -190,13 +193,15 @@ def _fake(  # type: ignore[no-untyped-def]
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    u, outputs, history, weights, *_, ctx.backend = inputs
-    ctx.save_for_backward(weights)
-    ctx.has_state = u is not None
+    u, outputs, history, weights, *ctx.address, noise, _, _, ctx.backend = inputs
+    ctx.has_state, ctx.given = u is not None, noise is not None
     ctx.dtypes = [t.dtype for t in [*outputs, *history]]
     channels = u.shape[1] // 2 if u is not None else outputs[0].shape[1]
     ctx.planes = [t.shape[1] // channels for t in [*outputs, *history]]
     ctx.channels, ctx.outputs = channels, len(outputs)
+    # The planes that the stage has read are needed for the gradient of its weights alone.
+    read = [t for t in (u, *outputs, *history, noise) if t is not None]
+    ctx.save_for_backward(weights, *(read if weights.requires_grad else ()))
 
 
 def _backward(ctx, *grads_of_results):  # type: ignore[no-untyped-def]
@@ -204,8 +209,9 @@ def _backward(ctx, *grads_of_results):  # type: ignore[no-untyped-def]
 
     Its planes are the gradients of (u', history row, seen planes); its rows the gradients of (u,
     outputs, history), so the first two rows come back as the state and the rest as the history row.
+    The gradient of the weights is a sum of products over pairs, `dW_rm = sum g_r p_m`.
     """
-    (weights,) = ctx.saved_tensors
+    weights, *read = ctx.saved_tensors
     transposed = weights.transpose(1, 2)[:, :-2, :]
     if not ctx.has_state:
         transposed = torch.cat(
@@ -213,9 +219,10 @@ def _backward(ctx, *grads_of_results):  # type: ignore[no-untyped-def]
         )
     no_noise = transposed.new_zeros(transposed.shape[0], transposed.shape[1], 2)
     grad_state, *others = grads_of_results
+    others = [grad for grad in others if grad.numel()]  # missing planes are empty
     state, rows, _ = torch.ops.cldfast.stage(
         grad_state,
-        [grad for grad in others if grad.numel()],  # missing planes are empty
+        others,
         [],
         torch.cat([transposed, no_noise], 2).contiguous(),
         0, 0, 0, 0, None, 0, grad_state.dtype, ctx.backend,
@@ -227,8 +234,32 @@ def _backward(ctx, *grads_of_results):  # type: ignore[no-untyped-def]
         state if ctx.has_state else None,
         grads[: ctx.outputs],
         grads[ctx.outputs :],
-        *[None] * 9,
+        _weight_gradient(ctx, weights, read, [grad_state, *others]) if read else None,
+        *[None] * 8,
     )  # fmt: skip
+
+
+def _weight_gradient(ctx, weights, read, grads):  # type: ignore[no-untyped-def]
+    """`dW_rm = sum over pairs of g_r p_m`, like the weights; per row where these are.
+
+    read: the tensors of planes that the stage has read, given normals among them. grads: of the
+    planes that it has made. Addressed normals are made again.
+    """
+    like = grads[0]
+    if not ctx.given:
+        unit = torch.eye(2, 4, dtype=weights.dtype, device="cpu").roll(2, 1)[None]
+        normals, _, _ = torch.ops.cldfast.stage(
+            like, [], [], unit, *ctx.address, None, 0, like.dtype, ctx.backend
+        )
+        read = [*read, normals]
+
+    def planes(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        rows = [t.to(like.dtype).reshape(len(t), t.shape[1] // ctx.channels, -1) for t in tensors]
+        return torch.cat(rows, dim=1)
+
+    of_rows = "rm" if weights.shape[0] == 1 else "brm"
+    product = torch.einsum(f"brp,bmp->{of_rows}", planes(grads), planes(read))
+    return product.reshape(weights.shape).to(weights)
 
 
 library.impl("stage", _implementation, "CompositeExplicitAutograd")

@@ -58,7 +58,7 @@ class Table:
     coefficients: float64 (panels, TERMS, n), n >= rows * columns, of x^0, x^1 ... on [-1, 1].
     octaves: int64 (n, 2), of each octave, from the end down, its first panel and the binary
         logarithm of its number of panels, which follow each other in time.
-    native: what backends have made of it by their names, and copies by their devices.
+    copies: of both by their devices, and what the compiled core is told of the table.
     """
 
     coefficients: torch.Tensor
@@ -66,7 +66,7 @@ class Table:
     rows: int
     columns: int
     end: float
-    native: dict[str, Any] = field(default_factory=dict, repr=False, init=False)
+    copies: dict[str, Any] = field(default_factory=dict, repr=False, init=False)
 
     @cached_property
     def used(self) -> int:
@@ -76,19 +76,19 @@ class Table:
         return sum(1 << j for j, some in enumerate(columns[:MOST_COLUMNS].tolist()) if some)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "native": {}}
+        return {**self.__dict__, "copies": {}}
 
     def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Coefficients and octaves on a device, where they stay as long as the table."""
         if device == self.coefficients.device:
             return self.coefficients, self.octaves
-        found = self.native.get(str(device))
+        found = self.copies.get(str(device))
         if found is not None:
-            return found  # type: ignore[no-any-return]
+            return found
         copies = self.coefficients.to(device), self.octaves.to(device)
         if torch.compiler.is_compiling():  # a graph's memory is not the table's to keep
             return copies
-        return self.native.setdefault(str(device), copies)  # type: ignore[no-any-return]
+        return self.copies.setdefault(str(device), copies)
 
     def at(self, t: torch.Tensor, bounds: tuple[float, float] | None = None) -> AtTimes:
         """The matrices at each row's time t (B,), any float dtype, as weights of an operation.

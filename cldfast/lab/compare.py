@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +33,8 @@ from cldfast.training.losses import hsm_loss
 
 # Both the exact and the learned networks of all processes are of this form: D(y, sigma), scaled.
 FORM = Preconditioned()
+# With more directions the spread of the samples decides.
+_PROJECTIONS = 100
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ def compare(
     processes: Mapping[str, Contender] | None = None,
     *,
     networks: Mapping[str, Network] | None = None,
-    samples: int = 10_000,
+    samples: int = 5_000,
+    repeats: int = 4,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """How far samples by each process are from the data, for each number of evaluations.
@@ -82,12 +87,17 @@ def compare(
     networks: by name of a process, those to use instead, of the form `FORM`; processes without one
         are then left out.
     samples: how many are drawn, and how many of the data they are compared with.
+    repeats: how often, with other seeds each time.
 
-    Rows have process, solver, evaluations, distance (sliced W2) and floor, that of two samples of
-    the data. Raises ImportError without POT.
+    Rows have process, solver, evaluations, distance (sliced W2), its standard error over the
+    repeats, and floor, the distance of two samples of the data. Raises ImportError without POT,
+    ValueError for `repeats < 2`.
     """
-    reference = data.sample(samples, seed + 1)
-    floor = sliced_w2(data.sample(samples, seed + 2), reference)
+    if repeats < 2:
+        raise ValueError(f"repeats must be at least 2, got {repeats}")
+    references = [data.sample(samples, seed + 2 * k) for k in range(repeats)]
+    fresh = [data.sample(samples, seed + 2 * k + 1) for k in range(repeats)]
+    floor, _ = _distance(fresh, references)
     rows = []
     for name, one in (contenders() if processes is None else processes).items():
         if networks is not None and name not in networks:
@@ -99,17 +109,27 @@ def compare(
             process, steps = one.process, count - one.more
             if isinstance(process, KineticLangevin):
                 process = KineticLangevin(process.T * steps, process.friction)
-            x = sample(
-                net, process, (samples, data.dim), one.solver, steps, one.grid, seed=seed,
+            drawn: Any = sample(
+                net, process, (samples * repeats, data.dim), one.solver, steps, one.grid, seed=seed,
                 parameterization=form, **one.options,
             )  # fmt: skip
-            assert isinstance(x, Tensor)  # without velocities
-            distance = sliced_w2(x, reference) if bool(x.isfinite().all()) else float("nan")
+            distance, error = _distance(drawn.chunk(repeats), references)
             rows.append(
                 {"process": name, "solver": one.solver, "evaluations": count,
-                 "distance": distance, "floor": floor}
+                 "distance": distance, "error": error, "floor": floor}
             )  # fmt: skip
     return rows
+
+
+def _distance(samples: Sequence[Tensor], references: Sequence[Tensor]) -> tuple[float, float]:
+    """The mean sliced W2 of pairs and its standard error; NaN for samples that ran away."""
+    if not all(bool(x.isfinite().all()) for x in samples):
+        return math.nan, math.nan
+    found = np.array([
+        sliced_w2(x, reference, _PROJECTIONS)
+        for x, reference in zip(samples, references, strict=True)
+    ])  # fmt: skip
+    return float(found.mean()), float(found.std(ddof=1) / math.sqrt(len(found)))
 
 
 def learned_networks(
@@ -137,7 +157,7 @@ def learned_networks(
             optimiser = torch.optim.Adam(net.parameters(), 1e-3)
             decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
             for step in range(steps):
-                x0 = rows[torch.randint(len(rows), (batch,))]
+                x0 = rows[torch.randint(len(rows), (batch,), device="cpu")]
                 if isinstance(one.process, GaussianPath):
                     loss = dsm_loss(net, one.process, x0, parameterization=FORM, seed=step)
                 else:

@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cldfast.extras import extra_module
@@ -23,6 +24,9 @@ EXACT_LIMIT = 5000
 
 # Projections go through in blocks of at most this many projected numbers (32 MiB) at a time.
 _BLOCK_ENTRIES = 1 << 22
+
+# Rows whose distances to all others are in memory together.
+_ROWS_AT_ONCE = 256
 
 # Pivots for the exact solver: its own limit of 100,000 stops short at a few thousand points.
 _MAX_PIVOTS = 100_000_000
@@ -121,6 +125,22 @@ def class_fractions(samples: Any, train_x: Any, train_y: Any) -> Points:
     svm = extra_module("sklearn.svm", "class_fractions needs scikit-learn")
     found = svm.SVC().fit(known, labels).predict(points)
     return np.bincount(found, minlength=int(labels.max()) + 1) / len(points)
+
+
+def nearest_ratio(samples: Any, train: Any, test: Any) -> float:
+    """Median distance of samples to their nearest training row, over that of test rows.
+
+    About 1 or more: new samples. Towards 0: copies of the training set.
+
+    samples, train, test: (n, d), (m, d) and (k, d), or images.
+    """
+    medians = []
+    for rows, name in ((samples, "samples"), (test, "test")):
+        points, known = _pair(rows, train, (name, "train"))
+        a, b = torch.from_numpy(points), torch.from_numpy(known)
+        nearest = [torch.cdist(part, b).amin(1) for part in a.split(_ROWS_AT_ONCE)]
+        medians.append(torch.cat(nearest).median())
+    return float(medians[0] / medians[1])
 
 
 def _factor(cov: Any, dim: int, name: str) -> Points:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cldfast.planner.data_forms import DataForm, Preconditioned
+from cldfast.planner.data_forms import DataForm, DataPrediction, Preconditioned
 from cldfast.planner.parameterization import (
     FULL_MAPS,
     Parameterization,
@@ -249,11 +249,13 @@ class GaussianMixture:
         self._check_density(s2, f"score at t={t:g}")
         x, v = u.chunk(2, dim=1)
         y = a[0] * x + a[1] * v
-        if what == "x0":
+        form = data_form(what)
+        if isinstance(form, DataPrediction):
             return self._rowwise(y, lambda rows: self._posterior_mean(rows, s2))
-        if what == "data_noise":
-            return math.sqrt(s2) * self._rowwise(y, lambda rows: self._blurred_pull(rows, s2))
         pull = self._rowwise(y, lambda rows: self._blurred_pull(rows, s2))
+        if form is not None:
+            made = form.coefficients(np.float64(math.sqrt(s2)))
+            return (float(made.drop) * y - s2 * pull) / float(made.gain)
         w = (q[0] * x + q[1] * v) / kappa
         velocity = -a[1] * pull - q[1] * w
         if what == "score":

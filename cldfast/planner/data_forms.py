@@ -55,6 +55,10 @@ class DataForm(ABC):
     def coefficients(self, sigma: Array) -> FormCoefficients:
         """The form at noise levels sigma (n,) > 0, float64."""
 
+    def noise_level(self, argument: Array) -> Array:
+        """The noise levels (n,) at which a network of y gets these arguments."""
+        return argument
+
     def __str__(self) -> str:
         return self.name
 
@@ -146,6 +150,9 @@ class Preconditioned(DataForm):
             (self.sigma_data * scale) ** 2, (sigma * scale) ** 2, sigma * self.sigma_data * scale,
             scale, 0.25 * xp.log(sigma),
         )  # fmt: skip
+
+    def noise_level(self, argument: Array) -> Array:
+        return array_namespace(argument).exp(4.0 * argument)
 
 
 def _vp_scale(sigma: Array) -> Array:

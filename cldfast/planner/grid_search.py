@@ -131,5 +131,4 @@ class _Shape:
         density = -np.log(np.maximum(np.diff(levels), 1e-12))
         middle = 0.5 * (levels[1:] + levels[:-1])
         at = np.interp(self.knots, middle, density)
-        result: np.ndarray = at[1:] - at[0]
-        return result
+        return at[1:] - at[0]

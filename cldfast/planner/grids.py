@@ -12,7 +12,7 @@ from cldfast.process.noise_level import Levels
 GRIDS = ("linear", "quadratic", "power")
 # Grids that follow the noise level of a process.
 NOISE_GRIDS = ("log_snr", "logistic")
-DEFAULT_STEPS = 50
+DEFAULT_STEPS = 20
 # Karras et al. (2022), appendix D.1 find exponents around 7 best for their grids.
 DEFAULT_RHO = 7.0
 # Centre and scale of the logistic grid in log sigma, for data of unit variance: the best of a scan
@@ -40,7 +40,7 @@ def make_grid(
         array of times in [0, T], which brings its own end points. With `noise`: "log_snr", uniform
         in the log of the noise level (t_min > 0; Lu et al. 2022, DPM-Solver); "logistic", quantiles
         of a logistic law of that log, which asks most often where the prediction moves most.
-    steps: intervals >= 1; None means 50, or what a given array holds.
+    steps: intervals >= 1; None means 20, or what a given array holds.
 
     Raises ValueError for unknown names, `steps < 1`, `t_min` outside [0, T), or an array that is
     not finite, one-dimensional and strictly descending.

@@ -97,9 +97,9 @@ def exact_network(
         unsure = unsure / (data_var + unsure)
         # The velocity score is `-Sigma^-1 u + w_v E[x0 | u]` with `w_v = (adj(Sigma) m)_v / det`.
         along_v = marginal.statistic[:, 1] * marginal.signal
-        off = np.broadcast_to(score_bias, mean.shape)[:, 1] * marginal.det
-        # A velocity that says nothing of x0 has `along_v = 0`; so it is without a bias, too.
-        off = np.divide(off, along_v, out=np.zeros_like(off), where=off != 0.0)
+        bias = np.broadcast_to(score_bias, mean.shape)[:, 1] * marginal.det
+        # Where x and v do not interact w_v is 0, and there is no velocity score to be wrong.
+        off = np.divide(bias, along_v, out=np.zeros_like(bias), where=bias != 0.0)
         return (
             ((made.drop - unsure) / made.gain)[:, None, None] * marginal.statistic[:, None, :],
             ((unsure * data_mean + off) / made.gain)[:, None],

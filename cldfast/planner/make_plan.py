@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cldfast.planner.automatic import resolved
 from cldfast.planner.grids import DEFAULT_STEPS, Grid, make_grid
 from cldfast.planner.guidance import added_score, classifier_free
 from cldfast.planner.parameterization import (
@@ -28,9 +29,9 @@ from cldfast.process.path import Path, Process
 
 def make_plan(
     sde: Process,
-    solver: str = "sscs",
+    solver: str = "auto",
     steps: int | None = None,
-    grid: Grid = "quadratic",
+    grid: Grid | None = None,
     t_min: float = 1e-3,
     parameterization: Parameterization | None = None,
     denoise: bool = False,
@@ -41,10 +42,12 @@ def make_plan(
     """A sampler on a fixed grid as a `Plan`.
 
     sde: the forward process, in phase space or a path of `cldfast.classical`.
-    solver: the name of a solver in `cldfast.planner.solvers`, or of one that you have registered.
-    steps: grid intervals; None is 50, or the intervals of a grid given as an array.
+    solver: the name of a solver in `cldfast.planner.solvers`, or of one that you have registered;
+        "auto" is the best one measured for the number of steps (`cldfast.planner.automatic`).
+    steps: grid intervals; None is 20, or the intervals of a grid given as an array.
     grid: a name of `cldfast.make_grid`, "auto" for the best one measured for the solver and number
-        of steps, or a descending array of times.
+        of steps, or a descending array of times; None is that of the solver "auto", and
+        "quadratic" for others.
     t_min: last time; 0 is allowed, and exact data predictions then end on the data.
     parameterization: what the network returns and sees, see `cldfast.planner.parameterization`;
         None is "score", or "data_noise" where the position carries noise. For a path see
@@ -64,10 +67,11 @@ def make_plan(
             f"cldfast.classical.VP, got {type(sde).__name__}"
         )
     solvers = sde.solvers if isinstance(sde, Path) else SOLVERS
+    solver, grid, options = resolved(solver, steps, grid, options, solvers)
     if solver == "pflow":
         raise ValueError("pflow chooses its own steps and has no plan: call cldfast.pflow")
     if solver not in solvers:
-        raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(solvers)}")
+        raise ValueError(f"unknown solver {solver!r}; expected one of auto, {', '.join(solvers)}")
     if parameterization is None:
         parameterization = default_parameterization(sde)
     if not isinstance(sde, Path):

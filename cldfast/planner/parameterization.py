@@ -310,10 +310,19 @@ def input_map(
     form = data_form(parameterization)
     if form is None or not form.sees_y:
         return None
-    marginal = _marginal(sde, t, parameterization)
+    return seen_by(form, _marginal(sde, t, parameterization))
+
+
+def seen_by(form: DataForm, marginal: Marginal) -> tuple[Array, Array]:
+    """The rows (n, 1, 2) and the argument (n,) of `input_map`, for a form that sees y."""
     made = form.coefficients(marginal.sigma_y)
-    assert made.scale is not None and made.argument is not None  # of a form that sees y
+    assert made.scale is not None and made.argument is not None
     return (made.scale[..., None] * marginal.statistic)[..., None, :], made.argument
+
+
+def same_parameterization(a: Parameterization, b: Parameterization) -> bool:
+    """Whether two parameterisations are the same, by name or as forms with equal settings."""
+    return (data_form(a) or a) == (data_form(b) or b)
 
 
 def noise_map(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from cldfast.files import PathLike, located, write_json
 from cldfast.planner.error_budget import ErrorBudget, error_budget
 from cldfast.planner.law import GaussianLaw, gaussian_law
-from cldfast.planner.parameterization import Parameterization
+from cldfast.planner.parameterization import Parameterization, same_parameterization
+from cldfast.planner.plan_file import plan_config, plan_fields, read_config, same_process
 from cldfast.planner.stage import Stage
 from cldfast.process.path import Process
 
@@ -19,8 +23,8 @@ class Plan:
     """A sampler on a fixed grid: stages in order, from the law at T to that at `grid[-1]`.
 
     stages: the affine updates. sde, solver, parameterization: what the stages were made from.
-    order: of convergence in law. grid: (steps + 1,) descending times. guidance_term: whether the
-    last output is a term added to the score, not a network's.
+    order: of convergence in law, 0 for fitted coefficients. grid: (steps + 1,) descending times.
+    guidance_term: whether the last output is a term added to the score, not a network's.
     """
 
     stages: tuple[Stage, ...]
@@ -110,6 +114,65 @@ class Plan:
         """
         start = float(self.grid[0])
         return error_budget(*self._linear, start, data_mean, data_var, score_error, over, of)
+
+    def config(self, figures: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The plan as plain data, of which `from_config` makes it again.
+
+        figures: plain data about the plan, kept with it.
+
+        Raises ValueError for a process whose rate is a function of one's own.
+        """
+        return plan_config({f.name: getattr(self, f.name) for f in fields(self)}, figures or {})
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any]) -> Plan:
+        """The inverse of `config`; ValueError for what is no plan."""
+        return cls(**plan_fields(values))
+
+    def save(self, path: PathLike, figures: Mapping[str, Any] | None = None) -> None:
+        """Write the plan as JSON, with plain figures about it; ValueError as for `config`."""
+        write_json(path, self.config(figures))
+
+    @classmethod
+    def load(
+        cls,
+        path: PathLike,
+        sde: Process | None = None,
+        parameterization: Parameterization | None = None,
+    ) -> Plan:
+        """Read what `save` wrote.
+
+        sde, parameterization: what the plan must be for; None takes those of the file.
+
+        Raises ValueError, in one line that names the file, for a file that is missing or no plan,
+        and for a plan for another process or parameterisation.
+        """
+        try:
+            plan = cls.from_config(read_config(path))
+            plan.check_made_for(plan.sde if sde is None else sde, parameterization)
+        except (ValueError, TypeError) as error:
+            raise located(Path(path), error) from error
+        return plan
+
+    @staticmethod
+    def figures(path: PathLike) -> dict[str, Any]:
+        """The figures that a plan was saved with; ValueError as for `load`."""
+        figures: dict[str, Any] = read_config(path).get("figures", {})
+        return figures
+
+    def check_made_for(
+        self, sde: Process, parameterization: Parameterization | None = None
+    ) -> None:
+        """ValueError for a plan of another process or, unless None, another parameterisation."""
+        if not same_process(self.sde, sde):
+            raise ValueError(f"the plan is for another process: for {self.sde!r}, not {sde!r}")
+        if parameterization is None:
+            return
+        if not same_parameterization(parameterization, self.parameterization):
+            raise ValueError(
+                f"the plan is for networks of the parameterization {str(self.parameterization)!r}, "
+                f"not {str(parameterization)!r}"
+            )
 
     @property
     def _linear(self) -> tuple[tuple[Stage, ...], Process, Parameterization]:

@@ -76,8 +76,7 @@ class Bridge:
 
     def factor(self, tau: np.ndarray) -> np.ndarray:
         """R, (n, 2, 2); its x row is zero at tau = 0."""
-        result: np.ndarray = self.marginal(tau).factor @ self.rotation(tau)
-        return result
+        return self.marginal(tau).factor @ self.rotation(tau)
 
     def inverse_factor(self, tau: np.ndarray) -> np.ndarray:
         """`R^-1`, (n, 2, 2), tau > 0."""
@@ -92,8 +91,7 @@ class Bridge:
         root = np.sqrt(cov.xx)
         second = cov.adjugate_times(m_x, m_v)[1] / (root * np.sqrt(cov.det))
         lower = np.stack([m_x / root, second], axis=-1)[..., None]
-        result: np.ndarray = (np.swapaxes(self.rotation(tau), -1, -2) @ lower)[..., 0]
-        return result
+        return (np.swapaxes(self.rotation(tau), -1, -2) @ lower)[..., 0]
 
     def contraction(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
         """C, (n, 2, 2), for s < t."""
@@ -109,20 +107,17 @@ class Bridge:
         # Singular values of C_1 are g/sqrt(1 + g^2); at a gain of 0 any power > 0 of 0 is 0.
         shrink = np.where(gain > 0.0, np.exp(-0.5 * self.churn * _log1p_inverse_square(gain)), 0.0)
         symmetric = (axes * shrink[..., None, :]) @ np.swapaxes(axes, -1, -2)
-        result: np.ndarray = symmetric @ _rotate(self.churn * angle)
-        return result
+        return symmetric @ _rotate(self.churn * angle)
 
     def propagator(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
         """`R_s C R_t^-1`, (n, 2, 2), for s < t; where s = t > 0 it is I."""
         s, t = np.broadcast_arrays(np.asarray(s, np.float64), np.asarray(t, np.float64))
-        result: np.ndarray = self.factor(s) @ (self.contraction(s, t) @ self.inverse_factor(t))
-        return result
+        return self.factor(s) @ (self.contraction(s, t) @ self.inverse_factor(t))
 
     def mean_moved(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
         """The propagator applied to m_t, (n, 2)."""
         moved = self.contraction(s, t) @ self.whitened_mean(t)[..., None]
-        result: np.ndarray = (self.factor(s) @ moved)[..., 0]
-        return result
+        return (self.factor(s) @ moved)[..., 0]
 
     def noise_factor(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
         """Lower factor (n, 2, 2) of `Sigma_s - F Sigma_t F^T`, F the propagator; no subtraction."""
@@ -152,8 +147,7 @@ class Bridge:
     def _angle_rate(self, tau: np.ndarray) -> np.ndarray:
         cov = self.marginal(tau).covariance
         pull = self.sde.A[0, 1] - 0.5 * self.sde.D[0] * cov.xv / cov.det
-        result: np.ndarray = -np.sqrt(cov.det) / cov.xx * pull
-        return result
+        return -np.sqrt(cov.det) / cov.xx * pull
 
     def _angle_series(self) -> None:
         """Chebyshev series of the integral of `tau dtheta/dtau` over log tau, panel by panel."""
@@ -209,8 +203,7 @@ def _rotate(angle: Array) -> Array:
 def _log1p_inverse_square(gain: np.ndarray) -> np.ndarray:
     """`log(1 + 1/g^2)`, minus the log of the squared singular value; any number where g = 0."""
     positive = np.where(gain > 0.0, gain, 1.0)
-    result: np.ndarray = np.log1p(1.0 / positive**2)
-    return result
+    return np.log1p(1.0 / positive**2)
 
 
 def lower_factor(root: np.ndarray, det: np.ndarray) -> np.ndarray:

@@ -43,8 +43,7 @@ class NoiseLevel:
     def _of_tau(self, tau: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
             level = -0.5 * np.log(self.sde.marginal_at(tau).snr)
-        result: np.ndarray = np.where(tau > 0.0, level, -np.inf)
-        return result
+        return np.where(tau > 0.0, level, -np.inf)
 
 
 Levels = NoiseLevel | Path

@@ -7,7 +7,6 @@ shape.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import reduce
@@ -25,6 +24,12 @@ def as_float64(value: Array) -> Array:
         return np.asarray(value, dtype=np.float64)
     xp = array_namespace(value)
     return xp.astype(value, xp.float64, copy=False)
+
+
+def _namespace(value: Array) -> tuple[Any, Array]:
+    """The value as by `as_float64`, and its array library."""
+    array = as_float64(value)
+    return array_namespace(array), array
 
 
 @runtime_checkable
@@ -49,36 +54,8 @@ def require(relation: str, **values: float) -> None:
             raise ValueError(f"{name} must be a finite number {relation}, got {value!r}")
 
 
-class Formulas(ABC):
-    """A schedule given by formulas on float64 arrays of the array library `xp`."""
-
-    def beta(self, t: Array) -> Array:
-        """Rate at time t."""
-        t = as_float64(t)
-        return self._beta(array_namespace(t), t)
-
-    def integral(self, t: Array) -> Array:
-        """`tau(t)`, the integral of beta over [0, t]."""
-        t = as_float64(t)
-        return self._integral(array_namespace(t), t)
-
-    def inverse(self, tau: Array) -> Array:
-        """The time at which the integral reaches `tau`."""
-        tau = as_float64(tau)
-        return self._inverse(array_namespace(tau), tau)
-
-    @abstractmethod
-    def _beta(self, xp: Any, t: Array) -> Array: ...
-
-    @abstractmethod
-    def _integral(self, xp: Any, t: Array) -> Array: ...
-
-    @abstractmethod
-    def _inverse(self, xp: Any, tau: Array) -> Array: ...
-
-
 @dataclass(frozen=True)
-class ConstantBeta(Formulas):
+class ConstantBeta:
     """`beta(t) = value` (Dockhorn, Vahdat, Kreis 2022 use 4)."""
 
     value: float = 4.0
@@ -86,18 +63,18 @@ class ConstantBeta(Formulas):
     def __post_init__(self) -> None:
         require("> 0", value=self.value)
 
-    def _beta(self, xp: Any, t: Array) -> Array:
-        return t * 0.0 + self.value
+    def beta(self, t: Array) -> Array:
+        return as_float64(t) * 0.0 + self.value
 
-    def _integral(self, xp: Any, t: Array) -> Array:
-        return t * self.value
+    def integral(self, t: Array) -> Array:
+        return as_float64(t) * self.value
 
-    def _inverse(self, xp: Any, tau: Array) -> Array:
-        return tau / self.value
+    def inverse(self, tau: Array) -> Array:
+        return as_float64(tau) / self.value
 
 
 @dataclass(frozen=True)
-class LinearBeta(Formulas):
+class LinearBeta:
     """`beta(t) = beta_min + (beta_max - beta_min) t / T`: the values at 0 and at T."""
 
     beta_min: float
@@ -112,14 +89,16 @@ class LinearBeta(Formulas):
     def _slope(self) -> float:
         return (self.beta_max - self.beta_min) / self.T
 
-    def _beta(self, xp: Any, t: Array) -> Array:
-        return t * self._slope + self.beta_min
+    def beta(self, t: Array) -> Array:
+        return as_float64(t) * self._slope + self.beta_min
 
-    def _integral(self, xp: Any, t: Array) -> Array:
+    def integral(self, t: Array) -> Array:
+        t = as_float64(t)
         return t * (self.beta_min + 0.5 * self._slope * t)
 
-    def _inverse(self, xp: Any, tau: Array) -> Array:
+    def inverse(self, tau: Array) -> Array:
         """The root of the quadratic, in the form that does not cancel for small `tau` or slope."""
+        xp, tau = _namespace(tau)
         root = xp.sqrt(self.beta_min**2 + 2.0 * self._slope * tau)
         return _divide(xp, 2.0 * tau, root + self.beta_min, tau)
 
@@ -131,7 +110,7 @@ def _divide(xp: Any, a: Array, b: Array, otherwise: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class ExponentialBeta(Formulas):
+class ExponentialBeta:
     """`beta(t) = beta_min + delta (exp(k t) - 1)` with `k > 0`."""
 
     beta_min: float
@@ -142,15 +121,18 @@ class ExponentialBeta(Formulas):
         require(">= 0", beta_min=self.beta_min, delta=self.delta)
         require("> 0", k=self.k, beta_min_plus_delta=self.beta_min + self.delta)
 
-    def _beta(self, xp: Any, t: Array) -> Array:
+    def beta(self, t: Array) -> Array:
+        xp, t = _namespace(t)
         return self.beta_min + self.delta * xp.expm1(self.k * t)
 
-    def _integral(self, xp: Any, t: Array) -> Array:
+    def integral(self, t: Array) -> Array:
         """`beta_min t + delta (expm1(k t)/k - t)`, the bracket by its series where it cancels."""
+        xp, t = _namespace(t)
         return self.beta_min * t + (self.delta / self.k) * _expm1_minus(xp, self.k * t)
 
-    def _inverse(self, xp: Any, tau: Array) -> Array:
+    def inverse(self, tau: Array) -> Array:
         """Newton's method on the convex, increasing integral from an upper bound."""
+        xp, tau = _namespace(tau)
         # Both parts of the integral are bounds: beta_min t <= tau and delta k t^2 / 2 <= tau. From
         # above, Newton on a convex increasing function decreases monotonically to the root.
         bounds = []
@@ -182,7 +164,7 @@ def _expm1_minus(xp: Any, z: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class CosineBeta(Formulas):
+class CosineBeta:
     """`tau(t) = -2 scale ln(cos(a + (b - a) t/T) / cos a)`: Nichol and Dhariwal's cosine schedule.
 
     Their `alpha_bar = exp(-tau)` at `scale = 1`, with `a = (pi/2) offset/(1 + offset)`; the angle
@@ -209,21 +191,24 @@ class CosineBeta(Formulas):
     def _speed(self) -> float:
         return (0.5 * math.pi * self.end - self._start_angle) / self.T
 
-    def _beta(self, xp: Any, t: Array) -> Array:
+    def beta(self, t: Array) -> Array:
+        xp, t = _namespace(t)
         return (2.0 * self.scale * self._speed) * xp.tan(self._start_angle + self._speed * t)
 
-    def _integral(self, xp: Any, t: Array) -> Array:
+    def integral(self, t: Array) -> Array:
         """By `cos(a + x)/cos a = 1 - (2 sin^2(x/2) + tan(a) sin(x))`, exact for small t."""
+        xp, t = _namespace(t)
         x = t * self._speed
         drop = 2.0 * xp.sin(0.5 * x) ** 2 + math.tan(self._start_angle) * xp.sin(x)
         return -2.0 * self.scale * xp.log1p(-drop)
 
-    def _inverse(self, xp: Any, tau: Array) -> Array:
+    def inverse(self, tau: Array) -> Array:
         """`2 sin^2(x/2) + tan(a) sin x = drop` solved through the half angle, `h = tan(x/2)`.
 
         With `drop = 1 - exp(-tau/(2 scale))` the half angle solves
         `(2 - drop) h^2 + 2 tan(a) h - drop = 0`.
         """
+        xp, tau = _namespace(tau)
         drop = -xp.expm1(tau * (-0.5 / self.scale))
         tangent = math.tan(self._start_angle)
         denominator = tangent + xp.sqrt(tangent**2 + (2.0 - drop) * drop)
@@ -231,7 +216,7 @@ class CosineBeta(Formulas):
 
 
 @dataclass(frozen=True)
-class CallableBeta(Formulas):
+class CallableBeta:
     """Any positive `beta(t)`, integrated by SciPy's adaptive quadrature (`scipy.integrate.quad`).
 
     function: maps a float in [0, T] to a finite rate >= 0; kinks cost accuracy. The integral is
@@ -249,14 +234,14 @@ class CallableBeta(Formulas):
             )
         require("> 0", T=self.T)
 
-    def _beta(self, xp: Any, t: Array) -> Array:
-        return on_host(xp, t, lambda x: np.array([float(self.function(s)) for s in x]))
+    def beta(self, t: Array) -> Array:
+        return on_host(t, lambda x: np.array([float(self.function(s)) for s in x]))
 
-    def _integral(self, xp: Any, t: Array) -> Array:
-        return on_host(xp, t, self._quadratures)
+    def integral(self, t: Array) -> Array:
+        return on_host(t, self._quadratures)
 
-    def _inverse(self, xp: Any, tau: Array) -> Array:
-        return on_host(xp, tau, self._roots)
+    def inverse(self, tau: Array) -> Array:
+        return on_host(tau, self._roots)
 
     def _quadratures(self, times: np.ndarray) -> np.ndarray:
         """The integrals up to each time: quadrature between neighbouring distinct times, summed."""
@@ -270,8 +255,7 @@ class CallableBeta(Formulas):
         ]
         if not all(math.isfinite(piece) and piece >= 0.0 for piece in pieces):
             raise ValueError("beta must be finite and >= 0 on [0, T], and so its integral")
-        result: np.ndarray = np.cumsum(pieces)[where]
-        return result
+        return np.cumsum(pieces)[where]
 
     def _roots(self, targets: np.ndarray) -> np.ndarray:
         """Bracketed root finding (`scipy.optimize.brentq`) on [0, T], to about 1e-15 T."""
@@ -294,8 +278,9 @@ class CallableBeta(Formulas):
 QUADRATURE_ERROR = 1e-13
 
 
-def on_host(xp: Any, array: Array, function: Callable[[np.ndarray], np.ndarray]) -> Array:
-    """Apply a function of flat numpy float64 arrays to a float64 array of any library."""
+def on_host(array: Array, function: Callable[[np.ndarray], np.ndarray]) -> Array:
+    """Apply a function of flat numpy float64 arrays to an array of any library."""
+    xp, array = _namespace(array)
     if isinstance(array, np.ndarray | np.generic):
         return function(np.ravel(array)).reshape(np.shape(array))
     host = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)

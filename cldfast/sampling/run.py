@@ -231,9 +231,9 @@ def sample(
     net: Network,
     sde: Process,
     shape: Sequence[int],
-    solver: str = "sscs",
+    solver: str = "auto",
     steps: int | None = None,
-    grid: Grid = "quadratic",
+    grid: Grid | None = None,
     *,
     seed: int | None = 0,
     first_index: int = 0,
@@ -241,6 +241,7 @@ def sample(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
+    plan: Plan | None = None,
     noise: GivenNoise = None,
     init: torch.Tensor | None = None,
     guidance: Guidance | None = None,
@@ -257,12 +258,14 @@ def sample(
     shape: of the samples, (n, d) or (n, C, H, W).
     solver, steps, grid, plan_options: of `make_plan`, the latter with `parameterization` (what the
         network returns), `t_min`, `denoise`, `guidance_scale` and the solver's own options; steps
-        None is 50.
+        None is 20.
     seed, first_index: sample i of a run is sample `first_index + i` of that seed, whatever the
         batch size, thread count or device; seed None draws one from PyTorch's default generator.
     batch_size: rows per network call; None is all at once.
     device: of the samples; None is that of the network's parameters, or PyTorch's default.
     dtype: of the state, float32 or float64. backend: see `cldfast.stage`.
+    plan: to be run instead of one made here, such as `cldfast.fit_plan` makes; it must be for this
+        process, and for this `parameterization` where one is given.
     noise: normals per stage for all n rows, see `run`. init: states at T, (n, 2d) or (n, 2C, H, W).
     guidance, inpaint: see `run`.
     callback, progress, graph: see `run`; the callback is called per batch.
@@ -270,7 +273,12 @@ def sample(
     Raises ValueError or TypeError naming what was expected.
     """
     shape = _check_shape(shape)
-    plan = make_plan(sde, solver, steps, grid, guidance_term=guidance is not None, **plan_options)
+    if plan is None:
+        term = guidance is not None
+        plan = make_plan(sde, solver, steps, grid, guidance_term=term, **plan_options)
+    else:
+        given = {"solver": solver != "auto", "steps": steps is not None, "grid": grid is not None}
+        _check_plan(plan, sde, {name for name, said in given.items() if said}, plan_options)
     target = device_of(net) if device is None else torch.device(device)
     packing = Packing(shape) if isinstance(sde, Path) and sde.paired else None
     if packing is not None:
@@ -334,6 +342,15 @@ def sample(
         return packing.unpack(u).contiguous()
     x, v = u.chunk(2, dim=1)
     return (x.contiguous(), v.contiguous()) if return_velocity else x.contiguous()
+
+
+def _check_plan(plan: Plan, sde: Process, chosen: set[str], options: dict[str, Any]) -> None:
+    """That a plan is one for this process, and that nothing else says how to make one."""
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a cldfast.Plan, got {type(plan).__name__}")
+    if taken := sorted(chosen | (options.keys() - {"parameterization"})):
+        raise ValueError(f"a plan says all of a sampler: leave out {', '.join(taken)}")
+    plan.check_made_for(sde, options.get("parameterization"))
 
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:

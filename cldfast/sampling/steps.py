@@ -64,10 +64,14 @@ def planes_seen(stages: Sequence[Stage]) -> list[int]:
     return [0 if rows is None else len(rows) for rows in looks(stages)]
 
 
-def look(seen: np.ndarray, u: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The planes (B, sC, ...) that a network sees of a state (B, 2C, ...), rows `seen` (s, 2)."""
+def look(seen: np.ndarray | torch.Tensor, u: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The planes (B, sC, ...) that a network sees of a state (B, 2C, ...), rows `seen` (s, 2).
+
+    Differentiable in the state, and in rows that are a tensor.
+    """
     x, v = u.chunk(2, dim=1)
-    planes = [float(on_x) * x + float(on_v) * v for on_x, on_v in seen]
+    rows = seen if isinstance(seen, torch.Tensor) else seen.tolist()
+    planes = [on_x * x + on_v * v for on_x, on_v in rows]
     return (planes[0] if len(planes) == 1 else torch.cat(planes, dim=1)).to(dtype)
 
 

@@ -17,7 +17,13 @@ import torch
 from cldfast import kernels
 from cldfast.kernels.time_tables import Function, Table, make_table
 from cldfast.planner.data_forms import DataForm, Preconditioned
-from cldfast.planner.parameterization import ROWS, Parameterization, data_form, data_score
+from cldfast.planner.parameterization import (
+    ROWS,
+    LinearMap,
+    Parameterization,
+    data_form,
+    data_score,
+)
 from cldfast.process.linear_flow import Covariance, stack_matrix
 from cldfast.process.sde import LinearPhaseSDE, Marginal
 
@@ -49,7 +55,11 @@ def residual_weights(
     form = data_form(parameterization)
     if form is not None and given_x0:
         return _data_residual(sde, t, kernel, weighting, form)
-    rows = ROWS[str(parameterization)](sde, hybrid) if form is None else data_score(form, hybrid)
+    if form is None:
+        rows = ROWS[str(parameterization)](sde, hybrid)
+    else:  # given (x0, v0) too, the velocity row, as for a velocity score
+        both = data_score(form, hybrid)
+        rows = LinearMap(both.from_output[:, 1:], both.from_state[:, 1:])
     planes = rows.from_state.shape[1]
     # L^-T z; the velocity row is (0, ell).
     unit = kernel.covariance.inverse_factor.mT[:, -planes:]

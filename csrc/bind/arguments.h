@@ -25,28 +25,26 @@ T* pointer(const py::tuple& tuple, Py_ssize_t i) {
   return reinterpret_cast<T*>(integer(tuple, i));
 }
 
-inline void check_size(const py::tuple& tuple, Py_ssize_t size, const char* what) {
-  if (PyTuple_GET_SIZE(tuple.ptr()) != size) {
-    throw std::invalid_argument(std::string(what) + " takes " + std::to_string(size) +
-                                " integers, got " + std::to_string(PyTuple_GET_SIZE(tuple.ptr())));
-  }
+// The operations of cldfast.kernels say more of what a user got wrong, and say it before.
+inline void require(bool fits, const char* what) {
+  if (!fits) throw std::invalid_argument(what);
+}
+
+inline void require_four(const py::tuple& tuple) {
+  require(PyTuple_GET_SIZE(tuple.ptr()) == 4, "a shape, a noise address and weights are 4 integers each");
 }
 
 // Rows, channels, inner positions, and the code of the state's dtype.
 inline void read_shape(Call& call, const py::tuple& shape) {
-  check_size(shape, 4, "a shape");
+  require_four(shape);
   call.rows = integer(shape, 0);
   call.channels = integer(shape, 1);
   call.inner = integer(shape, 2);
   call.compute = static_cast<Dtype>(integer(shape, 3));
-  if (call.compute != Dtype::float32 && call.compute != Dtype::float64) {
-    throw std::invalid_argument("the state must be float32 or float64");
-  }
-  if (call.rows < 1 || call.channels < 1 || call.inner < 1) {
-    throw std::invalid_argument("a call needs rows, channels and positions, got " +
-                                std::to_string(call.rows) + ", " + std::to_string(call.channels) + ", " +
-                                std::to_string(call.inner));
-  }
+  require(call.compute == Dtype::float32 || call.compute == Dtype::float64,
+          "the state must be float32 or float64");
+  require(call.rows > 0 && call.channels > 0 && call.inner > 0,
+          "a call needs rows, channels and positions");
 }
 
 // Lists the planes of tensors after the first `before` planes; returns how many were added. A tensor is 7
@@ -55,19 +53,19 @@ inline void read_shape(Call& call, const py::tuple& shape) {
 inline int read_planes(const py::tuple& tensors, Plane* planes, int before = 0) {
   constexpr Py_ssize_t FIELDS = 7;
   const Py_ssize_t size = PyTuple_GET_SIZE(tensors.ptr());
-  if (size % FIELDS != 0) throw std::invalid_argument("a tensor is described by 7 integers");
+  require(size % FIELDS == 0, "a tensor is described by 7 integers");
   int count = before;
   for (Py_ssize_t i = 0; i < size; i += FIELDS) {
     char* data = pointer<char>(tensors, i);
     const int64_t number = integer(tensors, i + 1), code = integer(tensors, i + 2);
-    if (code < 0 || code > 3) throw std::invalid_argument("unknown dtype code " + std::to_string(code));
+    require(code >= 0 && code <= 3, "unknown dtype code");
     if (number < 0 || number > MOST_PLANES - count) {
       throw std::invalid_argument("at most " + std::to_string(MOST_PLANES) + " planes");
     }
     const Dtype dtype = static_cast<Dtype>(code);
     for (int64_t p = 0; p < number; ++p) {
       planes[count++] = {data + p * integer(tensors, i + 4) * size_of(dtype), integer(tensors, i + 3),
-                         integer(tensors, i + 5), integer(tensors, i + 6), dtype, false};
+                         integer(tensors, i + 5), integer(tensors, i + 6), dtype};
     }
   }
   return count - before;
@@ -75,7 +73,7 @@ inline int read_planes(const py::tuple& tensors, Plane* planes, int before = 0) 
 
 // Seed, flat index of the first pair, stage index and stream.
 inline NoiseAddress read_noise(const py::tuple& noise) {
-  check_size(noise, 4, "a noise address");
+  require_four(noise);
   return {static_cast<uint64_t>(integer(noise, 0)), static_cast<uint64_t>(integer(noise, 1)),
           static_cast<uint32_t>(integer(noise, 2)), static_cast<uint32_t>(integer(noise, 3))};
 }
@@ -86,16 +84,11 @@ struct MatrixShape {
   int64_t count, rows, columns;
 
   explicit MatrixShape(const py::tuple& weights) {
-    check_size(weights, 4, "an array of weights");
+    require_four(weights);
     entries = pointer<const double>(weights, 0);
     count = integer(weights, 1);
     rows = integer(weights, 2);
     columns = integer(weights, 3);
-  }
-
-  std::string misfit(const Call& call) const {
-    return "weights of shape (" + std::to_string(rows) + ", " + std::to_string(columns) + ") do not fit " +
-           std::to_string(call.inputs) + " input planes";
   }
 
   // Bit j: some matrix has a number other than 0 in column j.
@@ -112,9 +105,7 @@ struct MatrixShape {
   // Throws unless all entries of the first matrix are finite.
   void check_finite() const {
     for (int64_t i = 0; i < rows * columns; ++i) {
-      if (!std::isfinite(entries[i])) {
-        throw std::invalid_argument("weights must be finite, got NaN or infinity");
-      }
+      require(std::isfinite(entries[i]), "weights must be finite, got NaN or infinity");
     }
   }
 };
@@ -130,10 +121,8 @@ inline StageArgs read_stage(const py::tuple& shape, const py::tuple& inputs, con
   args.matrices = weights.count;
   args.addressed_noise = !noise.is_none();
   if (args.addressed_noise) args.noise = read_noise(py::reinterpret_borrow<py::tuple>(noise));
-  if (args.results != weights.rows || args.columns() != weights.columns) {
-    throw std::invalid_argument(weights.misfit(args) + (args.addressed_noise ? " and 2 of noise" : "") +
-                                ", " + std::to_string(args.results) + " outputs");
-  }
+  require(args.results == weights.rows && args.columns() == weights.columns,
+          "the weights do not fit the planes that are read, written and made of noise");
   return args;
 }
 
@@ -149,12 +138,10 @@ inline ResidualArgs read_residual(const py::tuple& shape, const py::tuple& outpu
   args.residuals = static_cast<int>(weights.rows);
   args.scale = scale;
   args.factor = factor;
-  if (args.outputs < 1 || weights.rows < 1 || weights.rows > MOST_PLANES ||
-      args.inputs != weights.columns || weights.count != args.rows ||
-      (args.results > 0 && args.results != args.outputs)) {
-    throw std::invalid_argument(weights.misfit(args) + ", of which " + std::to_string(args.outputs) +
-                                " outputs, and " + std::to_string(args.results) + " gradients");
-  }
+  require(args.outputs > 0 && weights.rows > 0 && weights.rows <= MOST_PLANES &&
+              args.inputs == weights.columns && weights.count == args.rows &&
+              (args.results == 0 || args.results == args.outputs),
+          "the weights do not fit the planes of output, offset and gradient");
   return args;
 }
 

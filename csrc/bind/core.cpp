@@ -6,46 +6,43 @@
 #include "cpu/levels.h"
 #include "cpu/run.h"
 #include "cpu/threads.h"
-#include "shared/philox.h"
 
 namespace py = pybind11;
 using namespace cldfast;
 
 namespace {
 
-Table make_table(uintptr_t coefficients, uintptr_t octaves, int64_t count, int64_t terms, int64_t stride,
-                 double end, uint64_t used) {
-  if (stride % 8 != 0 || stride < 8) {
-    throw std::invalid_argument("a table holds whole vectors of 8 entries, got " + std::to_string(stride));
-  }
-  if (terms < 1 || count < 1 || count > MOST_OCTAVES) {
-    throw std::invalid_argument("a table has some terms and 1 to " + std::to_string(MOST_OCTAVES) +
-                                " octaves, got " + std::to_string(terms) + " and " +
-                                std::to_string(count));
-  }
-  return {reinterpret_cast<const double*>(coefficients), reinterpret_cast<const int64_t*>(octaves),
-          count, terms, stride, end, used};
+// Addresses of coefficients and octaves, the numbers of octaves, terms and entries, the end, and the mask of
+// used columns.
+Table read_table(const py::tuple& table) {
+  require(PyTuple_GET_SIZE(table.ptr()) == 7, "a table is described by 7 numbers");
+  const Table made = {pointer<const double>(table, 0), pointer<const int64_t>(table, 1),
+                      integer(table, 2), integer(table, 3), integer(table, 4),
+                      table[5].cast<double>(), static_cast<uint64_t>(integer(table, 6))};
+  require(made.stride % 8 == 0 && made.stride > 0, "a table holds whole vectors of 8 entries");
+  require(made.terms > 0 && made.count > 0 && made.count <= MOST_OCTAVES,
+          "a table has some terms and octaves");
+  return made;
 }
 
 void check_entries(const Table& table, int64_t entries) {
-  if (entries > table.stride) {
-    throw std::invalid_argument("the table holds " + std::to_string(table.stride) + " entries, not " +
-                                std::to_string(entries));
-  }
+  require(entries <= table.stride, "the table holds fewer entries");
 }
 
 // Takes matrices from a table, if there is one, and finds the used columns. False where a time lies outside
 // the table.
-bool place_matrices(Call& call, const MatrixShape& weights, uintptr_t table, uintptr_t times) {
-  if (!table) {
+bool place_matrices(Call& call, const MatrixShape& weights, const py::object& described, uintptr_t times,
+                    Table& table) {
+  if (described.is_none()) {
     call.used = weights.used_columns();
     return true;
   }
-  call.table = reinterpret_cast<const Table*>(table);
+  table = read_table(py::reinterpret_borrow<py::tuple>(described));
+  call.table = &table;
   call.times = reinterpret_cast<const double*>(times);
-  check_entries(*call.table, weights.rows * weights.columns);
-  call.used = call.table->used & ((uint64_t(1) << weights.columns) - 1);
-  return covers_all(*call.table, call.times, call.rows);
+  check_entries(table, weights.rows * weights.columns);
+  call.used = table.used & ((uint64_t(1) << weights.columns) - 1);
+  return covers_all(table, call.times, call.rows);
 }
 
 // A short call keeps the interpreter's lock, because releasing it would take longer.
@@ -60,61 +57,42 @@ void run(const Call& call, const Body& body) {
 }
 
 bool stage(const py::tuple& shape, const py::tuple& inputs, const py::tuple& outputs,
-           const py::tuple& weights, uintptr_t table, uintptr_t times, const py::object& noise,
-           int threads, const std::string& level) {
+           const py::tuple& weights, const py::object& described, uintptr_t times,
+           const py::object& noise, int threads, const std::string& level) {
   const MatrixShape matrices(weights);
+  Table table;
   StageArgs args = read_stage(shape, inputs, outputs, matrices, noise);
-  if (matrices.count != args.rows && (matrices.count != 1 || table)) {
-    throw std::invalid_argument("weights must hold 1 or " + std::to_string(args.rows) +
-                                " matrices, got " + std::to_string(matrices.count));
-  }
-  if (!place_matrices(args, matrices, table, times)) return false;
-  if (!table && matrices.count == 1) matrices.check_finite();
+  require(matrices.count == args.rows || (matrices.count == 1 && described.is_none()),
+          "weights must hold 1 matrix, or one for each row");
+  if (!place_matrices(args, matrices, described, times, table)) return false;
+  if (!args.table && matrices.count == 1) matrices.check_finite();
   const Kernels& kernels = kernels_for(level);
   run(args, [&] { run_stage(args, kernels, threads); });
   return true;
 }
 
 bool residual(const py::tuple& shape, const py::tuple& outputs, const py::tuple& offsets,
-              const py::tuple& gradients, const py::tuple& weights, uintptr_t table, uintptr_t times,
-              uintptr_t scale, double factor, uintptr_t loss, bool reduce, int threads,
+              const py::tuple& gradients, const py::tuple& weights, const py::object& described,
+              uintptr_t times, uintptr_t scale, double factor, uintptr_t loss, bool reduce, int threads,
               const std::string& level) {
   const MatrixShape matrices(weights);
+  Table table;
   ResidualArgs args = read_residual(shape, outputs, offsets, gradients, matrices,
                                     reinterpret_cast<const double*>(scale), factor);
-  if (!place_matrices(args, matrices, table, times)) return false;
+  if (!place_matrices(args, matrices, described, times, table)) return false;
   const Kernels& kernels = kernels_for(level);
   run(args, [&] { run_residual(args, kernels, threads, reinterpret_cast<void*>(loss), reduce); });
   return true;
 }
 
-bool matrices(uintptr_t address, uintptr_t t, int64_t rows, int64_t entries, uintptr_t to, int threads,
-              const std::string& level) {
-  const Table& table = *reinterpret_cast<const Table*>(address);
+bool matrices(const py::tuple& described, uintptr_t t, int64_t rows, int64_t entries, uintptr_t to,
+              int threads, const std::string& level) {
+  const Table table = read_table(described);
   check_entries(table, entries);
   const double* times = reinterpret_cast<const double*>(t);
   if (!covers_all(table, times, rows)) return false;
   run_matrices(table, kernels_for(level), times, rows, entries, reinterpret_cast<double*>(to), threads);
   return true;
-}
-
-py::tuple philox4x32(const py::tuple& counter, uint64_t key) {
-  const auto word = [&](size_t i) { return counter[i].cast<uint32_t>(); };
-  const auto words =
-      scalar::philox4x32(scalar::Words<uint64_t>{word(0), word(1), word(2), word(3)},
-                         scalar::round_keys(key));
-  const auto low = [](uint64_t wide) { return static_cast<uint32_t>(wide); };
-  return py::make_tuple(low(words.w0), low(words.w1), low(words.w2), low(words.w3));
-}
-
-template <class T>
-void scalar_normals(uintptr_t radius, uintptr_t angle, int64_t count, uintptr_t z_x, uintptr_t z_v) {
-  using Word = scalar::Bits<T>;
-  for (int64_t i = 0; i < count; ++i) {
-    scalar::box_muller<T>(Word(reinterpret_cast<const uint32_t*>(radius)[i]),
-                          Word(reinterpret_cast<const uint32_t*>(angle)[i]),
-                          reinterpret_cast<T*>(z_x)[i], reinterpret_cast<T*>(z_v)[i]);
-  }
 }
 
 }  // namespace
@@ -131,11 +109,6 @@ PYBIND11_MODULE(_core, module) {
         return py::dict("level"_a = levels().back(), "levels"_a = levels(), "threading"_a = threading());
       },
       "The level in use, the levels that run here, and \"gomp\" or \"serial\" threads.");
-  py::class_<Table>(module, "Table", "A table of matrices over time; others take its address.")
-      .def(py::init(&make_table), "coefficients"_a, "octaves"_a, "count"_a, "terms"_a, "stride"_a,
-           "end"_a, "used"_a)
-      .def_property_readonly("address",
-                             [](const Table& table) { return reinterpret_cast<uintptr_t>(&table); });
   module.def("stage", &stage,
              "One stage: out planes = weights * in planes. shape: rows, channels, inner positions, dtype "
              "code. A tensor is 7 integers: pointer, planes, dtype code, and the strides of batch, plane, "
@@ -149,13 +122,10 @@ PYBIND11_MODULE(_core, module) {
              "The matrices of a table at float64 times by address; False where a time lies outside.");
   module.def(
       "covers",
-      [](uintptr_t table, uintptr_t t, int64_t rows) {
-        return covers_all(*reinterpret_cast<const Table*>(table), reinterpret_cast<const double*>(t),
-                          rows);
+      [](const py::tuple& table, uintptr_t t, int64_t rows) {
+        return covers_all(read_table(table), reinterpret_cast<const double*>(t), rows);
       },
       "Whether a table covers all of the float64 times at an address.");
-  module.def("philox4x32", &philox4x32, "counter"_a, "key"_a,
-             "Four words of one counter (4 words) and a 64-bit key.");
   module.def(
       "philox_words",
       [](const py::tuple& noise, int64_t count, uintptr_t radius, uintptr_t angle,
@@ -165,12 +135,4 @@ PYBIND11_MODULE(_core, module) {
       },
       "noise"_a, "count"_a, "radius"_a, "angle"_a, "level"_a = "",
       "Words of a run of pairs, to two uint32 arrays given by address.");
-  module.def(
-      "normals_from_words",
-      [](uintptr_t radius, uintptr_t angle, int64_t count, bool wide, uintptr_t z_x, uintptr_t z_v) {
-        const auto fill = wide ? scalar_normals<double> : scalar_normals<float>;
-        fill(radius, angle, count, z_x, z_v);
-      },
-      "radius"_a, "angle"_a, "count"_a, "wide"_a, "z_x"_a, "z_v"_a,
-      "The scalar form, which device code shares: normals from two uint32 arrays of words.");
 }

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "bind/arguments.h"
+#include "cuda/launch.h"
 #include "cuda/run.h"
 
 namespace py = pybind11;
@@ -11,7 +12,7 @@ namespace {
 
 // Device number and stream handle.
 Queue read_queue(const py::tuple& queue) {
-  check_size(queue, 2, "a queue");
+  require(PyTuple_GET_SIZE(queue.ptr()) == 2, "a queue is 2 integers");
   return {static_cast<int>(integer(queue, 0)), reinterpret_cast<cudaStream_t>(integer(queue, 1))};
 }
 
@@ -20,10 +21,8 @@ void stage(const py::tuple& shape, const py::tuple& inputs, const py::tuple& out
            const py::tuple& queue) {
   const MatrixShape matrices(weights);
   StageArgs args = read_stage(shape, inputs, outputs, matrices, noise);
-  if (matrices.count != 1 && !(on_device && matrices.count == args.rows)) {
-    throw std::invalid_argument("weights must hold 1 matrix, or one for each row on the device, got " +
-                                std::to_string(matrices.count));
-  }
+  require(matrices.count == 1 || (on_device && matrices.count == args.rows),
+          "weights must hold 1 matrix, or one for each row on the device");
   if (!on_device) matrices.check_finite();
   args.used = on_device ? used : matrices.used_columns();
   run_stage(args, on_device, reinterpret_cast<const int64_t*>(step), read_queue(queue));
@@ -31,11 +30,11 @@ void stage(const py::tuple& shape, const py::tuple& inputs, const py::tuple& out
 
 void residual(const py::tuple& shape, const py::tuple& outputs, const py::tuple& offsets,
               const py::tuple& gradients, const py::tuple& weights, uintptr_t scale, double factor,
-              uintptr_t sums, uintptr_t loss, bool reduce, const py::tuple& queue) {
+              uintptr_t sums, const py::tuple& queue) {
   ResidualArgs args = read_residual(shape, outputs, offsets, gradients, MatrixShape(weights),
                                     reinterpret_cast<const double*>(scale), factor);
   args.sums = reinterpret_cast<double*>(sums);
-  run_residual(args, reinterpret_cast<void*>(loss), reduce, read_queue(queue));
+  run_residual(args, read_queue(queue));
 }
 
 }  // namespace
@@ -54,9 +53,9 @@ PYBIND11_MODULE(_cuda, module) {
              "One stage on a stream. As `_core.stage`, with weights on the host or the device, a step "
              "counter on the device or 0, and a mask of the columns that weights on the device use.");
   module.def("residual", &residual,
-             "Losses and gradients on a stream. As `_core.residual`, all memory on the device, with room "
-             "for `residual_room` numbers of float64.");
-  module.def("residual_room", &residual_room, "rows"_a, "width"_a, "reduce"_a);
+             "Losses of the pieces of rows, float64 (rows, pieces), and gradients on a stream. As "
+             "`_core.residual`, all memory on the device.");
+  module.def("pieces_of", &pieces_of, "width"_a, "Pieces of a row.");
   module.def(
       "matrices",
       [](uintptr_t coefficients, uintptr_t octaves, int64_t count, int64_t terms, int64_t stride,

@@ -27,12 +27,9 @@ struct PieceUnits {
   }
 };
 
-// Four 16-bit numbers are a lane's quad, eight are one wide access.
+// Four 16-bit numbers, a lane's quad.
 struct alignas(8) Half4 {
   uint32_t pair[2];
-};
-struct alignas(16) Half8 {
-  Half4 half[2];
 };
 struct alignas(16) Float4 {
   float value[4];

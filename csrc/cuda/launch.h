@@ -69,9 +69,8 @@ struct LaunchShape {
     const bool dense = (inner == 1 || plane.inner_stride == 1) &&
                        (channels == 1 || plane.channel_stride == inner);
     const int64_t size = size_of(plane.dtype);
-    vector = vector && dense && aligned(plane, QUAD) && (rows == 1 || plane.batch_stride * size < LIMIT);
+    vector = vector && dense && aligned(plane) && (rows == 1 || plane.batch_stride * size < LIMIT);
     plain = plain && plane.dtype == Dtype::float32;
-    plane.wide = size == 2 && aligned(plane, 8);
     return plane;
   }
 
@@ -84,11 +83,11 @@ struct LaunchShape {
   // For fewer rows and columns, products with the 8 bytes of an element have 32 bits.
   static constexpr int64_t MOST_SHORT = int64_t(1) << 29;
 
-  // Whether `count` neighbours of a row that starts at a multiple of `count` are one aligned access.
-  bool aligned(const Plane& plane, int64_t count) const {
-    const int64_t size = size_of(plane.dtype), bytes = count * size < 16 ? count * size : 16;
+  // Whether each quad of a row is one aligned access, or two of 16 bytes.
+  bool aligned(const Plane& plane) const {
+    const int64_t size = size_of(plane.dtype), bytes = QUAD * size < 16 ? QUAD * size : 16;
     const bool starts = rows == 1 || plane.batch_stride * size % bytes == 0;
-    return starts && width % count == 0 &&
+    return starts && width % QUAD == 0 &&
            reinterpret_cast<uintptr_t>(plane.data) % static_cast<uintptr_t>(bytes) == 0;
   }
 };

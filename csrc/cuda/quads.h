@@ -8,20 +8,18 @@ namespace cldfast::CLDFAST_LEVEL {
 namespace {
 
 // The two quads of one lane, of the 64 quads of a warp: number `lane` of the first half and of the second
-// half. Neighbouring lanes hold neighbouring quads, so that a warp's access to a float plane is dense. A
-// lane past the end reads a quad that exists, and writes none.
+// half. Neighbouring lanes hold neighbouring quads, so that a warp's access to a plane is dense. A lane
+// past the end reads a quad that exists, and writes none.
 struct Quads {
   int64_t unit[2];
   uint32_t row[2], column[2];
   bool valid[2];
-  bool odd;  // whether the lane's number is
 
-  CLDFAST_DEVICE Quads(const StageLaunch& launch, int64_t tile, int lane) : odd(lane & 1) {
+  CLDFAST_DEVICE Quads(const StageLaunch& launch, int64_t tile, int lane) {
     CLDFAST_UNROLL for (int g = 0; g < 2; ++g) {
       unit[g] = (tile * 2 + g) * LANES + lane;
       valid[g] = unit[g] < launch.units;
-      // A lane of the same parity, so that wide accesses stay aligned.
-      if (!valid[g]) unit[g] = odd && launch.units > 1 ? 1 : 0;
+      if (!valid[g]) unit[g] = 0;
       const int64_t quotient = launch.by_row.quotient(unit[g]);
       row[g] = static_cast<uint32_t>(quotient);
       column[g] = QUAD * static_cast<uint32_t>(unit[g] - quotient * launch.by_row.value);
@@ -29,12 +27,11 @@ struct Quads {
   }
 
   // The same for the quads from `quad` on of one row, whose last one is `end` - 1.
-  CLDFAST_DEVICE Quads(int64_t row_index, int64_t quads_of_row, int64_t quad, int64_t end, int lane)
-      : odd(lane & 1) {
+  CLDFAST_DEVICE Quads(int64_t row_index, int64_t quads_of_row, int64_t quad, int64_t end, int lane) {
     CLDFAST_UNROLL for (int g = 0; g < 2; ++g) {
       int64_t in_row = quad + g * LANES + lane;
       valid[g] = in_row < end;
-      if (!valid[g]) in_row = odd && quads_of_row > 1 ? 1 : 0;
+      if (!valid[g]) in_row = 0;
       unit[g] = row_index * quads_of_row + in_row;
       row[g] = static_cast<uint32_t>(row_index);
       column[g] = QUAD * static_cast<uint32_t>(in_row);
@@ -53,49 +50,12 @@ struct Quads {
     char* row_start = static_cast<char*>(plane.data) + static_cast<uint64_t>(row[g]) * stride;
     return reinterpret_cast<E*>(row_start + column[g] * static_cast<uint32_t>(sizeof(E)));
   }
-
-  // The first quads of this lane and its neighbour, or their second quads. Those of the even lane come
-  // first in memory.
-  CLDFAST_DEVICE Half8* eight(const Plane& plane, bool second) const {
-    uint16_t* quad = second ? at<uint16_t>(plane, 1) : at<uint16_t>(plane, 0);
-    return reinterpret_cast<Half8*>(quad - (odd ? QUAD : 0));
-  }
 };
-
-CLDFAST_DEVICE Half4 from_neighbour(Half4 mine) {
-  return {{__shfl_xor_sync(WARP, mine.pair[0], 1), __shfl_xor_sync(WARP, mine.pair[1], 1)}};
-}
-
-// Eight 16-bit numbers in one access. Of two neighbouring lanes the even one reads the first quads of
-// both, the odd one the second quads of both; then each gives the other its quad. All lanes of a warp
-// call this together.
-CLDFAST_DEVICE void load_wide(const Plane& plane, const Quads& quads, const bool wanted[2], Half4 quad[2]) {
-  const bool odd = quads.odd;
-  Half8 own = {};
-  if (odd ? wanted[1] : wanted[0]) own = *quads.eight(plane, odd);
-  const Half4 swapped = from_neighbour(odd ? own.half[0] : own.half[1]);
-  quad[0] = odd ? swapped : own.half[0];
-  quad[1] = odd ? own.half[1] : swapped;
-}
-
-CLDFAST_DEVICE void store_wide(const Plane& plane, const Quads& quads, const Half4 quad[2]) {
-  const bool odd = quads.odd;
-  const Half4 swapped = from_neighbour(odd ? quad[0] : quad[1]);
-  if (odd ? quads.valid[1] : quads.valid[0]) {
-    *quads.eight(plane, odd) = {{odd ? swapped : quad[0], odd ? quad[1] : swapped}};
-  }
-}
 
 // PLAIN: the plane is float32.
 template <bool PLAIN>
 CLDFAST_DEVICE void load_quads(const Plane& plane, const Quads& quads, const bool wanted[2],
                                float x[2][QUAD]) {
-  if (!PLAIN && plane.wide) {
-    Half4 quad[2];
-    load_wide(plane, quads, wanted, quad);
-    CLDFAST_UNROLL for (int g = 0; g < 2; ++g) widen(quad[g], plane.dtype, x[g]);
-    return;
-  }
   CLDFAST_UNROLL for (int g = 0; g < 2; ++g) {
     if (PLAIN || plane.dtype == Dtype::float32) {
       Float4 value = {};
@@ -119,12 +79,6 @@ CLDFAST_DEVICE void load_quads(const Plane& plane, const Quads& quads, const boo
 
 template <bool PLAIN>
 CLDFAST_DEVICE void store_quads(const Plane& plane, const Quads& quads, const float y[2][QUAD]) {
-  if (!PLAIN && plane.wide) {
-    Half4 quad[2];
-    CLDFAST_UNROLL for (int g = 0; g < 2; ++g) quad[g] = narrow(y[g], plane.dtype);
-    store_wide(plane, quads, quad);
-    return;
-  }
   CLDFAST_UNROLL for (int g = 0; g < 2; ++g) {
     if (!quads.valid[g]) continue;
     if (PLAIN || plane.dtype == Dtype::float32) {

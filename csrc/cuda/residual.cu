@@ -1,8 +1,5 @@
-// The residual on a GPU: a team of lanes sums a piece of a row. The team that comes last adds the sums of
-// all pieces, in order.
+// The residual on a GPU: a team of lanes sums a piece of a row.
 #define CLDFAST_LEVEL device
-#include <algorithm>
-
 #include "cuda/residual_thread.h"
 #include "cuda/run.h"
 
@@ -19,78 +16,6 @@ __device__ double team_sum(double value, int team) {
   return value;
 }
 
-// The sum over a block, in the order of its warps; `shared` has room for one number of each.
-__device__ double block_sum(double value, double* shared) {
-  value = team_sum(value, LANES);
-  if (threadIdx.x % LANES == 0) shared[threadIdx.x / LANES] = value;
-  __syncthreads();
-  double sum = 0.0;
-  for (int warp = 0; warp < WARPS; ++warp) sum += shared[warp];
-  return sum;
-}
-
-// The sum of every step-th number from `first` on. Other blocks may have stored these numbers.
-__device__ double stored_sum(const double* sums, int64_t count, int first, int step) {
-  double sum = 0.0;
-  // Read from the cache that all blocks share: a nearer one may hold older numbers.
-  for (int64_t i = first; i < count; i += step) sum += __ldcg(sums + i);
-  return sum;
-}
-
-// Whether this is the last of the arrivals expected. It then sees what the others stored before theirs.
-__device__ bool completes(uint32_t* arrivals, int64_t expected) {
-  __threadfence();
-  const bool last = atomicAdd(arrivals, 1u) + 1 == expected;
-  __threadfence();
-  return last;
-}
-
-__device__ void store_loss(const ResidualLaunch& launch, int64_t row, double loss) {
-  if (launch.compute == Dtype::float32) {
-    static_cast<float*>(launch.loss)[row] = static_cast<float>(loss);
-  } else {
-    static_cast<double*>(launch.loss)[row] = loss;
-  }
-}
-
-// Takes the sum of a piece, which all lanes of its team have.
-__device__ void end_piece(const ResidualLaunch& launch, int64_t row, int64_t piece, double sum, int lane) {
-  if (launch.pieces == 1) {
-    if (lane == 0) store_loss(launch, row, sum);
-    return;
-  }
-  // Where a row has several pieces, a team is a warp.
-  double* sums = launch.sums + row * launch.pieces;
-  int last = 0;
-  if (lane == 0) {
-    sums[piece] = sum;
-    last = completes(launch.arrivals + row, launch.pieces);
-  }
-  if (!__shfl_sync(WARP, last, 0)) return;
-  __syncwarp();
-  const double whole = team_sum(stored_sum(sums, launch.pieces, lane, LANES), LANES);
-  if (lane == 0) store_loss(launch, row, whole);
-}
-
-// Takes each thread's sum over all of its tasks.
-__device__ void end_block(const ResidualLaunch& launch, double sum) {
-  __shared__ double shared[2][WARPS];
-  __shared__ bool last;
-  const double of_block = block_sum(sum, shared[0]);
-  if (gridDim.x == 1) {
-    if (threadIdx.x == 0) store_loss(launch, 0, of_block);
-    return;
-  }
-  if (threadIdx.x == 0) {
-    launch.sums[blockIdx.x] = of_block;
-    last = completes(launch.arrivals, gridDim.x);
-  }
-  __syncthreads();
-  if (!last) return;
-  const double whole = block_sum(stored_sum(launch.sums, gridDim.x, threadIdx.x, THREADS), shared[1]);
-  if (threadIdx.x == 0) store_loss(launch, 0, whole);
-}
-
 // Sums up pieces by teams of lanes: sum_of(row, piece, lane) is a lane's share of a piece.
 template <class SumOf>
 __device__ void sum_pieces(const ResidualLaunch& launch, int team, const SumOf& sum_of) {
@@ -98,19 +23,17 @@ __device__ void sum_pieces(const ResidualLaunch& launch, int team, const SumOf& 
   const int64_t tasks = launch.rows * launch.pieces;
   const int64_t teams = int64_t(gridDim.x) * THREADS / team;
   const int64_t first = (int64_t(blockIdx.x) * THREADS + threadIdx.x) / team;
-  double sum = 0.0;
   // All lanes of a warp go round equally often, because they add their sums together.
   for (int64_t round = 0; round * teams < tasks; ++round) {
     const int64_t task = round * teams + first;
-    const int64_t row = task < tasks ? launch.by_piece.quotient(task) : 0;
-    const int64_t piece = task - row * launch.pieces;
-    if (task < tasks) sum += sum_of(row, piece, lane);
-    if (launch.reduce) continue;
+    double sum = 0.0;
+    if (task < tasks) {
+      const int64_t row = launch.by_piece.quotient(task);
+      sum = sum_of(row, task - row * launch.pieces, lane);
+    }
     sum = team_sum(sum, team);
-    if (task < tasks) end_piece(launch, row, piece, sum, lane);
-    sum = 0.0;
+    if (task < tasks && lane == 0) launch.sums[task] = sum;
   }
-  if (launch.reduce) end_block(launch, sum);
 }
 
 // Most of the time is spent waiting for memory, so that many warps are needed.
@@ -142,22 +65,12 @@ ResidualKernel kernel_for(const ResidualLaunch& launch) {
 
 }  // namespace
 
-int64_t residual_room(int64_t rows, int64_t width, bool reduce) {
-  return ResidualLaunch::room_of_sums(rows, width, reduce) + ((reduce ? 1 : rows) + 1) / 2;
-}
-
-void run_residual(ResidualArgs& args, void* loss, bool reduce, const Queue& queue) {
+void run_residual(ResidualArgs& args, const Queue& queue) {
   use(queue.device);
   walk_by_pixel(args);
-  const ResidualLaunch launch(args, loss, reduce);
-  const int64_t teams = THREADS / launch.team;
-  const int64_t blocks = (launch.rows * launch.pieces + teams - 1) / teams;
-  const unsigned grid = static_cast<unsigned>(std::min(blocks, ResidualLaunch::MOST_BLOCKS));
-  if (reduce ? grid > 1 : launch.pieces > 1) {
-    const size_t bytes = static_cast<size_t>(reduce ? 1 : launch.rows) * sizeof(uint32_t);
-    check(cudaMemsetAsync(launch.arrivals, 0, bytes, queue.stream), "cudaMemsetAsync");
-  }
-  start("the launch of a residual", kernel_for(launch), grid, THREADS, queue, launch);
+  const ResidualLaunch launch(args);
+  const unsigned blocks = blocks_for(launch.rows * launch.pieces, THREADS / launch.team, queue.device);
+  start("the launch of a residual", kernel_for(launch), blocks, THREADS, queue, launch);
 }
 
 }  // namespace cldfast

@@ -18,20 +18,9 @@ struct ResidualLaunch : LaunchShape {
   const double* weights;
   const double* scale;
   double factor;
-  void* loss;          // of each row, or of all if `reduce`
-  bool reduce;
-  double* sums;        // of the pieces of rows, or, if `reduce`, of blocks
-  uint32_t* arrivals;  // how many of a row's pieces, or of all blocks, have stored their sums
+  double* sums;  // (rows, pieces)
 
-  // Blocks of a sum over rows. The number does not depend on the device, because it decides the order of
-  // the sum.
-  static constexpr int64_t MOST_BLOCKS = 4096;
-
-  static int64_t room_of_sums(int64_t rows, int64_t width, bool reduce) {
-    return reduce ? MOST_BLOCKS : width > PIECE ? rows * pieces_of(width) : 0;
-  }
-
-  ResidualLaunch(const ResidualArgs& args, void* losses, bool reduces)
+  explicit ResidualLaunch(const ResidualArgs& args)
       : LaunchShape(args),
         residuals(args.residuals),
         outputs(args.outputs),
@@ -40,10 +29,7 @@ struct ResidualLaunch : LaunchShape {
         weights(args.weights),
         scale(args.scale),
         factor(args.factor),
-        loss(losses),
-        reduce(reduces),
-        sums(args.sums),
-        arrivals(reinterpret_cast<uint32_t*>(args.sums + room_of_sums(rows, width, reduces))) {
+        sums(args.sums) {
     for (int m = 0; m < inputs; ++m) input[m] = take(args.input[m]);
     for (int j = 0; j < args.results; ++j) gradient[j] = take(args.result[j]);
     // Score matching: a score of the velocity, or of state and velocity, and as many offsets.

@@ -12,12 +12,9 @@ namespace cldfast {
 // picks the matrix among several on the device. The first LAUNCH_OUTPUTS outputs may be inputs.
 void run_stage(const StageArgs& args, bool on_device, const int64_t* step, const Queue& queue);
 
-// Numbers of float64 that `args.sums` must have room for.
-int64_t residual_room(int64_t rows, int64_t width, bool reduce);
-
-// One launch. `loss` receives numbers of the compute dtype: one for each row, or the sum over rows alone
-// if `reduce`. A gradient of at most MOST_OVERWRITTEN planes may lie in memory of the input.
-void run_residual(ResidualArgs& args, void* loss, bool reduce, const Queue& queue);
+// One launch. `args.sums` receives the losses of the pieces of rows, (rows, pieces_of(width)). A gradient of
+// at most MOST_OVERWRITTEN planes may lie in memory of the input.
+void run_residual(ResidualArgs& args, const Queue& queue);
 
 // The matrices of a table at `rows` times, `entries` numbers each. Times that the table does not cover
 // give numbers without meaning.

@@ -26,7 +26,6 @@ struct Plane {
   int64_t channel_stride;
   int64_t inner_stride;
   Dtype dtype;
-  bool wide;  // on GPUs: 16-bit numbers, of which 8 neighbours are one aligned access
 };
 
 struct Table;

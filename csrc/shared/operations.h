@@ -37,7 +37,7 @@ struct ResidualArgs : Call {
   double factor;
 
   Tiling tiling;  // on the CPU
-  double* sums;   // room for partial sums; on the CPU (rows, pieces), the losses of the pieces
+  double* sums;   // (rows, pieces): the losses of the pieces
 };
 
 // What each instruction set provides.

@@ -1,6 +1,6 @@
 """Fits the minimax polynomials of the normals: `python csrc/tools/fit_polynomials.py` writes them.
 
-To csrc/shared/polynomials.h, and the same numbers to
+To csrc/shared/polynomials.h, and those for float32 to
 cldfast/kernels/backends/triton/polynomials.py.
 
 Remez exchange in 60-digit arithmetic (mpmath). Each fit minimises the largest weighted error on its
@@ -123,7 +123,7 @@ namespace {
 PYTHON_HEADER = """\
 \"\"\"Minimax polynomials of the normals. Written by csrc/tools/fit_polynomials.py; do not edit.
 
-The same numbers as csrc/shared/polynomials.h, lowest order first; that file says what they
+Those of csrc/shared/polynomials.h for float32, lowest order first; that file says what they
 approximate.
 \"\"\"
 """
@@ -144,9 +144,9 @@ def main() -> None:
                 f"\n// {meaning}; relative error 2^{float(mp.log(worst, 2)):.1f}.\n"
                 f"template <class F>\nCLDFAST_HD F {name}(F x, {scalar}) {{\n{body}\n}}\n"
             )
-            numbers = "".join(f"    {mp.nstr(c, digits)},\n" for c in coefficients)
-            bits = {"float": 32, "double": 64}[scalar]
-            python += f"\n{name.upper()}_{bits} = (\n{numbers})\n"
+            if scalar == "float":
+                numbers = "".join(f"    {mp.nstr(c, digits)},\n" for c in coefficients)
+                python += f"\n{name.upper()} = (\n{numbers})\n"
             print(f"{name} {scalar} degree {degree}: 2^{float(mp.log(worst, 2)):.1f}")
     text += "\n}  // namespace\n}  // namespace cldfast::CLDFAST_LEVEL\n"
     root = Path(__file__).resolve().parents[2]

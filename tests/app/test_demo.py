@@ -51,7 +51,7 @@ def test_report(result):
     assert len(quality["class_fractions"]) == 10
     assert sum(quality["class_fractions"]) == pytest.approx(1.0)
     assert quality["evaluations"] == [2, 6]
-    assert quality["sliced_w2_by_solver"].keys() == {"em", "sscs"}
+    assert quality["sliced_w2_by_solver"].keys() == {"em", "sscs", "auto"}
     for backend in ("fused", "reference"):
         if speed[backend] is not None:
             assert speed[backend]["integrator_seconds"] > 0

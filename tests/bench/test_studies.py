@@ -15,8 +15,13 @@ pytest.importorskip("ot")
 pytest.importorskip("safetensors")
 pytest.importorskip("sklearn")
 
+import fitted_study
 import learned_nets
 import learned_study
+import learning_docs
+import learning_study
+import numpy as np
+import one_network_study
 import position_noise_study
 import solver_docs
 import solver_study
@@ -142,6 +147,50 @@ def test_the_document_is_that_of_the_results() -> None:
     assert solver_docs.filled(text, solver_docs.sections()) == text
 
 
+@pytest.mark.parametrize(
+    "recipe", {**learning_study.POSITION_NOISE, **learning_study.PRECONDITIONING}.values(), ids=str
+)
+def test_every_recipe_trains_and_samples(recipe: learning_study.Recipe) -> None:
+    rows = torch.randn(512, 2)
+    net, form, seconds = learning_study.train(recipe, SDE, rows, 2, seed=1)
+    found = learning_study.judge(net, SDE, form, (32, 2), lambda x: float(x.std()))
+    assert seconds > 0.0 and found.keys() == learning_study.SAMPLERS.keys()
+    assert all(math.isfinite(value) for value in found.values())
+
+
+def test_runs_of_one_network_end_at_one_noise_level() -> None:
+    for process in one_network_study.PROCESSES.values():
+        levels, end = one_network_study.noise_level(process), one_network_study.last_time(process)
+        assert np.exp(levels.log_sigma(np.array([end]))) == pytest.approx([0.01], rel=1e-6)
+
+
+def test_the_document_of_learning_is_that_of_the_results() -> None:
+    text = learning_docs.DOCUMENT.read_text(encoding="utf-8")
+    assert solver_docs.filled(text, learning_docs.sections()) == text
+
+
 def test_markers_are_asked_for() -> None:
     with pytest.raises(ValueError, match="best:begin"):
         solver_docs.filled("no markers", {"best": "table"})
+
+
+def test_fitted_study(tmp_path: Path) -> None:
+    """A row for each fit and each seed, written as they come; nothing is measured twice."""
+    command = [
+        "--problems", "exact", "--evaluations", "3", "--bases", "multistep 3", "--fits", "0",
+        "--seeds", "2", "--options", '{"steps": 3, "batch_size": 64}', "--out", str(tmp_path),
+        "--root", str(tmp_path),
+    ]  # fmt: skip
+    fitted_study.main(command)
+    found = rows(tmp_path / fitted_study.TABLE)
+    assert [row["case"] for row in found] == ["floor", *["fitted multistep 3"] * 3]
+    floor, fit, *judged = found
+    assert float(fit["seconds"]) > 0.0 and fit["sliced_w2"] == ""
+    assert all(float(row["sliced_w2"]) > float(floor["sliced_w2"]) for row in judged)
+    assert (tmp_path / "plans" / "exact-3-multistep-3-0.json").exists()
+    assert (tmp_path / "fitted_study.png").exists()
+    fitted_study.main(command)
+    assert rows(tmp_path / fitted_study.TABLE) == found
+    fitted_study.main([*command, "--unfitted"])
+    cases = {row["case"] for row in rows(tmp_path / fitted_study.TABLE)}
+    assert cases >= set(fitted_study.UNFITTED)

@@ -214,7 +214,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="'noise' does not give 'score'"):
         make_plan(KineticLangevin(1.0), "baoab", 5, parameterization="noise")
     with pytest.raises(
-        ValueError, match="unknown solver 'ula'; expected one of euler, baoab, obabo"
+        ValueError, match="unknown solver 'ula'; expected one of auto, euler, baoab"
     ):
         make_plan(KineticLangevin(1.0), "ula", 5)
     with pytest.raises(ValueError, match="friction must be a finite number > 0"):

@@ -143,7 +143,7 @@ def test_what_is_refused_says_why() -> None:
         make_plan(FlowMatching(), "euler", 5, "log_snr")
     with pytest.raises(ValueError, match="use variable='t'"):
         make_plan(FlowMatching(), "multistep", 5, variable="log_snr")
-    with pytest.raises(ValueError, match="unknown solver 'aboba'; expected one of em,"):
+    with pytest.raises(ValueError, match="unknown solver 'aboba'; expected one of auto, em,"):
         make_plan(VP(), "aboba", 5)
     with pytest.raises(TypeError, match="a path such as cldfast.classical.VP, got str"):
         make_plan("VP", "em", 5)  # type: ignore[arg-type]

@@ -701,11 +701,11 @@ def test_bad_arguments() -> None:
         cld_sgm.get_sampling_fn(c, process(c, "vpsde"), (3, 2), 1e-3)(model)
     with pytest.raises(ValueError, match="weighting must be one of"):
         cld_sgm.get_loss_fn(process(c), True, config(weighting="none"))
-    with pytest.raises(ValueError, match="cld_objective must be hsm or dsm, got 'ism'"):
+    with pytest.raises(ValueError, match="cld_objective must be one of hsm, dsm, got 'ism'"):
         cld_sgm.get_loss_fn(process(c), True, config(cld_objective="ism"))
     with pytest.raises(ValueError, match="v0 is for the objective dsm"):
         cld_sgm.get_loss_fn(process(c), True, c)(model, torch.ones(1, 2), v0=torch.ones(1, 2))
-    with pytest.raises(ValueError, match="mode must be forward or reverse"):
+    with pytest.raises(ValueError, match="mode must be one of forward, reverse"):
         process(c).get_discrete_step_fn("sideways")
     with pytest.raises(ValueError, match="needs score_fn"):
         process(c).get_reverse_sde()(torch.ones(1, 2), torch.zeros(1, dtype=F64))

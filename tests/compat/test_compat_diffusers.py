@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import cldfast
+from cldfast.fitting.free_plan import FreePlan
 from cldfast.planner.plan import Plan
 from cldfast.planner.solvers import SOLVERS
 
@@ -24,6 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 pytest.importorskip("diffusers")
 from cldfast.compat.diffusers import CLDScheduler  # noqa: E402
 
+SDE = cldfast.CLD()
 SHAPE = (3, 4, 2, 3)
 
 
@@ -451,3 +453,33 @@ def test_a_scheduler_may_be_copied_in_the_middle_of_a_run(solver: str) -> None:
 def test_initial_noise_needs_two_halves() -> None:
     with pytest.raises(ValueError, match="x half then v half"):
         CLDScheduler().initial_noise((1, 3, 4, 4))
+
+
+def test_a_plan_that_is_given(tmp_path: Path) -> None:
+    """A fitted plan is run as `cldfast.sample` runs it, and the configuration carries it."""
+    plan = cldfast.make_plan(
+        SDE, "stochastic_multistep", 4, "auto", parameterization="noise", order=3
+    )
+    plan = FreePlan(plan).plan(torch.full((FreePlan(plan).size,), 1e-2, dtype=torch.float64))
+    scheduler = CLDScheduler(SDE, parameterization="noise", plan=plan)
+    scheduler.save_pretrained(tmp_path)
+    again = CLDScheduler.from_pretrained(tmp_path)
+    made = []
+    for one in (scheduler, again):
+        one.set_timesteps(4)
+        assert one.plan.evaluations == 4 and len(one.timesteps) == 4
+        x = one.initial_noise((2, 2, 4, 4), torch.Generator().manual_seed(1))
+        for t in one.timesteps:
+            seen = one.scale_model_input(x, t)
+            x = one.step(0.1 * seen[:, 1:], t, x, torch.Generator().manual_seed(2)).prev_sample
+        made.append(x)
+    assert torch.equal(made[0], made[1]) and bool(made[0].isfinite().all())
+    with pytest.raises(ValueError, match="the plan has 4 steps, not 5"):
+        scheduler.set_timesteps(5)
+    scheduler.set_timesteps()
+    scheduler.set_begin_index(2)
+    with pytest.raises(ValueError, match="first timestep only"):
+        scheduler.step(x[:, 1:], scheduler.timesteps[2], x)
+    for sde, parameterization in ((cldfast.CLD(a=1.1), "noise"), (SDE, "score")):
+        with pytest.raises(ValueError, match="the plan is for"):
+            CLDScheduler(sde, parameterization=parameterization, plan=plan)

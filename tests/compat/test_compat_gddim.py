@@ -103,15 +103,6 @@ def test_multistep_coefficients_are_their_integrals(cld: gddim.CLD, order: int, 
         assert not np.any(found[k, 1 + count :])
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_corrector_coefficients_are_their_integrals(cld: gddim.CLD, order: int) -> None:
-    found = cld.get_corrector_coef(order, GRID)
-    for k in (0, 1, 5):
-        count = min(k + 1, order) + 1
-        wanted = integral(cld, k, GRID[k + 2 - count : k + 2][::-1], "R")
-        np.testing.assert_allclose(found[k, 1 : 1 + count], wanted, rtol=0, atol=1e-9)
-
-
 def test_r_noise_is_a_parameterization() -> None:
     cld = gddim.CLD(beta_1=3.0)
     at = np.array([1e-3, 0.3, 1.0])
@@ -269,8 +260,7 @@ def test_read_only_and_reversed_arrays_are_copied() -> None:
         (lambda: gddim.CLD().get_deis_coef(1, [0.1, 0.5]), ValueError, "must descend"),
         (lambda: gddim.CLD().get_deis_coef(1, [0.5]), ValueError, "at least 2 times"),
         (lambda: gddim.CLD().get_deis_coef(-1, GRID), ValueError, "order must be"),
-        (lambda: gddim.CLD().get_corrector_coef(0, GRID), ValueError, "order >= 1"),
-        (lambda: gddim.CLD().get_deis_coef(1, GRID, "K"), ValueError, "'R' or 'L', got 'K'"),
+        (lambda: gddim.CLD().get_deis_coef(1, GRID, "K"), ValueError, "one of R, L, got 'K'"),
         (lambda: gddim.LambdaCLD(gddim.CLD(), -1.0), ValueError, "lambda_coef must be"),
         (
             lambda: gddim.LambdaCLD(gddim.CLD(mode="published", R_dt=1e-3)),

@@ -475,7 +475,7 @@ def test_checkpoints_are_read_without_unpickling_objects(tmp_path):
     for choice, expected in (("target", averaged), ("source", network)):
         got = psld.load_checkpoint(path, torch.nn.Linear(2, 3), choice)
         assert torch.equal(got.weight, expected.weight)
-    with pytest.raises(ValueError, match="sample_from must be 'target' or 'source', got 'both'"):
+    with pytest.raises(ValueError, match="sample_from must be one of target, source, got 'both'"):
         psld.load_checkpoint(path, network, "both")
     torch.save({"state_dict": {}}, path)
     with pytest.raises(ValueError, match="holds no weights under state_dict"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from states_behind import first_covariance, next_seed, state_behind
 
 import cldfast
 from cldfast.compat.noise_tables import NoiseTable
@@ -271,33 +272,27 @@ def test_a_ddpm_pipeline_runs_under_the_scheduler_of_cld(solver: str, prediction
     scheduler = CLDScheduler(solver=solver, grid="auto", parameterization="denoiser")
     scheduler.set_timesteps(6)
     generator = torch.Generator().manual_seed(0)
-    unit = sample = scheduler.initial_noise((3, 2, 8, 8), generator)
+    unit = scheduler.initial_noise((3, 1, 8, 8), generator)
+    sample = first = scheduler.init_noise_sigma * unit
     noises = [torch.randn(3, 2, 8, 8) for _ in scheduler.timesteps]
+    seed_of_run = generator.clone_state()
     for sigma, noise in zip(scheduler.timesteps, noises, strict=True):
         y = scheduler.scale_model_input(sample, sigma)
         output = D(y, sigma.expand(3))
-        sample = scheduler.step(output, sigma, sample, variance_noise=noise).prev_sample
-    images = sample.chunk(2, dim=1)[0]
-    assert images.shape == (3, 1, 8, 8) and images.isfinite().all()
+        sample = scheduler.step(output, sigma, sample, generator, variance_noise=noise).prev_sample
+    assert sample.shape == (3, 1, 8, 8) and sample.isfinite().all()
 
     plan = scheduler.plan
     evaluating = [k for k, stage in enumerate(plan.stages) if stage.evaluates]
-    factor = np.linalg.cholesky(first_covariance(plan, evaluating[0]))
-    x, v = unit.chunk(2, dim=1)
-    u = torch.cat([row[0] * x + row[1] * v for row in factor.tolist()], dim=1)
     stages = plan.stages[evaluating[0] :]
+    cov = first_covariance(plan, evaluating[0])
+    u = torch.from_numpy(
+        state_behind(first.numpy(), stages[0].seen[0], cov, next_seed(seed_of_run))
+    ).float()
     rest = cldfast.Plan(stages, plan.sde, plan.solver, plan.order, plan.parameterization, plan.grid)
     at = np.cumsum([stage.evaluates for stage in stages]) - 1
-    wanted = cldfast.run(rest, D, u, noise=[noises[k] for k in at])
+    wanted = cldfast.run(rest, D, u, noise=[noises[k] for k in at]).chunk(2, dim=1)[0]
     torch.testing.assert_close(sample, wanted, rtol=1e-3, atol=1e-3)
-
-
-def first_covariance(plan: cldfast.Plan, before: int) -> np.ndarray:
-    """Of the states at the first evaluation: the stages before it move the stationary law."""
-    cov = plan.sde.prior().cov
-    for stage in plan.stages[:before]:
-        cov = stage.P @ cov @ stage.P.T + stage.L @ stage.L.T
-    return np.asarray(cov)
 
 
 def test_the_example_of_the_documentation() -> None:

@@ -317,9 +317,9 @@ def test_large_planes_are_written_past_the_cache(level: str) -> None:
 def test_a_misfit_of_planes_and_weights_is_refused() -> None:
     cpu = at_level()
     u, weights = torch.randn(4, 4), matrix(1, 2, 3)
-    with pytest.raises(ValueError, match="do not fit 2 input planes"):
+    with pytest.raises(ValueError, match="the weights do not fit the planes"):
         cpu.stage(u, [], [], weights)
-    with pytest.raises(ValueError, match="weights must hold 1 or 4 matrices, got 3"):
+    with pytest.raises(ValueError, match="weights must hold 1 matrix, or one for each row"):
         cpu.stage(u, [], [], matrix(3, 2, 2))
     with pytest.raises(ValueError, match="at most 32 planes"):
         cpu.stage(u, [torch.randn(4, 80)], [], matrix(1, 2, 42))

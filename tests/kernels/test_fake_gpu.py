@@ -72,7 +72,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
     kernels.unregister_backend("nowhere")
     for table in tables:
-        table.native.pop(str(DEVICE), None)
+        table.copies.pop(str(DEVICE), None)
 
 
 @pytest.mark.parametrize("times", TIME_SAMPLING)

@@ -239,10 +239,41 @@ def test_gradients_keep_the_output_dtype(backend):
     assert torch.allclose(o.grad.to(F64), wanted.expand(3, 2), rtol=2.0**-7, atol=2.0**-7)
 
 
-def test_weights_that_need_gradients_are_refused():
-    weights = torch.zeros(1, 2, 4, dtype=F64, requires_grad=True)
-    with pytest.raises(NotImplementedError, match="weights"):
-        kernels.stage(torch.zeros(2, 4), weights=weights)
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("per_row", [False, True])
+def test_gradients_of_the_weights(backend, per_row, given):
+    """`dW = sum g p`, the normals among the planes p, also where only the weights need gradients."""
+    u = torch.randn(3, 4, dtype=F64, requires_grad=True)
+    o, h = torch.randn(3, 4, dtype=F64), torch.randn(3, 2, dtype=F64)
+    weights = torch.randn(3 if per_row else 1, 4, 7, dtype=F64, requires_grad=True)
+    noise = torch.randn(3, 4, dtype=F64) if given else NoiseAddress(5, 7, 3)
+
+    def function(u, weights):
+        made = kernels.stage(u, (o,), (h,), weights, noise=noise, seen_planes=1, backend=backend)
+        return tuple(made)
+
+    assert torch.autograd.gradcheck(function, (u, weights))
+    assert torch.autograd.gradgradcheck(function, (u, weights))
+    (alone,) = torch.autograd.grad(function(u.detach(), weights)[0].sum(), weights)
+    unit = kernels.normals((3, 2), NoiseAddress(5, 7, 3), dtype=F64)
+    planes = torch.cat([u.detach(), o, h, noise if given else unit], 1).reshape(3, 7, 2)
+    wanted = torch.zeros_like(weights)
+    wanted[:, :2] = (planes if per_row else planes.sum(0, keepdim=True)).sum(2)[:, None]
+    torch.testing.assert_close(alone, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_the_weights_for_images(backend):
+    """The specification, differentiated by autograd, on float32 images in another layout."""
+    u = torch.randn(2, 4, 3, 5).contiguous(memory_format=torch.channels_last)
+    o = torch.randn(2, 2, 3, 5).bfloat16()
+    z = kernels.normals((2, 2, 3, 5), NoiseAddress(2))
+    weights = torch.arange(15.0, dtype=F64).reshape(1, 3, 5).requires_grad_()
+    state, row, _ = kernels.stage(u, (o,), (), weights, noise=NoiseAddress(2), backend=backend)
+    (made,) = torch.autograd.grad(state.square().sum() + row.sum(), weights)
+    planes = dense(weights, [*u.chunk(2, 1), o, *z.chunk(2, 1)])
+    (wanted,) = torch.autograd.grad(planes[:, :2].square().sum() + planes[:, 2].sum(), weights)
+    # Sums of 60 products of float32 numbers.
+    torch.testing.assert_close(made, wanted, rtol=1e-5, atol=1e-3)
 
 
 def test_opcheck(backend):
@@ -250,9 +281,16 @@ def test_opcheck(backend):
     o = torch.randn(3, 2, requires_grad=True)
     h = torch.randn(3, 2)
     weights = torch.randn(1, 3, 6, dtype=F64)
+    free = torch.randn(1, 3, 6, dtype=F64, requires_grad=True)
     without_state = (None, [torch.randn(3, 2)], [], torch.randn(3, 2, 3, dtype=F64))
     for tensors, seen, dtype in (
         ((u, [o], [h], weights), 0, torch.float32),
+        ((u, [o], [h], free), 0, torch.float32),
+        (
+            (u.detach(), [], [], torch.randn(3, 2, 4, dtype=F64, requires_grad=True)),
+            0,
+            torch.float32,
+        ),
         ((u, [o], [h], weights), 1, torch.bfloat16),
         (without_state, 0, torch.float32),
     ):

@@ -15,7 +15,7 @@ from core_calls import LEVELS, some_times
 import cldfast
 from cldfast import kernels
 from cldfast.kernels import NoiseAddress
-from cldfast.kernels.backends import reference
+from cldfast.kernels.backends.reference import ReferenceBackend, noise_planes
 from cldfast.kernels.time_tables import OCTAVES, make_table
 
 F64 = torch.float64
@@ -217,8 +217,8 @@ def test_kernels_evaluate_tables_of_rows_themselves(shape, dtype, level):
         wanted = cpu.stage(None, (x0,), (), cpu.matrices(weights), address)
         assert torch.equal(made[0], wanted[0])
         assert function is perturbation or torch.equal(made[1], wanted[1])
-        noise = torch.cat(reference.noise_planes(shape, dtype, "cpu", address), 1)
-        exact, more, _ = reference.stage(None, (x0.to(F64),), (), function(t), noise)
+        noise = torch.cat(noise_planes(shape, dtype, "cpu", address), 1)
+        exact, more, _ = ReferenceBackend().stage(None, (x0.to(F64),), (), function(t), noise)
         bound = 64 * torch.finfo(dtype).eps
         assert torch.allclose(made[0].to(F64), exact, rtol=bound, atol=bound)
         assert function is perturbation or torch.allclose(
@@ -303,7 +303,7 @@ def test_a_table_is_first_used_by_many_threads():
 
 def test_a_table_for_one_matrix_is_not_a_table_for_all_rows():
     one = make_table(perturbation, 1.0).at(torch.tensor([0.3], dtype=F64))
-    with pytest.raises(ValueError, match="weights must hold 1 or 2 matrices, got 1"):
+    with pytest.raises(ValueError, match="weights must hold 1 matrix, or one for each row"):
         at_level().stage(None, (torch.randn(2, 3),), (), one)
 
 

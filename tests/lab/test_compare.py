@@ -22,7 +22,7 @@ DATA = GaussianMixture([0.5, 0.5], [[-0.7, 0.0], [0.7, 0.0]], [[0.3, 0.3], [0.3,
 
 
 def test_every_process_reaches_the_data_with_exact_networks() -> None:
-    rows = cldfast.compare(DATA, (8, 40), samples=1500, seed=3)
+    rows = cldfast.compare(DATA, (8, 40), samples=500, repeats=3, seed=3)
     assert [(row["process"], row["evaluations"]) for row in rows] == [
         (name, count) for name in contenders() for count in (8, 40)
     ]
@@ -35,8 +35,10 @@ def test_every_process_reaches_the_data_with_exact_networks() -> None:
 
 def test_given_networks_replace_exact_ones() -> None:
     nets = {"CLD": lambda y, c: 0.0 * y}
-    (row,) = cldfast.compare(DATA, (6,), networks=nets, samples=500)
-    exact = cldfast.compare(DATA, (6,), {"CLD": contenders()["CLD"]}, samples=500)[0]
+    (row,) = cldfast.compare(DATA, (6,), networks=nets, samples=300, repeats=2)
+    exact = cldfast.compare(DATA, (6,), {"CLD": contenders()["CLD"]}, samples=300, repeats=2)[0]
+    with pytest.raises(ValueError, match="repeats must be at least 2"):
+        cldfast.compare(DATA, (6,), repeats=1)
     assert row["process"] == "CLD" and row["distance"] > exact["distance"]
 
 

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
 import torch
 
 from cldfast import _core
@@ -34,7 +44,7 @@ def normals(
     code = {torch.float32: 0, torch.float64: 1}[dtype]
     described = (state.data_ptr(), 2, code, 2 * count, count, 1, 1)
     _core.stage(
-        (1, count, 1, code), (), described, (unit.data_ptr(), 1, 2, 2), 0, 0,
+        (1, count, 1, code), (), described, (unit.data_ptr(), 1, 2, 2), None, 0,
         (seed, first_pair, stage_index, stream), 1, level,
     )  # fmt: skip
     return state[0], state[1]
@@ -45,12 +55,35 @@ def normals_from_words(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The scalar form of the kernels, which device code shares."""
     z_x, z_v = torch.empty(len(radius), dtype=dtype), torch.empty(len(radius), dtype=dtype)
-    radius, angle = radius.to(torch.uint32), angle.to(torch.uint32)
-    _core.normals_from_words(
-        radius.data_ptr(), angle.data_ptr(), len(radius), dtype == torch.float64,
-        z_x.data_ptr(), z_v.data_ptr(),
-    )  # fmt: skip
+    words = radius.to(torch.uint32), angle.to(torch.uint32)
+    fill = scalar().normals_float if dtype == torch.float32 else scalar().normals_double
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (*words, z_x, z_v)]
+    fill(*pointers[:2], ctypes.c_int64(len(radius)), *pointers[2:])
     return z_x, z_v
+
+
+def philox4x32(counter: Sequence[int], key: int) -> tuple[int, ...]:
+    """Four words of one counter, by the scalar form."""
+    words = (ctypes.c_uint32 * 4)(*counter)
+    scalar().philox(words, ctypes.c_uint64(key))
+    return tuple(words)
+
+
+@cache
+def scalar() -> ctypes.CDLL:
+    """The scalar form, compiled with the flags of csrc/CMakeLists.txt; skips without a compiler."""
+    compiler = os.environ.get("CXX") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("NO_COMPILER: there is no C++ compiler")
+    source = Path(__file__).with_name("scalar_philox.cpp")
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "scalar_philox.so"
+        subprocess.run(
+            [compiler, "-O3", "-std=c++17", "-fPIC", "-shared", "-ffp-contract=off",
+             "-fno-math-errno", f"-I{source.parents[2] / 'csrc'}", str(source), "-o", str(made)],
+            check=True,
+        )  # fmt: skip
+        return ctypes.CDLL(str(made))
 
 
 def ulps(a: torch.Tensor, b: torch.Tensor) -> int:

@@ -114,15 +114,6 @@ def test_order_0_coefficients(both: tuple[Any, gddim.CLD]) -> None:
         np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE * np.abs(wanted).max())
 
 
-def test_corrector_coefficients(both: tuple[Any, gddim.CLD]) -> None:
-    import deis  # type: ignore[import-not-found]
-
-    theirs, ours = both
-    wanted = np.asarray(deis.get_am_eps_coef(theirs, 3, jax.numpy.asarray(GRID), 2))
-    found = ours.get_corrector_coef(2, GRID)[:, 1:]
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE * np.abs(wanted).max())
-
-
 def test_exact_factor_is_theirs_but_for_their_steps(sde_lib: Any) -> None:
     """Runge-Kutta steps are exact here, but 99,999 steps of 1e-5 fall short by 1e-5."""
     theirs = sde_lib.CLD(beta_1=3.0, x64=True, is_R_rk=True, used_cache=False)

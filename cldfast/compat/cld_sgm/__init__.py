@@ -1,13 +1,6 @@
-"""nv-tlabs/CLD-SGM: its processes, samplers, loss and likelihood, over cldfast.
+"""nv-tlabs/CLD-SGM (Dockhorn, Vahdat, Kreis 2022), over cldfast: see docs/codebases.md.
 
-    import sampling, losses, likelihood, sde_lib          # the codebase's own modules
-    from cldfast.compat import cld_sgm
-    cld_sgm.install()                                     # uninstall() takes it back
-
-Every function has the signature and the result of the codebase's function, and takes `mode`:
-"exact" (right times, no jitter, one fused stage per network call) or "published" (the arithmetic
-and the draws of the codebase). `docs/codebases.md` lists the differences.
-Written from the public interface of the code to Dockhorn, Vahdat, Kreis (2022).
+Every function has the signature and the result of the codebase's function, and takes `mode`.
 """
 
 from cldfast.compat.cld_sgm.checkpoint import load_checkpoint, restore_checkpoint

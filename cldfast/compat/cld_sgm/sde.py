@@ -17,7 +17,7 @@ from torch import nn
 
 from cldfast.compat.draws import Draws, widened
 from cldfast.compat.laws import LAWS, checked, jittered
-from cldfast.compat.published import check_mode
+from cldfast.compat.published import check_mode, check_name
 from cldfast.compat.schedule import FunctionBeta, Rate
 from cldfast.planner.parameterization import LinearMap
 from cldfast.process.linear_flow import Covariance, Transition
@@ -224,8 +224,7 @@ class PublishedInterface(nn.Module, ABC):
 
         mode: "forward", or "reverse" with t reversed.
         """
-        if mode not in ("forward", "reverse"):
-            raise ValueError(f"mode must be forward or reverse, got {mode!r}")
+        check_name("mode", mode, ("forward", "reverse"))
         rate = self.sde if mode == "forward" else self.get_reverse_sde(score_fn, probability_flow)
 
         def step(u: Tensor, t: Any, dt: Any) -> tuple[Tensor, Tensor]:
@@ -337,10 +336,7 @@ class VPSDE(PublishedInterface):
 
 def objective_of(config: Any) -> str:
     """`config.cld_objective`, "hsm" where there is none."""
-    objective = getattr(config, "cld_objective", "hsm")
-    if objective not in ("hsm", "dsm"):
-        raise ValueError(f"cld_objective must be hsm or dsm, got {objective!r}")
-    return str(objective)
+    return check_name("cld_objective", getattr(config, "cld_objective", "hsm"), ("hsm", "dsm"))
 
 
 def as_served(sde: Any, mode: str | None = None) -> PublishedInterface:

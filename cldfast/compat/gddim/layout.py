@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from cldfast.compat.published import check_name
+
 LAYOUTS = ("pairs", "halves")
 Function = Callable[[Any, Any], Any]
 
@@ -47,8 +49,7 @@ def as_network(function: Function, xp: Any = np, layout: str = "pairs") -> Funct
     The network returns x half then v half, `(B, 2C, ...)`. Raises ValueError or TypeError for an
     unknown layout, a library without DLPack, or a result of another shape.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    check_name("layout", layout, LAYOUTS)
     if not hasattr(xp, "from_dlpack"):
         raise TypeError(f"xp must be an array library with from_dlpack, got {xp!r}")
 
@@ -76,8 +77,7 @@ def as_tensor(array: Any) -> torch.Tensor:
         return torch.from_numpy(array)
     if not hasattr(array, "__dlpack__"):
         raise TypeError(f"expected an array with DLPack, got {type(array).__name__}")
-    tensor: torch.Tensor = torch.from_dlpack(array)
-    return tensor
+    return torch.from_dlpack(array)
 
 
 def _array(u: torch.Tensor, layout: str) -> torch.Tensor:

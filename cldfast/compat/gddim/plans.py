@@ -26,8 +26,7 @@ PARAMETERIZATION = "gddim_noise"
 def rev_times(num_steps: int, ts_order: float = 2.0, t_min: float = CLD.sampling_eps) -> np.ndarray:
     """Times linear in `t^(1/ts_order)` from T down to t_min, (num_steps + 1,)."""
     root = 1.0 / ts_order
-    times: np.ndarray = np.linspace(CLD.T**root, t_min**root, num_steps + 1) ** ts_order
-    return times
+    return np.linspace(CLD.T**root, t_min**root, num_steps + 1) ** ts_order
 
 
 def hybrid_times(

@@ -16,7 +16,7 @@ from cldfast.compat.gddim.published import (
     interpolate,
 )
 from cldfast.compat.laws import exact, propagator
-from cldfast.compat.published import check_mode
+from cldfast.compat.published import check_mode, check_name
 from cldfast.planner.reverse import Bridge
 from cldfast.planner.solvers.exponential import Exponential, lagrange
 from cldfast.process.linear_flow import stack_matrix
@@ -121,8 +121,7 @@ class CLD:
     def psi(self, s: Any, t: Any) -> np.ndarray:
         """`exp` of the drift's integral from s to t, either may be the later, (..., 2, 2)."""
         way = np.asarray(self.beta_int(t) - self.beta_int(s))
-        result: np.ndarray = stack_matrix(*propagator(self.sde, way))
-        return result
+        return stack_matrix(*propagator(self.sde, way))
 
     def R(self, t: Any) -> np.ndarray:
         """The square root of the covariance that the probability flow carries, (..., 2, 2)."""
@@ -136,7 +135,7 @@ class CLD:
         if self._table is None:
             return self._bridge.marginal(self.sde.tau(_times(t))).cov
         R = self.R(t)
-        return R @ _transposed(R)
+        return R @ np.swapaxes(R, -1, -2)
 
     def L(self, t: Any) -> np.ndarray:
         """The lower triangular square root, (..., 2, 2)."""
@@ -146,7 +145,7 @@ class CLD:
 
     def factor(self, t: Any, form: str = "R") -> np.ndarray:
         """R or L by name."""
-        return self.R(t) if _form(form) == "R" else self.L(t)
+        return self.R(t) if check_name("form", form, FORMS) == "R" else self.L(t)
 
     def inverse_factor(self, t: Any, form: str = "R") -> np.ndarray:
         """The inverse of `factor`, (..., 2, 2), at times where it is not singular."""
@@ -155,7 +154,7 @@ class CLD:
     def pull(self, t: Any, form: str = "R") -> np.ndarray:
         """`G G^T K_t^-T / 2`, the drift that a unit noise adds, (..., 2, 2); K is R or L."""
         G = self.G(t)
-        return 0.5 * G @ G @ _transposed(self.inverse_factor(t, form))
+        return 0.5 * G @ G @ np.swapaxes(self.inverse_factor(t, form), -1, -2)
 
     def step_weights(self, s: Any, t: Any, nodes: np.ndarray, form: str = "R") -> np.ndarray:
         """The integrals `int_t^s psi(r, s) G G^T K_r^-T l_j(r) / 2 dr`, (n, k, 2, 2).
@@ -166,7 +165,8 @@ class CLD:
         s, t, nodes = (np.asarray(times, np.float64) for times in (s, t, nodes))
         if self._table is not None:
             return self._left_sums(s, t, nodes, form, SUM_POINTS)
-        rule = Exponential(self.sde, np.array([1.0, self.sampling_eps]), "full_score", _form(form))
+        form = check_name("form", form, FORMS)
+        rule = Exponential(self.sde, np.array([1.0, self.sampling_eps]), "full_score", form)
         rule.bridge = self._bridge
         edges = np.exp(np.linspace(np.log(t), np.log(s), _PIECES + 1))
         edges[0], edges[-1] = t, s
@@ -197,22 +197,10 @@ class CLD:
         """
         return self.coefficients(order, rev_timesteps, partial(self.step_weights, form=form))
 
-    def get_corrector_coef(self, order: int, rev_timesteps: Any, form: str = "R") -> np.ndarray:
-        """Adams-Moulton coefficients of degree `order` >= 1, in the layout of `get_deis_coef`.
-
-        The newest noise is the one at the end of the step.
-        """
-        if order < 1:
-            raise ValueError(f"a corrector has order >= 1, got {order}")
-        weights = partial(self.step_weights, form=form)
-        return self.coefficients(order, rev_timesteps, weights, ahead=1)
-
-    def coefficients(
-        self, order: int, rev_timesteps: Any, weights: Weights, ahead: int = 0
-    ) -> np.ndarray:
+    def coefficients(self, order: int, rev_timesteps: Any, weights: Weights) -> np.ndarray:
         """psi and the `weights` of each step in the layout of `get_deis_coef`.
 
-        ahead: 1 where the newest node is the step's end. ValueError for an order that is none.
+        ValueError for an order that is none.
         """
         if isinstance(order, bool) or not isinstance(order, int | np.integer) or order < 0:
             raise ValueError(f"order must be an integer >= 0, got {order!r}")
@@ -223,9 +211,9 @@ class CLD:
         for count in range(1, order + 2):
             # The steps whose polynomial goes through `count` nodes.
             steps = np.arange(len(t))
-            steps = steps[np.minimum(steps + ahead, order) + 1 == count]
+            steps = steps[np.minimum(steps, order) + 1 == count]
             if len(steps):
-                nodes = np.stack([times[steps + ahead - j] for j in range(count)], axis=1)
+                nodes = np.stack([times[steps - j] for j in range(count)], axis=1)
                 result[steps, 1 : 1 + count] = weights(s[steps], t[steps], nodes)
         return result
 
@@ -234,16 +222,14 @@ class CLD:
 
         is_em: Euler's step instead. In the mode "published" the sum has 1,000 points.
         """
-        times = self.times(rev_timesteps)
-        t, s = times[:-1], times[1:]
         if is_em:
-            way = (s - t)[:, None, None]
+            times = self.times(rev_timesteps)
+            t, way = times[:-1], np.diff(times)[:, None, None]
             return np.stack([np.eye(2) + self.F(t) * way, self.pull(t) * way], axis=1)
+        weights: Weights = self.step_weights
         if self.mode == "published":
-            weights = self._left_sums(s, t, t[:, None], "R", ORDER0_SUM_POINTS)
-        else:
-            weights = self.step_weights(s, t, t[:, None])
-        return np.stack([self.psi(t, s), weights[:, 0]], axis=1)
+            weights = partial(self._left_sums, form="R", points=ORDER0_SUM_POINTS)
+        return self.coefficients(0, rev_timesteps, weights)[:, :2]
 
 
 class _JitteredBridge(Bridge):
@@ -257,16 +243,6 @@ class _JitteredBridge(Bridge):
     def marginal(self, tau: np.ndarray) -> Marginal:
         law = exact(self.sde, tau, self._numerical_eps, self.sde.v0_var + self._numerical_eps)
         return Marginal(law.phi[..., 0], law.covariance)
-
-
-def _transposed(matrix: np.ndarray) -> np.ndarray:
-    return np.swapaxes(matrix, -1, -2)
-
-
-def _form(form: str) -> str:
-    if form not in FORMS:
-        raise ValueError(f"form must be 'R' or 'L', got {form!r}")
-    return form
 
 
 def _times(t: Any) -> np.ndarray:

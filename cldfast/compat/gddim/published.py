@@ -80,5 +80,4 @@ def interpolate(t: np.ndarray, times: np.ndarray, values: np.ndarray) -> np.ndar
     index = np.clip(np.searchsorted(times, t, side="right"), 1, len(times) - 1)
     share = (t - times[index - 1]) / (times[index] - times[index - 1])
     low, high = values[index - 1], values[index]
-    result: np.ndarray = low + share[..., None, None] * (high - low)
-    return result
+    return low + share[..., None, None] * (high - low)

@@ -11,6 +11,7 @@ import torch
 from cldfast.compat.gddim import plans
 from cldfast.compat.gddim.layout import Function, as_network, from_state, to_state
 from cldfast.compat.gddim.process import CLD
+from cldfast.compat.published import check_name
 from cldfast.planner.plan import Plan
 from cldfast.sampling.run import initial_state, run
 
@@ -38,9 +39,7 @@ def plan_from_config(config: Any, cld: CLD) -> Plan:
     Raises ValueError for a method that is not one of `METHODS`.
     """
     sampling = _get(config, "sampling")
-    method = str(_get(sampling, "method")).lower()
-    if method not in METHODS:
-        raise ValueError(f"sampling.method must be one of {', '.join(METHODS)}, got {method!r}")
+    method = check_name("sampling.method", str(_get(sampling, "method")).lower(), METHODS)
     denoising = bool(_get(sampling, "noise_removal"))
     steps = int(_get(sampling, "nfe")) - denoising
     if steps < 1:

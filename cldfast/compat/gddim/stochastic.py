@@ -68,8 +68,7 @@ class LambdaCLD:
     def _step_weights(self, s: np.ndarray, t: np.ndarray, nodes: np.ndarray) -> np.ndarray:
         """The counterpart of `CLD.step_weights`."""
         _, integrals = self._solve(s, t, nodes)
-        result: np.ndarray = self.cld.R(s)[:, None] @ integrals @ self.cld.R(t)[:, None]
-        return result
+        return self.cld.R(s)[:, None] @ integrals @ self.cld.R(t)[:, None]
 
     def _solve(
         self, end: np.ndarray, start: np.ndarray, nodes: np.ndarray

@@ -1,10 +1,4 @@
-"""Samplers and loss of mandt-lab/PSLD (Pandey, Mandt 2023) on our kernels.
-
-    import cldfast.compat.psld as backend
-    backend.install()                   # with the codebase's `main/` on `sys.path`
-
-After `install` the codebase's registry hands out these classes.
-"""
+"""Samplers and loss of mandt-lab/PSLD (Pandey, Mandt 2023) on our kernels: docs/codebases.md."""
 
 from __future__ import annotations
 
@@ -24,6 +18,7 @@ from cldfast.compat.psld.samplers import (
     EulerMaruyamaSampler,
     SSCSSampler,
 )
+from cldfast.compat.published import check_name
 
 __all__ = [
     "REGISTERED",
@@ -78,9 +73,7 @@ def load_checkpoint(
     Raises ValueError for another `sample_from`, or a file without these weights.
     """
     prefixes = {"target": "ema_score_fn.", "source": "score_fn."}
-    if sample_from not in prefixes:
-        raise ValueError(f"sample_from must be 'target' or 'source', got {sample_from!r}")
-    prefix = prefixes[sample_from]
+    prefix = prefixes[check_name("sample_from", sample_from, tuple(prefixes))]
     state = torch.load(path, map_location="cpu", weights_only=True).get("state_dict", {})
     weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if not weights:

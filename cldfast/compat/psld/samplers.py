@@ -70,8 +70,7 @@ class Sampler:
     @property
     def n_steps(self) -> int:
         """`config.evaluation.n_discrete_steps`."""
-        steps: int = self.config.evaluation.n_discrete_steps
-        return steps
+        return self.config.evaluation.n_discrete_steps
 
     def sample(
         self,

@@ -1,10 +1,4 @@
-"""Sampler and loss of StanislasStrasman/CLD (Strasman, Surendran et al. 2025) on our kernels.
-
-    import cldfast.compat.strasman as backend
-    backend.install()                   # before or after the codebase's own imports
-
-`install` needs the codebase's `src/` on `sys.path`.
-"""
+"""Sampler and loss of StanislasStrasman/CLD (Strasman et al. 2025): see docs/codebases.md."""
 
 from __future__ import annotations
 

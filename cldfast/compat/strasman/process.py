@@ -152,8 +152,7 @@ class CriticallyDampedLangevin:
         """Lower factor of the covariance at times t (B,), (B, 2, 2) float64."""
         own = self.law(t, hsm).covariance
         if self.mode == "exact":
-            exact_factor: torch.Tensor = own.factor
-            return exact_factor
+            return own.factor
         l_xx, l_vx, l_vv = published.cholesky(own.xx, own.xv, own.vv)
         rows = [l_xx, torch.zeros_like(l_xx), l_vx, l_vv]
         return torch.stack(rows, -1).reshape(-1, 2, 2).to(torch.float64)
@@ -313,8 +312,7 @@ def _score_name(is_cld: bool) -> str:
 
 
 def _host(values: torch.Tensor) -> np.ndarray:
-    result: np.ndarray = values.to(device="cpu", dtype=torch.float64).numpy()
-    return result
+    return values.to(device="cpu", dtype=torch.float64).numpy()
 
 
 def _halves(u: torch.Tensor, draws: Draws) -> torch.Tensor:

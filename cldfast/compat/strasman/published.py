@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cldfast.compat.laws import naive_covariance, propagator
-from cldfast.compat.steps import euler_blocks
+from cldfast.planner.solvers.leapfrog import half_steps
 from cldfast.planner.stage import Stage, affine_stages
 from cldfast.process.linear_flow import Transition
 from cldfast.process.sde import CLD
@@ -70,12 +70,7 @@ def leapfrog(
 
     ways: step times rate at t and at `late`. All (n,).
     """
-    early = [euler_blocks(process, 0.5 * ways[0], rows=rows) for rows in (_KICK, _DRIFT)]
-    later = [euler_blocks(process, 0.5 * ways[1], rows=rows) for rows in (_DRIFT, _KICK)]
-    (P, E), (Q, F) = ((b @ a, b @ e + f) for (a, e), (b, f) in (early, later))
+    (P, E), (Q, F) = half_steps(process, 0.5 * ways[0], 0.5 * ways[1])
     L = np.sqrt(ways[0][:, None, None] * np.diag(process.D))
     halves = affine_stages(t, late, P, E, L), affine_stages(late, t_next, Q, F, 0.0 * L)
     return list(chain.from_iterable(zip(*halves, strict=True)))
-
-
-_KICK, _DRIFT = (0.0, 1.0), (1.0, 0.0)

@@ -95,5 +95,4 @@ class beta_parametric:
 
     @staticmethod
     def _exact(function: Any, t: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = function(t.to(torch.float64)).to(t.dtype)
-        return result
+        return function(t.to(torch.float64)).to(t.dtype)

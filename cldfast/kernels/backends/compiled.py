@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -27,33 +26,15 @@ Layout = tuple[int, int, int, int]
 
 
 class CompiledBackend(Backend):
-    """A backend whose kernels take addresses; a subclass launches them."""
+    """A backend whose kernels take addresses; a subclass launches them.
 
-    @abstractmethod
-    def _launch_stage(
-        self,
-        device: torch.device,
-        layout: Layout,
-        planes: tuple[Description, Description],
-        weights: torch.Tensor | AtTimes,
-        noise: NoiseWords,
-        step: torch.Tensor | None,
-        used: int,
-    ) -> None:
-        """Run a stage; planes: those read and those written."""
+    `_launch_stage(device, layout, planes, weights, noise, step, used)` runs a stage; planes: those
+    read and those written. `_launch_residual(layout, planes, weights, scale, factor, loss, reduce)`
+    runs a residual; planes: the output's, the offset's, and those of the gradient.
+    """
 
-    @abstractmethod
-    def _launch_residual(
-        self,
-        layout: Layout,
-        planes: tuple[Description, Description, Description],
-        weights: torch.Tensor | AtTimes,
-        scale: torch.Tensor | None,
-        factor: float,
-        loss: torch.Tensor,
-        reduce: bool,
-    ) -> None:
-        """Run a residual; planes: the output's, the offset's, and those of the gradient."""
+    _launch_stage: Callable[..., None]
+    _launch_residual: Callable[..., None]
 
     def _may_overwrite(self, output_planes: int) -> bool:
         """Whether the kernel may write the gradient of so many planes over the offset."""

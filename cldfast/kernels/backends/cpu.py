@@ -67,15 +67,13 @@ class CpuBackend(CompiledBackend):
 
     def covers(self, weights: AtTimes) -> bool:
         t = weights.t
-        return weights.inside or self.core.covers(
-            self._native(weights.table), t.data_ptr(), t.shape[0]
-        )
+        return weights.inside or self.core.covers(_described(weights.table), t.data_ptr(), len(t))
 
     def matrices(self, weights: AtTimes) -> torch.Tensor | None:
         count, rows, columns = weights.shape
         result = torch.empty((count, rows, columns), dtype=torch.float64, device="cpu")
         inside = self.core.matrices(
-            self._native(weights.table), weights.t.data_ptr(), count, rows * columns,
+            _described(weights.table), weights.t.data_ptr(), count, rows * columns,
             result.data_ptr(), 1 if count < _SERIAL_ROWS else torch.get_num_threads(), self.level,
         )  # fmt: skip
         return result if inside else None
@@ -92,24 +90,22 @@ class CpuBackend(CompiledBackend):
 
     def _matrices(
         self, weights: torch.Tensor | AtTimes
-    ) -> tuple[tuple[int, int, int, int], int, int]:
-        """Where the core finds matrices: an array, or a table and times; 0 for what is absent."""
+    ) -> tuple[tuple[int, int, int, int], tuple[float, ...] | None, int]:
+        """Where the core finds matrices: an array, or a table and times."""
         if isinstance(weights, AtTimes):
-            return (0, *weights.shape), self._native(weights.table), weights.t.data_ptr()
-        return (weights.data_ptr(), *weights.shape), 0, 0
+            return (0, *weights.shape), _described(weights.table), weights.t.data_ptr()
+        return (weights.data_ptr(), *weights.shape), None, 0
 
-    def _native(self, table: Table) -> int:
-        """The address of the core's view of a table, which is made once and lives as long."""
-        known = table.native.get("cpu")
-        if known is None:
-            count, (_, terms, stride) = table.octaves.shape[0], table.coefficients.shape
-            made = self.core.Table(
-                table.coefficients.data_ptr(), table.octaves.data_ptr(), count, terms, stride,
-                table.end, table.used,
-            )  # fmt: skip
-            # Where two threads get here together, both take the view that stays.
-            known = table.native.setdefault("cpu", (made.address, made))
-        return known[0]  # type: ignore[no-any-return]
+
+def _described(table: Table) -> tuple[float, ...]:
+    """A table as the core takes it: addresses, sizes, its end and the columns that it uses."""
+    known = table.copies.get("core")
+    if known is None:
+        count, (_, terms, stride) = table.octaves.shape[0], table.coefficients.shape
+        pointers = table.coefficients.data_ptr(), table.octaves.data_ptr()
+        known = (*pointers, count, terms, stride, table.end, table.used)
+        table.copies["core"] = known
+    return known
 
 
 def load() -> CpuBackend:

@@ -10,7 +10,6 @@ from cldfast.kernels import native
 from cldfast.kernels.address import NoiseAddress
 from cldfast.kernels.backends.compiled import CompiledBackend, Layout, NoiseWords
 from cldfast.kernels.backends.planes import Description, current
-from cldfast.kernels.backends.reference import covers
 from cldfast.kernels.backends.registry import register_backend
 from cldfast.kernels.limits import MOST_OVERWRITTEN
 from cldfast.kernels.time_tables import AtTimes
@@ -63,23 +62,21 @@ class CudaBackend(CompiledBackend):
     ) -> None:
         assert isinstance(weights, torch.Tensor)
         rows, channels, inner, _ = layout
-        size = self.kernels.residual_room(rows, channels * inner, reduce)
+        size = rows, self.kernels.pieces_of(channels * inner)
         sums = torch.empty(size, dtype=torch.float64, device=loss.device)
         with current(loss.device):
             self.kernels.residual(
                 layout, *planes, (weights.data_ptr(), *weights.shape),
-                0 if scale is None else scale.data_ptr(), factor, sums.data_ptr(), loss.data_ptr(),
-                reduce, self.queue(loss.device),
+                0 if scale is None else scale.data_ptr(), factor, sums.data_ptr(),
+                self.queue(loss.device),
             )  # fmt: skip
+        loss.copy_(sums.sum() if reduce else sums.sum(1))
 
     def _may_overwrite(self, output_planes: int) -> bool:
         return output_planes <= MOST_OVERWRITTEN
 
-    def covers(self, weights: AtTimes) -> bool:
-        return covers(weights)
-
     def matrices(self, weights: AtTimes) -> torch.Tensor | None:
-        if not covers(weights):
+        if not self.covers(weights):
             return None
         device, (count, rows, columns) = weights.device, weights.shape
         coefficients, octaves = weights.table.on(device)

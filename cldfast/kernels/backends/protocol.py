@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from cldfast.kernels import philox
 from cldfast.kernels.address import NoiseAddress
 from cldfast.kernels.time_tables import AtTimes
 
@@ -116,19 +117,19 @@ class Backend(ABC):
         memory of the offset.
         """
 
-    @abstractmethod
     def covers(self, weights: AtTimes) -> bool:
         """Whether a table covers the times of all rows; the host waits if it has to look."""
+        return weights.inside or bool(weights.table.covers(weights.t).all())
 
-    @abstractmethod
     def matrices(self, weights: AtTimes) -> torch.Tensor | None:
         """A table's matrices, float64 (B, rows, columns); None where a time lies outside it."""
+        return weights.table(weights.t) if self.covers(weights) else None
 
-    @abstractmethod
     def words(
         self, address: NoiseAddress, count: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The two words of `count` pairs, int64 (count,), as `kernels.philox.pair_words`."""
+        return philox.pair_words(address, count, device)
 
     def advance(self, step: torch.Tensor, times: torch.Tensor, time: torch.Tensor) -> None:
         """`step += 1`, then `time = times[step]` while there is one; int64 (), (N,) and ().

@@ -1,18 +1,14 @@
 """The operations in plain PyTorch: their specification, and the fallback on any device.
 
-A stage is one small matrix applied at every coordinate:
-
-    (x', v', h ..., y ...) = W (x, v, o ..., h ..., z_x, z_v)
-
 A *plane* is one scalar per coordinate, (B, C, ...): the state has the planes x and v along
-dimension 1, a network output or a history row has one or two, and the noise planes z are addressed
-normals that are made on the fly. `W` holds the blocks P, E, H, L, A, B of `planner.stage.Stage`.
+dimension 1, a network output or a history row has one or two, the noise z_x and z_v.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -34,99 +30,6 @@ def noise_planes(
     pairs = math.prod(shape[1:])
     z_x, z_v = philox.pair_normals(address.in_pairs(pairs), shape[0] * pairs, dtype, device)
     return z_x.reshape(tuple(shape)), z_v.reshape(tuple(shape))
-
-
-def split_planes(tensor: torch.Tensor, channels: int) -> tuple[torch.Tensor, ...]:
-    """The planes of a tensor with a multiple of `channels` along dimension 1."""
-    return tensor.split(channels, dim=1)
-
-
-def stage(
-    u: torch.Tensor | None,
-    outputs: Sequence[torch.Tensor],
-    history: Sequence[torch.Tensor],
-    weights: torch.Tensor,
-    noise: Noise,
-    seen_planes: int = 0,
-    seen_dtype: torch.dtype | None = None,
-) -> StageResult:
-    """The next state (B, 2C, ...), the new history row (B, qC, ...), and what the network sees.
-
-    u: state (B, 2C, ...), or None where a stage does not read it; then outputs[0] has one plane.
-    outputs, history: (B, rC, ...), r planes each; their dtype may differ from the state's.
-    weights: float64 (R, 2 + q + s, n), columns in the order of the planes, the two noise planes
-        last; R = 1 shares one matrix, R = B gives every row its own.
-    seen_planes: s, of what the network sees, (B, sC, ...) of seen_dtype, the state's if None.
-    """
-    like = u if u is not None else outputs[0]
-    channels = like.shape[1] // (2 if u is not None else 1)
-    dtype = like.dtype
-    planes: list[torch.Tensor] = []
-    for tensor in ([u] if u is not None else []) + [*outputs, *history]:
-        planes += split_planes(tensor, channels)
-    out_planes = weights.shape[1]
-    plane_shape = (like.shape[0], channels, *like.shape[2:])
-
-    if weights.shape[0] == 1:
-        # One matrix on the host: plain numbers, and a column of zeros is not read at all, so that
-        # a non-finite plane behind a zero coefficient does no harm (0 * inf is not 0).
-        matrix = weights[0].tolist()
-        used = [any(row[j] != 0.0 for row in matrix) for j in range(weights.shape[2])]
-    else:
-        rows = weights.to(device=like.device, dtype=dtype)
-        rows = rows.reshape(*rows.shape, *([1] * (like.dim() - 1)))
-        matrix = [[rows[:, i, j] for j in range(rows.shape[2])] for i in range(out_planes)]
-        used = [True] * weights.shape[2]
-
-    if used[-1] or used[-2]:
-        if isinstance(noise, torch.Tensor):
-            planes += split_planes(noise, channels)
-        else:
-            planes += noise_planes(plane_shape, dtype, like.device, noise)
-    results = []
-    for i in range(out_planes):
-        total = None
-        for j, plane in enumerate(planes):
-            if used[j]:
-                term = plane.to(dtype) * matrix[i][j]
-                total = term if total is None else total + term
-        results.append(
-            total
-            if total is not None
-            else torch.zeros(plane_shape, dtype=dtype, device=like.device)
-        )
-    kept = out_planes - seen_planes
-    return StageResult(
-        torch.cat(results[:2], dim=1),
-        torch.cat(results[2:kept], dim=1) if kept > 2 else None,
-        torch.cat(results[kept:], dim=1).to(seen_dtype or dtype) if seen_planes else None,
-    )
-
-
-def residual(output: torch.Tensor, offset: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The squared residual of each row, `loss_i = sum |R_o o + R_e e|^2`, (B,).
-
-    output: o, (B, rC, ...), r planes. offset: e, (B, pC, ...), whose dtype the loss has. weights:
-    float64 (B, q, r + p), the blocks R_o and R_e of q residual planes side by side.
-    """
-    channels = (output.shape[1] + offset.shape[1]) // weights.shape[2]
-    planes = [*split_planes(output, channels), *split_planes(offset, channels)]
-    rows = weights.to(device=offset.device, dtype=offset.dtype)
-    rows = rows.reshape(*rows.shape, *([1] * (offset.dim() - 1)))
-    total: torch.Tensor | float = 0.0
-    for i in range(rows.shape[1]):
-        line: torch.Tensor | float = 0.0
-        for j, plane in enumerate(planes):
-            line = line + rows[:, i, j] * plane.to(offset.dtype)
-        assert isinstance(line, torch.Tensor)
-        total = total + line.square().flatten(1).sum(1)
-    assert isinstance(total, torch.Tensor)
-    return total
-
-
-def covers(weights: AtTimes) -> bool:
-    """Whether the table covers all of the times; the host waits if it has to look."""
-    return weights.inside or bool(weights.table.covers(weights.t).all())
 
 
 class ReferenceBackend(Backend):
@@ -151,11 +54,48 @@ class ReferenceBackend(Backend):
         row_out: torch.Tensor | None = None,
     ) -> StageResult:
         assert isinstance(weights, torch.Tensor) and step is None  # see __init__
-        on_host = weights.shape[0] == 1 and weights.device.type == "cpu"
-        if on_host and not all(map(math.isfinite, weights.flatten().tolist())):
-            raise ValueError("weights must be finite, got NaN or infinity")
-        made = stage(u, outputs, history, weights, noise, seen_planes, seen_dtype)
-        return made if out is None else made._replace(state=out.copy_(made.state))
+        like = outputs[0] if u is None else u
+        channels, dtype = like.shape[1] // (1 if u is None else 2), like.dtype
+        shape = (like.shape[0], channels, *like.shape[2:])
+        planes: list[torch.Tensor] = []
+        for tensor in ([] if u is None else [u]) + [*outputs, *history]:
+            planes += tensor.split(channels, dim=1)
+        if weights.shape[0] == 1:
+            # One matrix: plain numbers, and a column of zeros is not read at all, so that a
+            # non-finite plane behind a zero coefficient does no harm (0 * inf is not 0).
+            matrix = weights[0].tolist()
+            finite = all(math.isfinite(entry) for row in matrix for entry in row)
+            if weights.device.type == "cpu" and not finite:
+                raise ValueError("weights must be finite, got NaN or infinity")
+            reads = [any(column) for column in zip(*matrix, strict=True)]
+        else:
+            rows = weights.to(device=like.device, dtype=dtype)
+            rows = rows.reshape(*rows.shape, *([1] * (like.dim() - 1)))
+            matrix = [row.unbind(1) for row in rows.unbind(1)]
+            reads = [True] * weights.shape[2]
+
+        if reads[-1] or reads[-2]:
+            if isinstance(noise, torch.Tensor):
+                planes += noise.split(channels, dim=1)
+            else:
+                planes += noise_planes(shape, dtype, like.device, noise)
+        results = []
+        for row in matrix:
+            total = None
+            for plane, entry, read in zip(planes, row, reads, strict=False):
+                if read:
+                    term = plane.to(dtype) * entry
+                    total = term if total is None else total + term
+            if total is None:
+                total = torch.zeros(shape, dtype=dtype, device=like.device)
+            results.append(total)
+        kept = len(results) - seen_planes
+        state = torch.cat(results[:2], dim=1)
+        return StageResult(
+            state if out is None else out.copy_(state),
+            torch.cat(results[2:kept], dim=1) if kept > 2 else None,
+            torch.cat(results[kept:], dim=1).to(seen_dtype or dtype) if seen_planes else None,
+        )
 
     def residual(
         self,
@@ -170,23 +110,20 @@ class ReferenceBackend(Backend):
         overwrite: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         assert isinstance(weights, torch.Tensor)
-        losses = residual(output, offset, weights)
+        channels = (output.shape[1] + offset.shape[1]) // weights.shape[2]
+        planes = [*output.split(channels, dim=1), *offset.split(channels, dim=1)]
+        rows = weights.to(device=offset.device, dtype=offset.dtype)
+        rows = rows.reshape(*rows.shape, *([1] * (offset.dim() - 1)))
+        losses: Any = 0.0
+        for row in rows.unbind(1):
+            terms = zip(planes, row.unbind(1), strict=True)
+            line: Any = sum(entry * plane.to(offset.dtype) for plane, entry in terms)
+            losses = losses + line.square().flatten(1).sum(1)
         if scale is not None:
             losses = losses * scale.to(losses.dtype)
         if factor != 1.0:
             losses = losses * factor
         return losses.sum() if reduce else losses, None
-
-    def covers(self, weights: AtTimes) -> bool:
-        return covers(weights)
-
-    def matrices(self, weights: AtTimes) -> torch.Tensor | None:
-        return weights.table(weights.t) if covers(weights) else None
-
-    def words(
-        self, address: NoiseAddress, count: int, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return philox.pair_words(address, count, device)
 
 
 register_backend("reference", ReferenceBackend)

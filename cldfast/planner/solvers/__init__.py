@@ -1,6 +1,7 @@
 """Solvers: each turns an SDE and a time grid into the stages of a plan.
 
-A solver is one file that registers itself with the decorator `solver`, which shows how to add one.
+A solver is one file that registers itself with the decorator `solver`; docs/architecture.md shows
+how to add one.
 """
 
 # The order is that of lists for users, simple solvers first.

@@ -6,7 +6,7 @@ from itertools import chain
 
 import numpy as np
 
-from cldfast.planner.parameterization import LinearMap, Parameterization, score_map
+from cldfast.planner.parameterization import Parameterization, score_map
 from cldfast.planner.solvers.registry import solver
 from cldfast.planner.stage import Stage, affine_stages
 from cldfast.process.sde import LinearPhaseSDE
@@ -28,32 +28,34 @@ def leapfrog(
     t, s = grid[:-1], grid[1:]
     middle = 0.5 * (t + s)
     tau_t, tau_middle, tau_s = sde.tau(t), sde.tau(middle), sde.tau(s)
-    first, second = tau_t - tau_middle, tau_middle - tau_s
-    early = score_map(sde, t, parameterization)
-    late = score_map(sde, middle, parameterization)
-    kick, drift = _half(sde, 1, first), _half(sde, 0, first)
-    one = _then(kick, drift, early)
-    kick, drift = _half(sde, 1, second), _half(sde, 0, second)
-    two = _then(drift, kick, late)
+    blocks = half_steps(sde, tau_t - tau_middle, tau_middle - tau_s)
+    (P, one), (Q, two) = (
+        (state, score_map(sde, at, parameterization).then(pull))
+        for at, (state, pull) in zip((t, middle), blocks, strict=True)
+    )
     noise = np.sqrt((tau_t - tau_s)[:, None, None] * np.diag(sde.D))
     halves = zip(
-        affine_stages(t, middle, one.from_state, one.from_output, noise),
-        affine_stages(middle, s, two.from_state, two.from_output, np.zeros_like(noise)),
+        affine_stages(t, middle, P + one.from_state, one.from_output, noise),
+        affine_stages(middle, s, Q + two.from_state, two.from_output, np.zeros_like(noise)),
         strict=True,
     )
     return tuple(chain.from_iterable(halves))
 
 
-def _half(sde: LinearPhaseSDE, row: int, way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks on state and score of `u_row += way (-A u + D s)_row`, (n, 2, 2) each."""
-    only = np.diag([float(row == 0), float(row == 1)])
-    weight = way[:, None, None]
-    return np.eye(2) - weight * (only @ sde.A), weight * (only @ np.diag(sde.D))
+def half_steps(
+    sde: LinearPhaseSDE, first: np.ndarray, second: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Blocks on state and score, (n, 2, 2) each, of both halves over integrated rates (n,).
 
-
-def _then(
-    one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray], score: LinearMap
-) -> LinearMap:
-    """Two half-steps that share a score, as a map of network output and state."""
-    kick = score.then(two[0] @ one[1] + two[1])
-    return LinearMap(kick.from_output, kick.from_state + two[0] @ one[0])
+    The first half moves v, then x by the new v; the second half x, then v, by Euler steps
+    `u_row += way (-A u + D s)_row`.
+    """
+    blocks = []
+    for way, rows in ((first, (1, 0)), (second, (0, 1))):
+        state, pull = np.eye(2), np.zeros((2, 2))
+        for row in rows:
+            weight = way[:, None, None] * np.diag(np.eye(2)[row])
+            move = np.eye(2) - weight @ sde.A
+            state, pull = move @ state, move @ pull + weight @ np.diag(sde.D)
+        blocks.append((state, pull))
+    return blocks

@@ -88,20 +88,8 @@ def solver(
 
     grid: (steps + 1,) times, descending; the stages lead from `grid[0]` to `grid[-1]`. The
     keyword-only parameters of the function are the solver's options. Once the file is imported,
-    `cldfast.make_plan(sde, name)` and `cldfast.sample(..., solver=name)` know the solver:
-
-        import numpy as np
-        from cldfast import Stage
-        from cldfast.planner.parameterization import score_map
-        from cldfast.planner.solvers import solver
-
-        @solver("mine", order=1)
-        def mine(sde, grid, parameterization, *, temperature: float = 1.0):
-            way, D = sde.tau(grid[:-1]) - sde.tau(grid[1:]), np.diag(sde.D)
-            for t, s, h in zip(grid[:-1], grid[1:], way):
-                kick = score_map(sde, np.array([t]), parameterization).then(h * D)
-                P, E = np.eye(2) - h * sde.A + kick.from_state[0], kick.from_output[0]
-                yield Stage(t, s, P, (E,), L=np.sqrt(temperature * h * D))
+    `cldfast.make_plan(sde, name)` and `cldfast.sample(..., solver=name)` know the solver.
+    docs/architecture.md has examples.
 
     order, evaluations_per_step, quadratic_from: see `Solver`; functions of the options are called
     with all options by name, defaults included. table: where the solver is entered; that of

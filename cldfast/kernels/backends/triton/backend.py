@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+
 from cldfast.kernels.backends.protocol import Backend
-from cldfast.kernels.backends.reference import covers
 from cldfast.kernels.backends.triton.residual import residual
 from cldfast.kernels.backends.triton.stage import advance, pair_words, stage
 from cldfast.kernels.backends.triton.tables import matrices
+from cldfast.kernels.time_tables import AtTimes
 
 
 class TritonBackend(Backend):
@@ -14,10 +16,11 @@ class TritonBackend(Backend):
 
     stage = staticmethod(stage)
     residual = staticmethod(residual)
-    covers = staticmethod(covers)
-    matrices = staticmethod(matrices)
     words = staticmethod(pair_words)
     advance = staticmethod(advance)
 
     def __init__(self) -> None:
         super().__init__("triton", counts_steps=True)
+
+    def matrices(self, weights: AtTimes) -> torch.Tensor | None:
+        return matrices(weights) if self.covers(weights) else None

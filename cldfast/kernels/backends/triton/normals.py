@@ -6,28 +6,23 @@ changed between versions.
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 
 from cldfast.kernels.backends.triton import polynomials
 
-# The numbers of csrc/shared/philox.h, explained there; float32, then float64.
-SQRT_HALF_32 = tl.constexpr(0x3F3504F3)
-SQRT_HALF_64 = tl.constexpr(0x3FE6A09E667F3BCD)
-LN4_HIGH_32 = tl.constexpr(float.fromhex("0x1.62e4p+0"))
-LN4_HIGH_64 = tl.constexpr(float.fromhex("0x1.62e42fefa3ap+0"))
-LN4_LOW_32 = tl.constexpr(float.fromhex("0x1.7f7d1cp-19"))
-LN4_LOW_64 = tl.constexpr(float.fromhex("-0x1.0ca86c3898dp-48"))
-TURN_HIGH_32 = tl.constexpr(float.fromhex("0x1.921fb6p-30"))
-TURN_HIGH_64 = tl.constexpr(float.fromhex("0x1.921fb54442d18p-30"))
-TURN_LOW_32 = tl.constexpr(float.fromhex("-0x1.777a5cp-55"))
-TURN_LOW_64 = tl.constexpr(float.fromhex("0x1.1a62633145c07p-84"))
-LOG_32 = tl.constexpr(polynomials.LOG_SERIES_32)
-LOG_64 = tl.constexpr(polynomials.LOG_SERIES_64)
-SINE_32 = tl.constexpr(polynomials.SINE_SERIES_32)
-SINE_64 = tl.constexpr(polynomials.SINE_SERIES_64)
-COSINE_32 = tl.constexpr(polynomials.COSINE_SERIES_32)
-COSINE_64 = tl.constexpr(polynomials.COSINE_SERIES_64)
+# The numbers of csrc/shared/philox.h for float32, explained there.
+SQRT_HALF = tl.constexpr(0x3F3504F3)
+LN4_HIGH = tl.constexpr(float.fromhex("0x1.62e4p+0"))
+LN4_LOW = tl.constexpr(float.fromhex("0x1.7f7d1cp-19"))
+TURN_HIGH = tl.constexpr(float.fromhex("0x1.921fb6p-30"))
+TURN_LOW = tl.constexpr(float.fromhex("-0x1.777a5cp-55"))
+LOG = tl.constexpr(polynomials.LOG_SERIES)
+SINE = tl.constexpr(polynomials.SINE_SERIES)
+COSINE = tl.constexpr(polynomials.COSINE_SERIES)
+TURN = tl.constexpr(2.0 * math.pi * 2.0**-32)
 
 
 @triton.jit
@@ -44,30 +39,18 @@ def _horner(x, series: tl.constexpr, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _radius(word, WIDE: tl.constexpr):
+def _radius(word):
     """sqrt(-2 ln(w / 2^32)) as high + low, with w = round(round(word) + 1/2)."""
-    if WIDE:
-        w = word.to(tl.float64) + 0.5
-        bits = w.to(tl.uint64, bitcast=True)
-        one = _same(bits, 1 << 52)
-        octave = (bits - _same(bits, SQRT_HALF_64) + one) >> 52
-        f = (bits - (octave << 52) + one).to(tl.float64, bitcast=True) - 1.0
-        halvings = (33 - octave.to(tl.int64)).to(tl.float64)
-        ln4_high, ln4_low = _same(f, LN4_HIGH_64), _same(f, LN4_LOW_64)
-        series = _horner(f, LOG_64, 20)
-    else:
-        w = word.to(tl.float32) + 0.5
-        bits = w.to(tl.uint32, bitcast=True)
-        one = _same(bits, 1 << 23)
-        octave = (bits - _same(bits, SQRT_HALF_32) + one) >> 23
-        f = (bits - (octave << 23) + one).to(tl.float32, bitcast=True) - 1.0
-        halvings = (33 - octave.to(tl.int32)).to(tl.float32)
-        ln4_high, ln4_low = _same(f, LN4_HIGH_32), _same(f, LN4_LOW_32)
-        series = _horner(f, LOG_32, 9)
-    base = halvings * ln4_high
+    w = word.to(tl.float32) + 0.5
+    bits = w.to(tl.uint32, bitcast=True)
+    one = _same(bits, 1 << 23)
+    octave = (bits - _same(bits, SQRT_HALF) + one) >> 23
+    f = (bits - (octave << 23) + one).to(tl.float32, bitcast=True) - 1.0
+    halvings = (33 - octave.to(tl.int32)).to(tl.float32)
+    base = halvings * _same(f, LN4_HIGH)
     total = base - (f + f)
     error = (base - total) - (f + f)
-    rest = tl.fma(f * f, series, tl.fma(halvings, ln4_low, error))
+    rest = tl.fma(f * f, _horner(f, LOG, 9), tl.fma(halvings, _same(f, LN4_LOW), error))
     log = tl.maximum(total + rest, _same(f, 1e-30))
     inverse = tl.rsqrt(log)
     root = log * inverse
@@ -77,31 +60,37 @@ def _radius(word, WIDE: tl.constexpr):
 
 
 @triton.jit
+def _polar(radius_word, offset):
+    """radius (cos, sin)(2 pi offset / 2^32), |offset| <= 2^29, in float32."""
+    radius, radius_low = _radius(radius_word)
+    rounded = offset.to(tl.float32)
+    turn = _same(rounded, TURN_HIGH)
+    remainder = (offset - rounded.to(tl.int32)).to(tl.float32)
+    angle = rounded * turn
+    low = tl.fma(rounded, _same(rounded, TURN_LOW), tl.fma(rounded, turn, -angle))
+    angle_low = tl.fma(remainder, turn, low)
+    square = angle * angle
+    t = tl.fma(square, _horner(square, COSINE, 4), -(angle * angle_low))
+    s = tl.fma(angle * square, _horner(square, SINE, 3), tl.fma(angle_low, t, angle_low))
+    cosine = radius + tl.fma(radius, t, radius_low)
+    return cosine, tl.fma(radius, angle, tl.fma(radius, s, radius_low * angle))
+
+
+@triton.jit
 def box_muller(radius_word, angle_word, WIDE: tl.constexpr):
     """Standard normals from two blocks of uint32 words; float64 if WIDE, else float32."""
-    radius, radius_low = _radius(radius_word, WIDE)
     eighth = _same(angle_word, 1 << 29)
     shifted = angle_word + eighth
     offset = (shifted & _same(shifted, (1 << 30) - 1)).to(tl.int32) - (1 << 29)
     if WIDE:
-        rounded = offset.to(tl.float64)
-        turn, turn_low = _same(rounded, TURN_HIGH_64), _same(rounded, TURN_LOW_64)
-        remainder = _same(rounded, 0.0)
+        # The formula of `kernels.philox`: a word and its half are exact in float64.
+        uniform = (radius_word.to(tl.float64) + 0.5) * 2.0**-32
+        radius = tl.sqrt(-2.0 * tl.log(uniform))
+        angle = offset.to(tl.float64)
+        angle = angle * _same(angle, TURN)
+        cosine, sine = radius * tl.cos(angle), radius * tl.sin(angle)
     else:
-        rounded = offset.to(tl.float32)
-        turn, turn_low = _same(rounded, TURN_HIGH_32), _same(rounded, TURN_LOW_32)
-        remainder = (offset - rounded.to(tl.int32)).to(tl.float32)
-    angle = rounded * turn
-    angle_low = tl.fma(remainder, turn, tl.fma(rounded, turn_low, tl.fma(rounded, turn, -angle)))
-    square = angle * angle
-    if WIDE:
-        cosine_series, sine_series = _horner(square, COSINE_64, 7), _horner(square, SINE_64, 6)
-    else:
-        cosine_series, sine_series = _horner(square, COSINE_32, 4), _horner(square, SINE_32, 3)
-    t = tl.fma(square, cosine_series, -(angle * angle_low))
-    s = tl.fma(angle * square, sine_series, tl.fma(angle_low, t, angle_low))
-    cosine = radius + tl.fma(radius, t, radius_low)
-    sine = tl.fma(radius, angle, tl.fma(radius, s, radius_low * angle))
+        cosine, sine = _polar(radius_word, offset)
     # Quarter turns 0, 1, 2, 3 send (cos, sin) to (c, s), (-s, c), (-c, -s), (s, -c).
     quarter = shifted >> 30
     swap = (quarter & 1) == 1

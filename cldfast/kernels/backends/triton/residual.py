@@ -16,20 +16,11 @@ from cldfast.kernels.backends.triton.stage import (
     float64_bits,
     is_dense,
     narrowed,
+    place,
     planes_of,
 )
 from cldfast.kernels.limits import TRITON_RESIDUALS
 from cldfast.kernels.time_tables import AtTimes
-
-
-@triton.jit
-def _locate(column, inner, strides, DENSE: tl.constexpr):
-    if DENSE:
-        place = column.to(tl.int64)
-    else:
-        channel = column // inner
-        place = channel.to(tl.int64) * strides[1] + (column % inner) * strides[2]
-    return place
 
 
 @triton.jit
@@ -79,10 +70,8 @@ def residual_kernel(
         if RESIDUALS > 1:
             w1 = _weight(matrix, scale, 1, m, INS, zero)
             needed = needed | (w1 != 0.0)
-        place = row * input_strides[m][0] + _locate(
-            column, inner, input_strides[m], (DENSE >> m) & 1
-        )
-        x = tl.load(inputs[m] + place, mask=inside & needed, other=0.0).to(like)
+        at = place(row, column, inner, input_strides[m], (DENSE >> m) & 1)
+        x = tl.load(inputs[m] + at, mask=inside & needed, other=0.0).to(like)
         r0 = tl.fma(x, w0, r0)
         if RESIDUALS > 1:
             r1 = tl.fma(x, w1, r1)
@@ -95,11 +84,8 @@ def residual_kernel(
         if RESIDUALS > 1:
             w = _weight(matrix, scale, 1, j, INS, zero)
             gradient = tl.fma(r1 + r1, w, gradient)
-        strides = gradient_strides[j]
-        place = row * strides[0] + _locate(column, inner, strides, (DENSE >> (INS + j)) & 1)
-        tl.store(
-            gradients[j] + place, narrowed(gradient, gradients[j].dtype.element_ty), mask=inside
-        )
+        at = place(row, column, inner, gradient_strides[j], (DENSE >> (INS + j)) & 1)
+        tl.store(gradients[j] + at, narrowed(gradient, gradients[j].dtype.element_ty), mask=inside)
 
 
 def residual(

@@ -30,16 +30,14 @@ Plane = tuple[torch.Tensor, tuple[int, int, int]]
 
 
 @triton.jit
-def _place(pair, width, inner, strides, DENSE: tl.constexpr):
-    """Offsets of flat pairs in a plane."""
-    row = pair // width
-    column = pair % width
-    place = row.to(tl.int64) * strides[0]
+def place(row, column, inner, strides, DENSE: tl.constexpr):
+    """Offsets of coordinates in a plane."""
+    offset = row.to(tl.int64) * strides[0]
     if DENSE:
-        place += column
+        offset += column
     else:
-        place += (column // inner).to(tl.int64) * strides[1] + (column % inner) * strides[2]
-    return place
+        offset += (column // inner).to(tl.int64) * strides[1] + (column % inner) * strides[2]
+    return offset
 
 
 @triton.jit
@@ -54,6 +52,23 @@ def narrowed(y, dtype: tl.constexpr):
 def _entry(weights, matrix, k: tl.constexpr, m, ROWS: tl.constexpr, COLUMNS: tl.constexpr, zero):
     """Entry (k, m) of a matrix, or of each pair's own, as a block like `zero`."""
     return tl.load(weights + (matrix * ROWS + k) * COLUMNS + m).to(zero.dtype) + zero
+
+
+@triton.jit
+def _column(
+    weights, matrix, row: tl.constexpr, m, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    OUTS: tl.constexpr, zero,
+):  # fmt: skip
+    """Entries (row, m) ... (row + 3, m) of a matrix; those from row + OUTS on are zeros."""
+    w1, w2, w3 = zero, zero, zero
+    w0 = _entry(weights, matrix, row, m, ROWS, COLUMNS, zero)
+    if OUTS > 1:
+        w1 = _entry(weights, matrix, row + 1, m, ROWS, COLUMNS, zero)
+    if OUTS > 2:
+        w2 = _entry(weights, matrix, row + 2, m, ROWS, COLUMNS, zero)
+    if OUTS > 3:
+        w3 = _entry(weights, matrix, row + 3, m, ROWS, COLUMNS, zero)
+    return w0, w1, w2, w3
 
 
 @triton.jit(do_not_specialize=ADDRESS)
@@ -96,58 +111,37 @@ def stage_kernel(
         width = width.to(tl.int32)
         inner = inner.to(tl.int32)
     inside = (pair >= 0) & (pair < pairs)
+    row, column = pair // width, pair % width
     matrix = tl.full([], 0, tl.int64)
     if TABLE:
         number = tl.load(step)
         matrix = number
         stage_index += number.to(tl.uint32)
     if OWN:
-        matrix = tl.where(inside, pair // width, 0).to(tl.int64)
+        matrix = tl.where(inside, row, 0).to(tl.int64)
 
     zero = tl.full([BLOCK], 0.0, like)
     y0, y1, y2, y3 = zero, zero, zero, zero
     for m in tl.static_range(INS):
         if (used >> m) & 1:
-            w0 = _entry(weights, matrix, first_row, m, ROWS, COLUMNS, zero)
-            needed = w0 != 0.0
-            if OUTS > 1:
-                w1 = _entry(weights, matrix, first_row + 1, m, ROWS, COLUMNS, zero)
-                needed = needed | (w1 != 0.0)
-            if OUTS > 2:
-                w2 = _entry(weights, matrix, first_row + 2, m, ROWS, COLUMNS, zero)
-                needed = needed | (w2 != 0.0)
-            if OUTS > 3:
-                w3 = _entry(weights, matrix, first_row + 3, m, ROWS, COLUMNS, zero)
-                needed = needed | (w3 != 0.0)
-            place = _place(pair, width, inner, input_strides[m], (DENSE >> m) & 1)
-            x = tl.load(inputs[m] + place, mask=inside & needed, other=0.0).to(like)
-            y0 = tl.fma(x, w0, y0)
-            if OUTS > 1:
-                y1 = tl.fma(x, w1, y1)
-            if OUTS > 2:
-                y2 = tl.fma(x, w2, y2)
-            if OUTS > 3:
-                y3 = tl.fma(x, w3, y3)
+            w0, w1, w2, w3 = _column(weights, matrix, first_row, m, ROWS, COLUMNS, OUTS, zero)
+            needed = (w0 != 0.0) | (w1 != 0.0) | (w2 != 0.0) | (w3 != 0.0)
+            at = place(row, column, inner, input_strides[m], (DENSE >> m) & 1)
+            x = tl.load(inputs[m] + at, mask=inside & needed, other=0.0).to(like)
+            y0, y1 = tl.fma(x, w0, y0), tl.fma(x, w1, y1)
+            y2, y3 = tl.fma(x, w2, y2), tl.fma(x, w3, y3)
     if NOISY:
         first_half = (first_pair >> 1) + start // 2
         z_x, z_v = normals(seed, first_half, stage_index, stream, BLOCK, WIDE)
         for c in tl.static_range(2):
             z = z_v if c else z_x
-            w = _entry(weights, matrix, first_row, INS + c, ROWS, COLUMNS, zero)
-            y0 = tl.fma(z, w, y0)
-            if OUTS > 1:
-                w = _entry(weights, matrix, first_row + 1, INS + c, ROWS, COLUMNS, zero)
-                y1 = tl.fma(z, w, y1)
-            if OUTS > 2:
-                w = _entry(weights, matrix, first_row + 2, INS + c, ROWS, COLUMNS, zero)
-                y2 = tl.fma(z, w, y2)
-            if OUTS > 3:
-                w = _entry(weights, matrix, first_row + 3, INS + c, ROWS, COLUMNS, zero)
-                y3 = tl.fma(z, w, y3)
+            w0, w1, w2, w3 = _column(weights, matrix, first_row, INS + c, ROWS, COLUMNS, OUTS, zero)
+            y0, y1 = tl.fma(z, w0, y0), tl.fma(z, w1, y1)
+            y2, y3 = tl.fma(z, w2, y2), tl.fma(z, w3, y3)
     for k in tl.static_range(OUTS):
         y = y0 if k == 0 else (y1 if k == 1 else (y2 if k == 2 else y3))
-        place = _place(pair, width, inner, output_strides[k], (DENSE >> (INS + k)) & 1)
-        tl.store(outputs[k] + place, narrowed(y, outputs[k].dtype.element_ty), mask=inside)
+        at = place(row, column, inner, output_strides[k], (DENSE >> (INS + k)) & 1)
+        tl.store(outputs[k] + at, narrowed(y, outputs[k].dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -7,7 +7,6 @@ import triton
 import triton.language as tl
 
 from cldfast.kernels.backends.planes import current
-from cldfast.kernels.backends.reference import covers
 from cldfast.kernels.backends.triton.stage import OPTIONS, float64_bits
 from cldfast.kernels.time_tables import TERMS, AtTimes
 
@@ -56,10 +55,8 @@ def matrices_kernel(
     tl.store(result + index, total, mask=inside)
 
 
-def matrices(weights: AtTimes) -> torch.Tensor | None:
-    """The matrices, float64 (B, rows, columns); None where a time lies outside the table."""
-    if not covers(weights):
-        return None
+def matrices(weights: AtTimes) -> torch.Tensor:
+    """The matrices of times that the table covers, float64 (B, rows, columns)."""
     count, rows, columns = weights.shape
     coefficients, octaves = weights.table.on(weights.device)
     result = torch.empty((count, rows, columns), dtype=torch.float64, device=weights.device)

@@ -1,0 +1,73 @@
+"""Fitted plans of a run folder: `plans/8.json` is the one with 8 evaluations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cldfast.app.run_folder import PLANS, RunConfig, load_run
+from cldfast.app.runs import training_data
+from cldfast.files import PathLike
+from cldfast.fitting.fit import FitResult, fit_plan
+from cldfast.lab.metrics import nearest_ratio
+from cldfast.planner.plan import Plan
+from cldfast.process.sde import LinearPhaseSDE
+from cldfast.sampling.run import sample
+
+# Samples whose nearest rows of the data are looked for.
+_LOOKED_AT = 1_024
+
+
+def plan_path(folder: PathLike, evaluations: int) -> Path:
+    """Where a run folder keeps its plan with so many evaluations."""
+    return Path(folder) / PLANS / f"{evaluations}.json"
+
+
+def fit_run(folder: PathLike, evaluations: int, **options: Any) -> tuple[FitResult, dict[str, Any]]:
+    """Fit a plan to the network of a run folder and write it there; returns it with its figures.
+
+    options: of `cldfast.fit_plan`. The data are those that the run was trained on.
+
+    Raises ValueError for a run without data, or options that do not fit.
+    """
+    net, sde, config = load_run(folder)
+    if config.data is None:
+        raise ValueError(f"{folder} says nothing of its data: there is nothing to fit a plan to")
+    rows, held_out = training_data(config.data)
+    result = fit_plan(
+        net, sde, rows, evaluations, t_min=config.t_min, parameterization=config.form,
+        **options,
+    )  # fmt: skip
+    drawn = sample(net, sde, (_LOOKED_AT, *config.shape), plan=result.plan, batch_size=256)
+    figures = {
+        "evaluations": evaluations, "shape": list(config.shape), "improved": result.improved,
+        "base": result.before, "fitted": result.after, "seconds": round(result.seconds, 1),
+        "nearest_ratio": nearest_ratio(drawn, rows, held_out),
+        "options": {name: value for name, value in options.items() if name != "progress"},
+    }  # fmt: skip
+    path = plan_path(folder, evaluations)
+    path.parent.mkdir(exist_ok=True)
+    result.plan.save(path, figures)
+    return result, figures
+
+
+def plan_of_run(
+    folder: PathLike, sde: LinearPhaseSDE, config: RunConfig, choice: str | None, steps: int
+) -> Plan | None:
+    """The plan to sample a run with.
+
+    choice: a file; "none" for no plan; None for the folder's own plan with `steps` evaluations,
+        where it has one.
+
+    Raises ValueError for a file that is no plan, or one for another process, parameterisation or
+    shape.
+    """
+    if choice == "none":
+        return None
+    path = plan_path(folder, steps) if choice is None else Path(choice)
+    if choice is None and not path.exists():
+        return None
+    plan, figures = Plan.load(path, sde, config.form), Plan.figures(path)
+    if (shape := figures.get("shape")) not in (None, list(config.shape)):
+        raise ValueError(f"{path}: the plan is for samples {shape}, not {list(config.shape)}")
+    return plan

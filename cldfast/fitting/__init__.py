@@ -1,0 +1,1 @@
+"""Plans whose coefficients and times are fitted to a network."""

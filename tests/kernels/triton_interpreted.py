@@ -9,11 +9,13 @@ import torch
 from backend_calls import REFERENCE, Calls
 from test_core import assert_close, channels_last, matrix, planes, swapped
 
+from cldfast import CLD, make_plan
 from cldfast.kernels import NoiseAddress
 from cldfast.kernels.backends.reference import ReferenceBackend
 from cldfast.kernels.backends.triton.backend import TritonBackend
 from cldfast.kernels.philox import pair_normals, pair_words
 from cldfast.kernels.time_tables import make_table
+from cldfast.sampling.steps import Steps, look, plan_tables, planes_seen
 
 BACKEND = TritonBackend()
 triton = Calls(BACKEND)
@@ -99,6 +101,24 @@ def test_half_precision_outputs_and_seen_planes(half: torch.dtype) -> None:
                 assert_close(made.history, wanted.history)
                 assert made.seen is not None and made.seen.dtype == half
                 assert_narrowed(made.seen, made.state)
+
+
+@pytest.mark.parametrize("form", ["denoiser", "edm"])
+@pytest.mark.parametrize("solver", ["em", "sscs", "multistep"])
+def test_runs_of_networks_that_see_y(solver: str, form: str) -> None:
+    """State and what the next network sees, stage by stage, against the reference: to 1e-6."""
+    plan = make_plan(CLD(x_noise=0.2), solver, 5, t_min=0.02, parameterization=form)
+    start, ends = torch.randn(9, 2 * 5), []
+    for backend in (BACKEND, REFERENCE.backend):
+        tables, seen_planes = plan_tables(plan), planes_seen(plan.stages)
+        steps = Steps(tables, plan.history_length, seen_planes, backend, FLOAT32)
+        u, first = start, plan.stages[0].seen
+        seen = None if first is None else look(first, u, FLOAT32)
+        for index, stage in enumerate(plan.stages):
+            outputs = [0.8 * torch.tanh(seen)] if stage.evaluates else []
+            u, _, seen = steps.take(index, stage, u, outputs, NoiseAddress(3, 0, index))
+        ends.append(u)
+    assert float((ends[0] - ends[1]).norm()) < 1e-6 * float(ends[1].norm())
 
 
 def test_layouts() -> None:

@@ -39,7 +39,13 @@ def added_score(
     def with_term(stage: Stage, block: np.ndarray) -> tuple[np.ndarray, ...]:
         back = score_map(sde, np.array([stage.t]), parameterization).left_inverse()[0]
         # The term has as many planes as the output: the last, of v, where that is one.
-        return (block, block @ back[:, -len(back) :])
+        own = back[:, -len(back) :]
+        if not np.any(own):
+            raise ValueError(
+                f"a term on the velocity score moves no output of {str(parameterization)!r}, for "
+                "x and v do not interact: use a parameterization 'full_...'"
+            )
+        return (block, block @ own)
 
     return _map_blocks(stages, with_term)
 

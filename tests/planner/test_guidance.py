@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cldfast import CLD, Inpainting, Trajectory, make_plan, run, sample
+from cldfast import CLD, Inpainting, LinearPhaseSDE, Trajectory, make_plan, run, sample
 
 D = 3
 SDE = CLD(x_noise=0.3)
@@ -101,6 +101,15 @@ def test_both_kinds_of_guidance_at_once():
         SDE, (8, D), **common,
     )  # fmt: skip
     assert torch.allclose(fused, by_hand, rtol=1e-10, atol=1e-10)
+
+
+def test_a_term_that_would_move_nothing_is_refused():
+    """A decoupled process: its velocity score says nothing of x0, which the network returns."""
+    sde = LinearPhaseSDE([[-0.5, 0.0], [0.0, -1.0]], [1.0, 2.0], 0.3)
+    for parameterization in ("x0", "denoiser"):
+        with pytest.raises(ValueError, match="moves no output of .* 'full_...'"):
+            make_plan(sde, "em", 3, parameterization=parameterization, guidance_term=True)
+    assert make_plan(sde, "em", 3, parameterization="full_score", guidance_term=True).guidance_term
 
 
 def test_a_plan_knows_of_its_guidance_term():

@@ -105,43 +105,6 @@ def test_parameterizations(parameterization: str) -> None:
     torch.testing.assert_close(loop(scheduler, z), wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("parameterization", ["denoiser", "epsilon", "v_prediction", "edm"])
-@pytest.mark.parametrize("solver", ["em", "sscs", "multistep", "heun"])
-def test_networks_that_see_y(solver: str, parameterization: str) -> None:
-    """`scale_model_input` makes what they see, and `timesteps` are their arguments."""
-    scheduler = CLDScheduler(solver=solver, parameterization=parameterization, t_min=0.05)
-    scheduler.set_timesteps(4)
-    plan = scheduler.plan
-    assert plan is not None
-
-    def net(y: torch.Tensor, argument: torch.Tensor) -> torch.Tensor:
-        assert y.shape == (3, 2, 2, 3) and argument.shape == (3,)
-        return 0.7 * torch.tanh(y) + 0.1 * torch.tanh(argument).reshape(-1, 1, 1, 1).to(y)
-
-    z = torch.randn(SHAPE, dtype=torch.float64)
-    first = np.asarray(scheduler._first_factor)
-    unit = torch.from_numpy(first)
-    x, v = z.chunk(2, dim=1)
-    u = torch.cat([unit[i, 0] * x + unit[i, 1] * v for i in range(2)], dim=1)
-    sample, noises = z, []
-    for t in scheduler.timesteps:
-        seen = scheduler.scale_model_input(sample, t)
-        noises.append(torch.randn(SHAPE, dtype=torch.float64))
-        output = net(seen, t.expand(3))
-        sample = scheduler.step(output, t, sample, variance_noise=noises[-1]).prev_sample
-    leading = next(k for k, stage in enumerate(plan.stages) if stage.evaluates)
-    rest = Plan(
-        plan.stages[leading:], plan.sde, plan.solver, plan.order, plan.parameterization, plan.grid
-    )
-    at, by_stage = -1, []
-    for stage in rest.stages:
-        at += stage.evaluates
-        by_stage.append(noises[at])
-    wanted = cldfast.run(rest, net, u, noise=by_stage)
-    # Arguments reach the network through float32 timesteps: 1e-7 of them.
-    torch.testing.assert_close(sample, wanted, rtol=1e-5, atol=1e-5)
-
-
 def factor_of(scheduler: CLDScheduler) -> np.ndarray:
     """The matrix by which the first state comes from unit noise, per coordinate."""
     units = torch.eye(2, dtype=torch.float64)

@@ -51,7 +51,7 @@ def test_auto() -> None:
     )
     # With many steps the late times want more of them.
     assert np.array_equal(
-        make_plan(sde, "sscs2", grid="auto").grid, make_plan(sde, "sscs2", 50, "quadratic").grid
+        make_plan(sde, "sscs2", 50, "auto").grid, make_plan(sde, "sscs2", 50, "quadratic").grid
     )
     # On logistic grids the last step is a leap, which the L form does not survive.
     assert np.array_equal(

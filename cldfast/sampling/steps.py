@@ -47,16 +47,17 @@ def plan_tables(plan: Plan) -> list[torch.Tensor]:
 
 def stage_times(plan: Plan, u: torch.Tensor) -> torch.Tensor:
     """The times (N,) of all stages in the dtype and on the device of a state, 0 for no network."""
-    times = [0.0 if stage.t is None else stage.t for stage in plan.stages]
-    return torch.tensor(times, dtype=u.dtype, device=u.device)
+    return _numbers([stage.t for stage in plan.stages], u)
 
 
 def network_arguments(plan: Plan, u: torch.Tensor) -> torch.Tensor:
     """The second arguments (N,) of the networks of all stages, as `stage_times`."""
-    arguments = [stage.t if stage.argument is None else stage.argument for stage in plan.stages]
-    return torch.tensor(
-        [0.0 if value is None else value for value in arguments], dtype=u.dtype, device=u.device
-    )
+    return _numbers([s.t if s.argument is None else s.argument for s in plan.stages], u)
+
+
+def _numbers(values: Sequence[float | None], u: torch.Tensor) -> torch.Tensor:
+    """A number for each stage, 0 for none, in the dtype and on the device of a state."""
+    return torch.tensor([value or 0.0 for value in values], dtype=u.dtype, device=u.device)
 
 
 def planes_seen(stages: Sequence[Stage]) -> list[int]:

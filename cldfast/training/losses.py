@@ -209,7 +209,8 @@ def hsm_loss(
     seed: of times and noise; None draws one from PyTorch's default generator.
     t: (B,) times; None draws them on [t_min, T] as `times` says, see `cldfast.sample_times`. Their
         distribution weights the loss, but for "importance" and for the weighting "likelihood",
-        whose mean is an unbiased estimate of the integral over [t_min, T].
+        whose mean is an unbiased estimate of the integral over [t_min, T]; for times that are given
+        it is the mean over rows alone.
     first_index: global index of row 0. noise: (B, 2d) or (B, 2C, H, W) normals to use instead; of a
         parameterisation of y, which takes one plane of noise, shaped like x0.
     reduction: "mean" or "sum" over rows, or "none", (B,). backend: see `cldfast.stage`.

@@ -40,7 +40,9 @@ def sample_times(
         weight `beta trace(D Sigma^-1)`; "log", uniform in log t; "half_log", half of
         the rows uniform and half of them uniform in log t; "log_snr", uniform in the log of
         the signal-to-noise ratio of x0; "edm", a log-normal noise level `sigma_y = snr^(-1/2)` as
-        in Karras et al. (2022), cut off at t_min and T. Factors are `1 / ((T - t_min) density)`.
+        in Karras et al. (2022), cut off at t_min and T. The last two leave out times at which an
+        underdamped process swings back and the noise level falls. Factors are
+        `1 / ((T - t_min) density)`.
     batch: rows of one stratified grid; `rows` must be whole batches. None: all rows are one.
     sigma_data: standard deviation of the data, to which the noise levels of "edm" are relative.
     seed, first_index: row i takes the addressed uniform of sample `first_index + i`.

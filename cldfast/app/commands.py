@@ -14,10 +14,12 @@ import numpy as np
 from torch import Tensor
 
 from cldfast.app.demo import run_demo
+from cldfast.app.new_run import run_config
 from cldfast.app.plans import fit_run, plan_of_run, plan_path
 from cldfast.app.run_folder import RunConfig, load_config, load_run
-from cldfast.app.runs import flow_run, plot_losses, run_config, sample_run, train_run, training_data
+from cldfast.app.runs import flow_run, plot_losses, sample_run, train_run
 from cldfast.app.study import study_processes
+from cldfast.app.training_data import training_data
 from cldfast.bench import main as run_bench
 from cldfast.extras import require
 from cldfast.files import write_atomic
@@ -186,7 +188,7 @@ def _picture(samples: Tensor, config: RunConfig, path: Path) -> None:
     if samples.ndim == 4:
         image_grid(samples, path)
     elif samples.shape[1] >= 2 and config.data is not None:
-        rows = config.restore(training_data(config.data)[0])
+        rows = config.restore(training_data(config.data).rows)
         scatter(samples[:, :2], rows[: len(samples), :2], path)
     else:
         reason = "one coordinate" if samples.shape[1] < 2 else "the run names no data"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cldfast.app.run_folder import PLANS, RunConfig, load_run
-from cldfast.app.runs import training_data
+from cldfast.app.training_data import training_data
 from cldfast.files import PathLike
 from cldfast.fitting.fit import FitResult, fit_plan
 from cldfast.lab.metrics import nearest_ratio
@@ -33,16 +33,16 @@ def fit_run(folder: PathLike, evaluations: int, **options: Any) -> tuple[FitResu
     net, sde, config = load_run(folder)
     if config.data is None:
         raise ValueError(f"{folder} says nothing of its data: there is nothing to fit a plan to")
-    rows, held_out = training_data(config.data)
+    data = training_data(config.data)
     result = fit_plan(
-        net, sde, rows, evaluations, t_min=config.t_min, parameterization=config.form,
+        net, sde, data.rows, evaluations, t_min=config.t_min, parameterization=config.form,
         **options,
     )  # fmt: skip
     drawn = sample(net, sde, (_LOOKED_AT, *config.shape), plan=result.plan, batch_size=256)
     figures = {
         "evaluations": evaluations, "shape": list(config.shape), "improved": result.improved,
         "base": result.before, "fitted": result.after, "seconds": round(result.seconds, 1),
-        "nearest_ratio": nearest_ratio(drawn, rows, held_out),
+        "nearest_ratio": nearest_ratio(drawn, data.rows, data.held_out),
         "options": {name: value for name, value in options.items() if name != "progress"},
     }  # fmt: skip
     path = plan_path(folder, evaluations)

@@ -16,7 +16,7 @@ from cldfast import CLD
 from cldfast.app import cli, commands
 from cldfast.app.cli import main
 from cldfast.app.run_folder import RunConfig, load_config, load_run, save_run
-from cldfast.app.runs import training_data
+from cldfast.app.training_data import training_data
 from cldfast.files import read_json
 from cldfast.lab.models import MLPScore
 from cldfast.planner.data_forms import Preconditioned
@@ -88,7 +88,7 @@ def test_train_leaves_a_run(run):
     assert config.shape == (3,) and config.parameterization == "edm"
     own = {"name": "funnel", "dim": 3, "scale": 1.0, "rows": 200, "seed": 0}
     assert config.data is not None and config.data.items() >= own.items()
-    rows = training_data(own)[0].double()
+    rows = training_data(own).rows.double()
     assert config.data["standardised"]["mean"] == pytest.approx(rows.mean(0).tolist())
     assert config.data["standardised"]["std"] == pytest.approx(rows.std(0).tolist())
     assert config.form == Preconditioned(1.0) and net.in_planes == 1
@@ -231,7 +231,7 @@ def test_the_parameterisation_decides_what_the_network_sees(tmp_path, capsys):
     options = ["--out", str(plain), "--no-standardise", "--uncertainty"]
     assert main(["train", "gaussians25", *SMALL, *options]) == 0
     config = load_config(plain)
-    deviation = float(training_data(config.data)[0].double().std())
+    deviation = float(training_data(config.data).rows.double().std())
     assert config.form.sigma_data == pytest.approx(deviation) and not config.standardised
     capsys.readouterr()
     both = ["--out", tmp_path / "both", "--scale", "2", "--standardise"]

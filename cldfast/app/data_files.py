@@ -36,9 +36,9 @@ def read_data(path: PathLike, size: int | None = None) -> DataFile:
     """Read an array file or a folder of images.
 
     An array is (n, d), (n, H, W) of grey or (n, C, H, W); bytes are images, also (n, H, W, C), and
-    become numbers in [-1, 1]. Of a file with several arrays "labels" is that of the labels, and one
-    other array of numbers holds the rows. A folder has images (PNG or JPEG) of one size in itself, or in
-    one folder for each class, whose names are sorted.
+    become numbers in [-1, 1]. A file of several arrays has one of rows, and perhaps one that is
+    named "labels". A folder has images (PNG, JPEG) of one size, in itself or in a folder for each
+    class; classes are numbered by their sorted names.
 
     size: of folders, images are cut to squares about their centres and resized to this many pixels.
 

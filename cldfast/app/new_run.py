@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from cldfast.app.run_folder import RunConfig
+from cldfast.app.process_options import process
 from cldfast.app.training_data import TrainingData, training_data
 from cldfast.lab.data import DATASETS, make_data
 from cldfast.lab.models import MLPScore, UNetScore
+from cldfast.model.run_folder import RunConfig
 from cldfast.planner.data_forms import DataForm, Preconditioned
 from cldfast.planner.parameterization import data_form, output_planes
-from cldfast.process.schedules import LinearBeta, schedule_from_config
-from cldfast.process.sde import CLD, LinearPhaseSDE, sde_from_config
 from cldfast.training import TrainConfig
 from cldfast.training.data_scale import DataScale
+from cldfast.training.losses import checked_parameterization
 
 # Of the labels in training, so that a network of classes also learns all classes at once.
 LABEL_DROPOUT = 0.1
@@ -40,6 +40,7 @@ def run_config(given: dict[str, Any]) -> RunConfig:
         settings = {"times": "half_log", "weighting": "edm"} | settings
     train = TrainConfig(**settings)
     sde = process(given)
+    checked_parameterization(sde, train.form(sde), train.objective)
     data = _data(given, train.seed)
     found = training_data(data)
     shape = tuple(found.rows.shape[1:])
@@ -109,43 +110,3 @@ def _network(
     except ValueError as error:
         raise ValueError(f"{error}: resize a folder of images with --size") from None
     return net
-
-
-def process(given: dict[str, Any]) -> LinearPhaseSDE:
-    """The process that the options say, by name: its kind and numbers, its rate and T.
-
-    Raises ValueError for options that do not go together.
-    """
-    T = given.get("T", 1.0)
-    beta = _rate(given, T)
-    kind, numbers = given.get("process", ("cld", {}))
-    if kind != "cld" or numbers:
-        own = [n for n in ("a", "sigma", "v0_var", "mass_inv", "gamma", "x_noise") if n in given]
-        if own:
-            raise ValueError(f"give the process by --process or by {_options(own)}, not both")
-        beta = {} if beta is None else {"beta": beta}
-        return sde_from_config({"kind": kind, "T": T} | numbers | beta)
-    options = {"x_noise": given.get("x_noise", 0.0), "T": T}
-    options |= {} if beta is None else {"beta": beta}
-    by_scale = {k: given[k] for k in ("a", "sigma", "v0_var") if k in given}
-    by_mass = {k: given[k] for k in ("mass_inv", "gamma") if k in given}
-    if by_scale and by_mass:
-        names = _options([*by_scale, *by_mass])
-        raise ValueError(f"give the process by (a, sigma, v0-var) or (mass-inv, gamma): {names}")
-    return CLD.from_mass(**by_mass, **options) if by_mass else CLD(**by_scale, **options)
-
-
-def _rate(given: dict[str, Any], T: float) -> Any:
-    """The rate: a number, a schedule, or None for the default of the process."""
-    if "schedule" not in given:
-        beta = given.get("beta")
-        return LinearBeta(4.0 if beta is None else beta, given["beta_end"], T) if "beta_end" in given else beta
-    if numbers := [name for name in ("beta", "beta_end") if name in given]:
-        raise ValueError(f"give the rate by --schedule or by {_options(numbers)}, not both")
-    kind, values = given["schedule"]
-    ends = {"T": T} if kind in ("linear", "cosine") else {}
-    return schedule_from_config({"kind": kind} | ends | values)
-
-
-def _options(names: list[str]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cldfast.app.run_folder import (
+from cldfast.app.training_data import training_data
+from cldfast.files import PathLike
+from cldfast.lab.models import build_model
+from cldfast.lab.plots import loss_curve
+from cldfast.model.run_folder import (
     CONFIG,
     METRICS,
     MODEL,
@@ -17,12 +22,9 @@ from cldfast.app.run_folder import (
     save_config,
     save_run,
 )
-from cldfast.app.training_data import training_data
-from cldfast.files import PathLike
-from cldfast.lab.models import build_model
-from cldfast.lab.plots import loss_curve
-from cldfast.network import Network
+from cldfast.network import ClassifierFree, Network, device_of
 from cldfast.process.sde import LinearPhaseSDE, sde_from_config
+from cldfast.sampling.likelihood import likelihood
 from cldfast.sampling.probability_flow import pflow
 from cldfast.sampling.run import sample
 from cldfast.training import CHECKPOINT, FAILED, LOG, TrainConfig, Trainer
@@ -32,13 +34,18 @@ LOSS_PLOT = "loss.png"
 
 
 def train_run(
-    folder: PathLike, config: RunConfig, *, resume: bool = False, progress: bool = False
+    folder: PathLike,
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    device: torch.device | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Train what a config describes, and leave a run folder; returns its metrics.
 
     folder: made here. Without `resume` a folder that has a run already is refused; with it, the run
         is continued, and a finished one is extended if `config.train` asks for more steps.
-    progress: a tqdm bar.
+    device: of the training; None is the CPU. progress: a bar, or lines where there is no terminal.
 
     Raises ValueError for a config that does not fit, ImportError without safetensors, and
     NonFiniteLoss.
@@ -62,7 +69,7 @@ def train_run(
         rows, held_out = (rows, data.labels), (held_out, data.held_out_labels)
     # The initial weights are the seed's, also where a run was killed before its first checkpoint.
     torch.manual_seed(settings.seed)
-    net = build_model(config.model)
+    net = build_model(config.model).to(device)
     if not resume:
         save_config(path, config)
     trainer = Trainer(net, sde, rows, settings, validation=held_out, folder=path, resume=resume)
@@ -96,17 +103,40 @@ def remove_run(folder: PathLike) -> None:
 
 
 def sample_run(
-    net: Network, sde: LinearPhaseSDE, config: RunConfig, n: int, **options: Any
+    net: Network,
+    sde: LinearPhaseSDE,
+    config: RunConfig,
+    n: int,
+    *,
+    labels: Tensor | None = None,
+    **options: Any,
 ) -> Tensor:
-    """n samples (n, *shape) of a loaded run, in the units of its data.
+    """n samples (n, *shape) of a loaded run, on the CPU, in the units of its data.
 
-    options: of `cldfast.sample`; `t_min` is the run's own where it is not given.
+    labels: (n,), int64, of the samples; None for a network without classes. options: of
+        `cldfast.sample`; `t_min` is the run's own where it is not given.
 
     Raises ValueError for bad options, and where samples come out non-finite.
     """
-    drawn = sample(net, sde, **_arguments(config, n, options))
-    assert isinstance(drawn, Tensor)  # no velocity is asked for
-    return _in_units(drawn, config)
+    if labels is None:
+        parts: list[Any] = [sample(net, sde, **_arguments(config, n, options))]
+    else:  # a batch has the labels of its rows
+        size, first = options.pop("batch_size", None) or n, options.pop("first_index", 0)
+        parts, start = [], 0
+        for own in labels.to(device_of(net)).split(size):
+            given = _arguments(config, len(own), options)
+            guided = given.get("guidance_scale") is not None
+            conditional = ClassifierFree(net, own) if guided else _with_labels(net, own)
+            parts.append(
+                sample(conditional, sde, first_index=first + start, device=own.device, **given)
+            )
+            start += len(own)
+    return _in_units(torch.cat(parts), config)
+
+
+def _with_labels(net: Network, labels: Tensor) -> Network:
+    """A network of classes that knows the labels of its rows."""
+    return partial(net, labels=labels)  # type: ignore[call-arg]
 
 
 def flow_run(
@@ -132,4 +162,40 @@ def _in_units(drawn: Tensor, config: RunConfig) -> Tensor:
             f"{lost} of {len(drawn)} samples diverged to infinity: "
             "take more steps, another solver or grid"
         )
-    return config.restore(drawn)
+    return config.restore(drawn.cpu())
+
+
+def likelihood_run(
+    net: Network,
+    sde: LinearPhaseSDE,
+    config: RunConfig,
+    rows: Tensor,
+    *,
+    labels: Tensor | None = None,
+    batch_size: int | None = None,
+    first_index: int = 0,
+    **options: Any,
+) -> tuple[Tensor, int]:
+    """Upper bounds on the negative log-likelihood of rows (n, *shape), with evaluations of the net.
+
+    rows: scaled as those that the run was trained on. The bounds (n,) are in nats and of the
+    density in the units of the data. labels: (n,) of the rows. options: of `cldfast.likelihood`.
+    """
+    bounds, evaluations, device = [], 0, device_of(net)
+    given: dict[str, Any] = {"t_min": config.t_min, "parameterization": config.form} | options
+    for start in range(0, len(rows), batch_size or len(rows)):
+        chosen = slice(start, start + (batch_size or len(rows)))
+        own = net if labels is None else _with_labels(net, labels[chosen].to(device))
+        made = likelihood(
+            own, sde, rows[chosen].to(device), first_index=first_index + start, **given
+        )
+        bounds.append(made.nll.cpu())
+        evaluations += made.evaluations
+    return torch.cat(bounds) + _log_volume(config), evaluations
+
+
+def _log_volume(config: RunConfig) -> float:
+    """The logarithm of the volume in units of the data that the network's unit cube takes."""
+    origin, unit = torch.zeros(1, *config.shape), torch.ones(1, *config.shape)
+    sides = config.restore(unit.double()) - config.restore(origin.double())
+    return float(sides.log().sum())

@@ -1,4 +1,4 @@
-"""The rows that a run is trained on and those held out, from what its `config.json` says of data."""
+"""The rows that a run is trained on and those held out, from what its config says of data."""
 
 from __future__ import annotations
 

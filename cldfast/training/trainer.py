@@ -117,7 +117,7 @@ class Trainer:
         self.backend = backend
         for name, rows in (("data", data), ("validation", validation)):
             if rows is not None and (name == "validation" or not callable(rows)):
-                _check_rows(name, *_parted(rows))
+                _check_rows(name, *_parted(rows))  # type: ignore[arg-type]
         if not self.config.t_min < sde.T:
             raise ValueError(f"t_min: expected below T = {sde.T}, got {self.config.t_min}")
         objective = self.config.objective
@@ -218,9 +218,9 @@ class Trainer:
                 )
             with self._autocast():
                 loss = prepared_loss(
-                    _given(self.net, labels, chosen), batch[chosen], rows[chosen], self.parameterization,
-                    seed=config.seed, first_index=first + start, v0=v0, reduction="sum",
-                    uncertainty=self.uncertainty, backend=self.backend,
+                    _given(self.net, labels, chosen), batch[chosen], rows[chosen],
+                    self.parameterization, seed=config.seed, first_index=first + start,
+                    v0=v0, reduction="sum", uncertainty=self.uncertainty, backend=self.backend,
                 )  # fmt: skip
             # Of the sum: what half precision rounds away is smaller by a factor of the batch.
             loss.backward()

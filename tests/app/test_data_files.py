@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ import pytest
 import torch
 
 pytest.importorskip("safetensors")
-Image = pytest.importorskip("PIL.Image", reason="images need Pillow")
+pytest.importorskip("PIL", reason="images need Pillow")
 
 from cldfast.app.cli import main
 from cldfast.app.data_files import read_data
-from cldfast.app.run_folder import load_run
 from cldfast.app.training_data import training_data
 from cldfast.files import write_tensors
+from cldfast.model.run_folder import load_run
 
+Image = importlib.import_module("PIL.Image")
 POINTS = np.arange(24.0).reshape(12, 2)
 PIXELS = np.arange(12 * 8 * 8, dtype=np.uint8).reshape(12, 8, 8)
 LABELS = np.arange(12) % 3

@@ -69,9 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cldfast {__version__}")
     parsers = parser.add_subparsers(dest="command", required=True, metavar="command")
     for command in COMMANDS:
-        text = inspect.cleandoc(command.__doc__ or "")
+        name, text = command.__name__.rpartition(".")[2], inspect.cleandoc(command.__doc__ or "")
         own = parsers.add_parser(
-            command.__name__.rpartition(".")[2],
+            name,
+            usage=f"cldfast {name} {command.USAGE}",
             help=text.partition("\n")[0],
             description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,

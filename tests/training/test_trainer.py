@@ -197,7 +197,7 @@ def test_denoising_score_matching_is_the_loss_of_dsm():
     trainer = _trainer(config)
     rows, at = trainer._batch(0)[0], trainer._coefficients.at(0).t
     wanted = dsm_loss(trainer.net, CLD(), rows, parameterization="mixed", seed=0, t=at)
-    assert trainer.train_step()[0] == pytest.approx(float(wanted), rel=1e-5)
+    assert trainer.train_step()[0] == pytest.approx(wanted.item(), rel=1e-5)
 
 
 def test_validation_noise_is_fixed_and_the_training_is_not_touched():

@@ -12,6 +12,8 @@ from typing import Any
 
 from cldfast.bench import main as run_bench
 
+USAGE = "[options]"
+
 
 def add_options(parser: Any) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer repeats and sizes")

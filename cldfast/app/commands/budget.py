@@ -26,6 +26,8 @@ from cldfast.process.sde import sde_from_config
 
 _COLUMNS = ("initialisation", "discretisation", "score", "total")
 
+USAGE = "[RUN] [options]"
+
 
 def add_options(parser: Any) -> None:
     parser.add_argument("folder", nargs="?", metavar="run", help="run folder")

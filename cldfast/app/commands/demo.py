@@ -16,6 +16,8 @@ from typing import Any
 from cldfast.app.demo import run_demo
 from cldfast.app.options import add_numbers, add_progress, given_of
 
+USAGE = "[options]"
+
 
 def add_options(parser: Any) -> None:
     parser.add_argument("--out", default="demo", metavar="DIR", help="where to write (%(default)s)")

@@ -17,6 +17,8 @@ from cldfast.app.plans import fit_run, plan_path
 from cldfast.fitting.fit import STEP_SIZE
 from cldfast.planner.solvers import SOLVERS
 
+USAGE = "RUN [options]"
+
 
 def add_options(parser: Any) -> None:
     parser.add_argument("folder", metavar="run", help="run folder")

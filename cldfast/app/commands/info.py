@@ -13,6 +13,8 @@ from typing import Any
 
 from cldfast.info import info
 
+USAGE = "[--json]"
+
 
 def add_options(parser: Any) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")

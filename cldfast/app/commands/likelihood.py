@@ -27,6 +27,8 @@ from cldfast.files import write_atomic
 from cldfast.model.run_folder import RunConfig, load_run
 from cldfast.sampling.likelihood import PROBES
 
+USAGE = "RUN [options]"
+
 
 def add_options(parser: Any) -> None:
     parser.add_argument("folder", metavar="run", help="run folder")

@@ -48,6 +48,8 @@ _WITH_A_PLAN = ("seed", "first_index", "batch_size", "backend")
 # Columns of a picture whose rows are classes.
 _COLUMNS = 16
 
+USAGE = "RUN [options]"
+
 
 def add_options(parser: Any) -> None:
     solvers, grids = ", ".join(SOLVERS), ", ".join((*GRIDS, *NOISE_GRIDS))

@@ -17,6 +17,8 @@ from typing import Any
 from cldfast.app.options import add_numbers
 from cldfast.app.study import STUDIES, STUDY_DATA, study_processes
 
+USAGE = "WHAT [options]"
+
 
 def add_options(parser: Any) -> None:
     parser.add_argument("what", choices=STUDIES, help="what is compared")

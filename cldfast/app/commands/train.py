@@ -41,6 +41,8 @@ from cldfast.training.times import TIME_SAMPLING
 # Options that a resumed run may be given anew.
 _WITH_RESUME = {"command", "run", "out", "resume", "steps", "threads", "quiet", "device"}
 
+USAGE = "[NAME | --data PATH] --out RUN [options]"
+
 
 def add_options(parser: Any) -> None:
     names = ", ".join(DATASETS)

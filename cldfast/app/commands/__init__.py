@@ -1,6 +1,6 @@
-"""The commands of the command line, a file for each.
+"""The commands of the command line, a file for each, named like its command.
 
-A module is named like its command. Its docstring is the help: the first line in the list of
-commands, all of it under `--help`, below `USAGE`. `add_options(parser)` adds its options, `run(args)` does it; an
-option that is not given is None or False, so that the command can tell.
+The docstring is the help, its first line that in the list of commands, and `USAGE` what follows the
+name. `add_options(parser)` adds the options, `run(args)` does the work. An option that is not given
+is None or False, so that the command can tell.
 """

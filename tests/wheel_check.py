@@ -14,6 +14,9 @@ folder = Path(cldfast.__file__).parent
 assert folder.is_relative_to(sys.prefix), folder
 # Type checkers read the package's annotations only where this file stands.
 assert (folder / "py.typed").exists()
+# The network of the demo.
+network = folder / "app" / "demo" / "network"
+assert (network / "model.safetensors").exists() and any((network / "plans").iterdir()), network
 report = cldfast.info()
 assert report["auto"]["cpu"] == "cpu", report
 sde = cldfast.CLD()

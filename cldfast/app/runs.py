@@ -38,6 +38,7 @@ def train_run(
     config: RunConfig,
     *,
     resume: bool = False,
+    until: int | None = None,
     device: torch.device | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def train_run(
 
     folder: made here. Without `resume` a folder that has a run already is refused; with it, the run
         is continued, and a finished one is extended if `config.train` asks for more steps.
+    until: step after which the training stops, to go on another time; None is the last one.
     device: of the training; None is the CPU. progress: a bar, or lines where there is no terminal.
 
     Raises ValueError for a config that does not fit, ImportError without safetensors, and
@@ -56,6 +58,8 @@ def train_run(
     if not resume and any((path / name).exists() for name in (CONFIG, MODEL, CHECKPOINT)):
         raise ValueError(f"{path} has a run already: resume it or choose another folder")
     settings = TrainConfig.from_dict(config.train)
+    if until is not None and until < 1:
+        raise ValueError(f"until: expected at least step 1, got {until}")
     sde = sde_from_config(config.sde)
     # Everything that can be refused is refused before the first file is written.
     if not settings.t_min < sde.T:
@@ -77,7 +81,9 @@ def train_run(
         # The checkpoint fits, so the new settings may replace those in the folder.
         save_config(path, config)
     remove_plans(path)
-    average = trainer.fit(progress=progress)
+    average = trainer.fit(steps=until, progress=progress)
+    if trainer.step < settings.steps:
+        trainer.save(path / CHECKPOINT)
     metrics = {
         "steps": trainer.step,
         "validation_loss": trainer.validate(),

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "_extensions"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import plain_docstrings  # noqa: E402
+import site_links  # noqa: E402
 
 import cldfast  # noqa: E402
 
@@ -31,6 +32,7 @@ exclude_patterns = ["_build", "gallery/**/*.ipynb", "gallery/**/*.py", "gallery/
 html_theme = "furo"
 html_title = f"cldfast {release}"
 html_show_copyright = False
+html_extra_path = ["../CITATION.cff"]
 
 # Every page is checked: a link to a heading that is not there is an error of the strict build.
 myst_enable_extensions = ["colon_fence"]
@@ -64,3 +66,4 @@ linkcheck_timeout = 20
 
 def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", plain_docstrings.process)
+    app.connect("doctree-read", site_links.redirect)

@@ -1,6 +1,6 @@
 """Check that each link inside a built site leads somewhere: `python tools/check_links.py FOLDER`.
 
-Pages, files and anchors are looked up in the folder; addresses outside are left to `make linkcheck`.
+Pages, files and anchors are looked up in the folder; `make linkcheck` asks for addresses outside.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m cldfast.bench RESULTS.csv docs/speed.md`: put the table of a run between the markers."""
+"""`python -m cldfast.bench RESULTS.csv docs/speed.md`: put the tables of a run between markers."""
 
 import sys
 from pathlib import Path

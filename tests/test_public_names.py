@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
+import typing
+from inspect import signature
 from pathlib import Path
+
+import pytest
 
 import cldfast
 from cldfast import classical
@@ -27,3 +32,13 @@ def test_the_users_program_has_each_name() -> None:
     dotted |= {f"cldfast.{name}" for name in dotted if name.startswith("classical.")}
     dotted.add("cldfast.classical")  # imported by that name
     assert NAMES - dotted == set()
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="PYTHON: overloads are recorded from 3.11 on"
+)
+def test_what_type_checkers_read_of_sample_is_its_signature() -> None:
+    own = dict(signature(cldfast.sample).parameters)
+    told = dict(signature(typing.get_overloads(cldfast.sample)[0]).parameters)
+    assert own.pop("return_velocity").default is told.pop("return_velocity").default is False
+    assert own == told

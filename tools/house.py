@@ -30,7 +30,8 @@ RULES = dict.fromkeys(BASE.split(), "") | {
     "compat": MIDDLE,
     "info": f"{BASE} kernels",
     "bench": f"{MIDDLE} lab compat info",
-    "app": f"{MIDDLE} fitting lab compat info bench",
+    "studies": f"{MIDDLE} fitting lab info",
+    "app": f"{MIDDLE} fitting lab compat info bench studies",
     "__init__": f"{MIDDLE} fitting lab compat info",
     "__main__": "app",
 }

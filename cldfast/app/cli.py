@@ -15,13 +15,13 @@ from typing import Any, NoReturn
 import torch
 
 from cldfast.app import commands
-from cldfast.app.study import STUDIES, STUDY_DATA
 from cldfast.fitting.fit import STEP_SIZE
 from cldfast.kernels import backend_names
 from cldfast.lab.data import DATASETS
 from cldfast.planner.grids import DEFAULT_STEPS, GRIDS, NOISE_GRIDS
 from cldfast.planner.parameterization import PARAMETERIZATIONS
 from cldfast.planner.solvers import SOLVERS
+from cldfast.studies.registry import STUDIES
 from cldfast.training import NonFiniteLoss
 from cldfast.training.config import AUTOCAST, DECAYS, TrainConfig
 from cldfast.training.losses import WEIGHTINGS
@@ -70,18 +70,22 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--quick", action="store_true", help="fewer repeats and sizes")
     bench.add_argument("--out", metavar="DIR", help="where to write the results as CSV")
     bench.add_argument("--cases", nargs="+", metavar="CASE", help="run these cases only")
-    study = _command(parsers, "study")
-    study.add_argument("what", choices=STUDIES, help="what is compared")
-    study.add_argument("--data", choices=STUDY_DATA, help="data set (gaussians25)")
-    study.add_argument("--out", default="study", metavar="DIR", help="where to write (%(default)s)")
-    numbers = {
-        "samples": "samples a run (5000)",
-        "learned": "training steps; 0: exact networks",
-    }
-    _add_numbers(study, int, numbers)
+    _add_studies(_command(parsers, "study"))
     info = _command(parsers, "info")
     info.add_argument("--json", action="store_true", help="as JSON")
     return parser
+
+
+def _add_studies(parser: argparse.ArgumentParser) -> None:
+    names = parser.add_subparsers(dest="what", required=True, metavar="name")
+    for name, study in STUDIES.items():
+        one = names.add_parser(name, help=study.help, description=study.help)
+        one.add_argument("--out", metavar="DIR", help=f"the folder of the study (study-{name})")
+        one.add_argument("--quick", action="store_true", help="a trial of a minute")
+        one.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
+        one.add_argument("--device", default="cpu", help="of the networks (%(default)s)")
+        one.add_argument("--quiet", action="store_true", help="print no progress")
+        study.add_options(one)
 
 
 def _add_train_options(train: Any) -> None:

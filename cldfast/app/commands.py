@@ -17,13 +17,13 @@ from cldfast.app.demo import run_demo
 from cldfast.app.plans import fit_run, plan_of_run, plan_path
 from cldfast.app.run_folder import RunConfig, load_config, load_run
 from cldfast.app.runs import flow_run, plot_losses, run_config, sample_run, train_run, training_data
-from cldfast.app.study import study_processes
 from cldfast.bench import main as run_bench
 from cldfast.extras import require
 from cldfast.files import write_atomic
 from cldfast.info import info as collect_info
 from cldfast.lab.plots import image_grid, scatter
 from cldfast.planner.grids import DEFAULT_STEPS
+from cldfast.studies.registry import STUDIES
 
 # Options of `train` that a resumed run may be given anew.
 _WITH_RESUME = {"command", "run", "out", "resume", "steps", "threads", "quiet"}
@@ -201,19 +201,14 @@ def bench(args: argparse.Namespace) -> None:
 
 
 def study(args: argparse.Namespace) -> None:
-    """Compare CLD with the processes it grew out of.
+    """Run an experiment again, as a table and a picture.
 
-    Samples a mixture by CLD, VP, VE, flow matching and kinetic Langevin dynamics with 6 to 50
-    network evaluations, with exact networks or with networks trained alike, and writes
-    processes.csv and processes.png. Some minutes.
+    A study keeps every network and every result in its folder as they are made: killed and started
+    again, it goes on where it was.
     """
-    if args.samples is not None and args.samples < 2:
-        raise ValueError(f"--samples: expected at least 2, got {args.samples}")
-    if args.learned is not None and args.learned < 1:
-        raise ValueError(f"--learned: expected at least 1 step, got {args.learned}")
-    given = {"name": args.data, "samples": args.samples, "training": args.learned}
-    study_processes(args.out, **{name: value for name, value in given.items() if value is not None})
-    print(f"{args.out}: processes.csv, processes.png")
+    args.out = args.out or f"study-{args.what}"
+    made = STUDIES[args.what].run(args)
+    print(f"{args.out}: {', '.join(made)}")
 
 
 def info(args: argparse.Namespace) -> None:

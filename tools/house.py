@@ -29,10 +29,11 @@ RULES = dict.fromkeys(BASE.split(), "") | {
     "lab": MIDDLE,
     "compat": MIDDLE,
     "info": f"{BASE} kernels",
+    "model": f"{MIDDLE} fitting lab compat info",
     "bench": f"{MIDDLE} lab compat info",
     "studies": f"{MIDDLE} fitting lab info",
-    "app": f"{MIDDLE} fitting lab compat info bench studies",
-    "__init__": f"{MIDDLE} fitting lab compat info",
+    "app": f"{MIDDLE} fitting lab compat info model bench studies",
+    "__init__": f"{MIDDLE} fitting lab compat info model",
     "__main__": "app",
 }
 # Floors of rooms in the house, and of files in one room.

@@ -76,7 +76,7 @@ class Sweep:
     x_noise: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0)
     runs: int = 5
     recipe: str = "edm"
-    steps: int = 10_000
+    steps: int = 6_000
     samplers: tuple[str, ...] = ("auto 20", "multistep 3, 20", "em 1000")
     rows: int = 50_000
     projections: int = 2_000

@@ -39,9 +39,7 @@ def prior_gap(
         raise ValueError(f"second_moment: expected a finite number >= 0, got {second_moment}")
     if not dim > 0:
         raise ValueError(f"dim: expected a number of coordinates >= 1, got {dim!r}")
-    w2 = math.sqrt(
-        float(mean @ mean) * second_moment + dim * covariance_distance(cov, prior) ** 2
-    )
+    w2 = math.sqrt(float(mean @ mean) * second_moment + dim * covariance_distance(cov, prior) ** 2)
     if np.linalg.det(prior) <= 0.0 or np.linalg.det(cov) <= 0.0:
         return PriorGap(math.inf, w2, 1.0)
     inverse = np.linalg.inv(prior)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cldfast.studies import position_noise, processes
+from cldfast.studies import bound, position_noise, processes, regularity, targets
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,15 @@ STUDIES = {
         "CLD beside VP, VE, flow matching and kinetic Langevin dynamics",
         processes.add_options,
         processes.run,
+    ),
+    "bound": Study("the Wasserstein bound against what is measured", bound.add_options, bound.run),
+    "regularity": Study(
+        "the Lipschitz constant of the renormalised score along time",
+        regularity.add_options,
+        regularity.run,
+    ),
+    "targets": Study(
+        "variance of the targets of score matching, and xi(t)", targets.add_options, targets.run
     ),
 } | {
     name: Study(

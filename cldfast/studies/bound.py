@@ -52,14 +52,14 @@ T_MIN = 1e-3
 BOUND = {"initialisation": 2.0 * A * BETA, "score": 1.0, "steps": -0.5, "time": 0.5}
 # What is varied, and the values: T, M, N, and T with N fixed.
 VALUES: dict[str, tuple[float, ...]] = {
-    "initialisation": (0.25, 0.5, 0.75, 1.0, 1.25, 1.5),
-    "score": (0.01, 0.02, 0.05, 0.1, 0.2),
-    "steps": (32, 64, 128, 256, 512),
-    "time": (0.5, 0.75, 1.0, 1.5, 2.0),
+    "initialisation": (0.25, 0.5, 0.75, 1.0, 1.25),
+    "score": (0.02, 0.05, 0.1, 0.2),
+    "steps": (16, 32, 64, 128, 256),
+    "time": (0.5, 1.0, 1.5, 2.0),
 }
 # Steps where they are not what is varied, and of the path that the others are measured against.
-STEPS, FIXED_STEPS, FINE_STEPS = 256, 64, 2048
-SAMPLES, REPEATS = 2_000, 5
+STEPS, FIXED_STEPS, FINE_STEPS = 128, 64, 1024
+SAMPLES, REPEATS = 1_000, 3
 _PROJECTIONS = 128
 
 
@@ -109,7 +109,7 @@ def coupled_errors(
         else:
             pair = [draw(steps, value) for steps in (FIXED_STEPS, fine)]
         errors = {
-            "sliced W2": sliced_w2(*pair, _PROJECTIONS),
+            "sliced W2": sliced_w2(pair[0], pair[1], _PROJECTIONS),
             "pathwise": float((pair[0] - pair[1]).square().sum(1).mean().sqrt()),
         }
         for measure, error in errors.items():

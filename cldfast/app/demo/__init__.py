@@ -1,7 +1,7 @@
 """The demo: handwritten digits from a small network that comes with the package, or a new one.
 
-Writes into one folder: `samples.png`, `quality.png`, `loss.png`, `report.json`, and with `train` the
-run folder `run/`.
+Writes into one folder: `samples.png`, `quality.png`, `loss.png`, `report.json`, and where it trains
+first the run folder `run/`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from cldfast.bench.results import processor
 from cldfast.extras import require
 from cldfast.files import PathLike, write_json
 from cldfast.info import info
-from cldfast.kernels import missing_backend
 from cldfast.lab.data import Digits
 from cldfast.lab.metrics import classify, nearest_ratio, sliced_w2
 from cldfast.lab.models import build_model
@@ -41,8 +40,9 @@ TRAINED_BY: dict[str, Any] = {
     "data": "digits", "conditional": True, "width": 16, "steps": 3_000, "lr": 2e-3,
     "decay": "cosine", "ema_decay": 0.998,
 }  # fmt: skip
+UNTIL = 1_000
 EVALUATIONS = 8
-FITTED_BY = {"steps": 40, "batch_size": 1_024}
+FITTED_BY: dict[str, Any] = {"steps": 12, "batch_size": 512}
 
 SAMPLES = 512
 # Examples of each digit in the picture.
@@ -86,8 +86,6 @@ def run_demo(
         raise ValueError(f"minutes: expected a finite number >= 0, got {minutes}")
     folder = _emptied(out)
     report: Report = {"machine": {"processor": processor(), "cpus": os.cpu_count(), **info()}}
-    if reason := missing_backend("cpu"):
-        _say(f"without the compiled core, which is slower: {reason}")
     run = NETWORK
     if train:
         run = folder / "run"
@@ -97,10 +95,9 @@ def run_demo(
     plan = Plan.load(plan_path(run, EVALUATIONS), sde, config.form)
     report |= _sampling(folder, net, sde, config, plan, samples, seed)
     if not train and minutes != 0.0:
-        left = min(_MOST, max(_LEAST, _SECONDS - (time.perf_counter() - started)))
-        report["training"] = _train_a_while(
-            folder, left if minutes is None else 60.0 * minutes, seed
-        )
+        seconds = min(_MOST, max(_LEAST, _SECONDS - (time.perf_counter() - started)))
+        seconds = seconds if minutes is None else 60.0 * minutes
+        report["training"] = _train_a_while(folder, seconds, seed)
     report["seconds"] = round(time.perf_counter() - started, 3)
     write_json(folder / REPORT, report)
     _say(table(report))
@@ -123,8 +120,8 @@ def _emptied(out: PathLike) -> Path:
 def _train(run: Path, seed: int, progress: bool) -> Report:
     """Train the network and fit its plan, as those of the package."""
     config = run_config(TRAINED_BY | {"seed": seed})
-    _say(f"training a U-Net on the digits, {TRAINED_BY['steps']} steps, and fitting a plan")
-    report = train_run(run, config, progress=progress)
+    _say(f"training a U-Net on the digits, {UNTIL} steps, and fitting a plan")
+    report = train_run(run, config, until=UNTIL, progress=progress)
     fit_run(run, EVALUATIONS, progress=progress, **FITTED_BY)
     return report
 

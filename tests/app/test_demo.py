@@ -65,7 +65,7 @@ def test_report(result: tuple[Path, list[dict[str, Any]]]) -> None:
     _, (first, second) = result
     points = first["sampling"]["points"]
     assert [(p["sampler"], p["evaluations"]) for p in points] == [
-        ("fitted plan", demo.EVALUATIONS), ("auto", 4), ("em", 3), ("em", 8),
+        ("plans/8.json", demo.EVALUATIONS), ("auto", 4), ("em", 3), ("em", 8),
     ]  # fmt: skip
     assert all(p["seconds"] > 0.0 for p in points)
     # The same seed makes the same digits, and other numbers only for what the clock measures.

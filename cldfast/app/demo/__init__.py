@@ -15,7 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cldfast.app.demo.quality import CURVES, FITTED, Sampler, equal_quality, measure, series
+from cldfast.app.demo.quality import (
+    CURVES,
+    EVALUATIONS,
+    FITTED,
+    Sampler,
+    equal_quality,
+    measure,
+    series,
+)
 from cldfast.app.demo.table import table
 from cldfast.app.new_run import run_config
 from cldfast.app.plans import fit_run, plan_path
@@ -41,7 +49,6 @@ TRAINED_BY: dict[str, Any] = {
     "decay": "cosine", "ema_decay": 0.998,
 }  # fmt: skip
 UNTIL = 1_000
-EVALUATIONS = 8
 FITTED_BY: dict[str, Any] = {"steps": 12, "batch_size": 512}
 
 SAMPLES = 512
@@ -92,8 +99,7 @@ def run_demo(
         report["training"] = _train(run, seed, progress)
     # From here on the demo uses what any reader of a run folder gets.
     net, sde, config = load_run(run)
-    plan = Plan.load(plan_path(run, EVALUATIONS), sde, config.form)
-    report |= _sampling(folder, net, sde, config, plan, samples, seed)
+    report |= _sampling(folder, net, sde, config, plan_path(run, EVALUATIONS), samples, seed)
     if not train and minutes != 0.0:
         seconds = min(_MOST, max(_LEAST, _SECONDS - (time.perf_counter() - started)))
         seconds = seconds if minutes is None else 60.0 * minutes
@@ -131,11 +137,13 @@ def _sampling(
     net: torch.nn.Module,
     sde: LinearPhaseSDE,
     config: RunConfig,
-    plan: Plan,
+    fitted: Path,
     samples: int,
     seed: int,
 ) -> Report:
     """The picture and the measurements."""
+    plan = Plan.load(fitted, sde, config.form)
+    improved = Plan.figures(fitted).get("improved")
     digits = Digits()
     labels = torch.arange(samples) % config.model["classes"]
     draw = partial(sample_run, net, sde, config, seed=seed)
@@ -155,7 +163,7 @@ def _sampling(
             "points": points, "equal_quality": equal_quality(points),
         },
         "fitted": {
-            "evaluations": plan.evaluations,
+            "evaluations": plan.evaluations, "improved": improved,
             "read_as_asked": float((torch.from_numpy(read) == labels).double().mean()),
             "nearest_train_over_test_median": nearest_ratio(drawn, digits.train_x, digits.test_x),
         },

@@ -13,7 +13,9 @@ from torch import Tensor
 from cldfast.lab.metrics import sliced_w2
 from cldfast.planner.plan import Plan
 
-FITTED = "fitted plan"
+# Network calls of the plan that was fitted to the network, and its name in tables.
+EVALUATIONS = 8
+FITTED = f"plans/{EVALUATIONS}.json"
 # Samplers with their numbers of evaluations: "em" and "sscs" on the quadratic grid are those of
 # Dockhorn, Vahdat, Kreis (2022). All but the fitted plan spend the last one on the clean estimate.
 CURVES: tuple[tuple[str, bool, tuple[int, ...]], ...] = (

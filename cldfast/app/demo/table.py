@@ -13,10 +13,12 @@ def table(report: dict[str, Any]) -> str:
     lines += [
         "",
         f"training set to test set       {sampling['floor']:.4f}",
-        f"digits read as asked for       {100.0 * fitted['read_as_asked']:.1f} % (fitted plan)",
+        f"digits read as asked for       {100.0 * fitted['read_as_asked']:.1f} %",
         f"nearest training image at      {fitted['nearest_train_over_test_median']:.2f} of a test "
         "image's distance",
     ]
+    if not fitted["improved"]:
+        lines.append("the plan in plans/ is the base of its fit, which the fit did not beat")
     if training := report.get("training"):
         lines.append(_training(training))
     lines.append(f"{report['seconds']:.0f} s in all")

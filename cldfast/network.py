@@ -1,4 +1,4 @@
-"""What the library asks of a network, and where its seeds and its device come from."""
+"""What the library asks of a network, and where its device comes from."""
 
 from __future__ import annotations
 
@@ -42,11 +42,6 @@ def at_times(net: Network, t: torch.Tensor) -> Sequence[Network]:
         return [net] * len(t)
     made: Sequence[Network] = vars(owner)["at_times"](net, t)
     return made
-
-
-def draw_seed() -> int:
-    """A seed from PyTorch's default generator, so that `torch.manual_seed` governs it."""
-    return int(torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device="cpu").item())
 
 
 def device_of(net: Network) -> torch.device:

@@ -38,7 +38,8 @@ def fit_run(folder: PathLike, evaluations: int, **options: Any) -> tuple[FitResu
         net, sde, rows, evaluations, t_min=config.t_min, parameterization=config.form,
         **options,
     )  # fmt: skip
-    drawn = sample(net, sde, (_LOOKED_AT, *config.shape), plan=result.plan, batch_size=256)
+    shape = (_LOOKED_AT, *config.shape)
+    drawn = sample(net, sde, shape, plan=result.plan, batch_size=256, seed=0)
     figures = {
         "evaluations": evaluations, "shape": list(config.shape), "improved": result.improved,
         "base": result.before, "fitted": result.after, "seconds": round(result.seconds, 1),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cldfast import kernels
-from cldfast.compat.diffusers_noise import Generators, draw_seeds, seeded_normals
+from cldfast.compat.diffusers_noise import Generators, Seeds, draw_seeds, seeded_normals
 from cldfast.compat.diffusers_state import HiddenState, SeenPlane
 from cldfast.compat.diffusers_table import (
     PREDICTIONS,
@@ -120,7 +120,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         self._begin_index: int | None = None
         self._steps: Steps | None = None
         self._step_index: int | None = None
-        self._seeds: int | list[int] | None = None
+        self._seeds: Seeds | None = None
         self._forget_run()
 
     @classmethod
@@ -338,7 +338,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
             address = NoiseAddress(0, 0, index)
             return seeded_normals(shape, self._seeds, address, state.dtype, state.device)
         assert self._seeds is not None  # drawn with the first noise of a run
-        return NoiseAddress(self._seeds, first_index, index)
+        return NoiseAddress(self._seeds.seed, self._seeds.first_index + first_index, index)
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor

@@ -37,8 +37,9 @@ def pflow(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     method: str = "dopri5",
-    seed: int = 0,
+    seed: int | None = None,
     first_index: int = 0,
+    generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     init: torch.Tensor | None = None,
@@ -51,8 +52,8 @@ def pflow(
     net, sde, parameterization: as for `cldfast.sample`. shape: (n, d) or (n, C, H, W).
     rtol, atol, method: of `torchdiffeq.odeint`; the error is controlled for all rows together.
     options: its options, e.g. `first_step=0.1` (in log t, which is what is integrated over).
-    seed, first_index, device, dtype: of the initial states, see `cldfast.sample`; or init: states
-        (n, 2d) or (n, 2C, H, W) to start from instead.
+    seed, first_index, generator, device, dtype: of the initial states, see `cldfast.sample`; or
+        init: states (n, 2d) or (n, 2C, H, W) to start from instead.
     reverse: from t_min up to T (encoding `init`) instead. return_velocity: states x and v together,
         as in `init`; else x alone.
 
@@ -65,8 +66,9 @@ def pflow(
             raise ValueError("pflow needs init to start from, or a shape to draw it at T")
         where = device_of(net) if device is None else device
         init = initial_state(
-            sde, shape, seed=seed, first_index=first_index, device=where, dtype=dtype
-        )
+            sde, shape, seed=seed, first_index=first_index, generator=generator, device=where,
+            dtype=dtype,
+        )  # fmt: skip
     kernels.check_state("init", init)
     flow = Flow(net, sde, parameterization)
     ends = (t_min, sde.T) if reverse else (sde.T, t_min)

@@ -10,7 +10,7 @@ import torch
 from cldfast import kernels
 from cldfast.extras import progress_bar
 from cldfast.kernels import Backend, NoiseAddress, Stream
-from cldfast.network import Network, at_times, device_of, draw_seed, network_dtype
+from cldfast.network import Network, at_times, device_of, network_dtype
 from cldfast.planner.grids import Grid
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
@@ -44,8 +44,9 @@ def run(
     net: Network,
     u: torch.Tensor,
     *,
-    seed: int | None = 0,
+    seed: int | None = None,
     first_index: int = 0,
+    generator: torch.Generator | None = None,
     backend: str = "auto",
     noise: GivenNoise = None,
     guidance: Guidance | None = None,
@@ -62,8 +63,8 @@ def run(
         parameterisation of y asks `net(y, argument)` instead, y (B, C, ...) in the dtype of the
         module's parameters; see `cldfast.planner.data_forms`.
     u: (B, 2d) or (B, 2C, H, W), float32 or float64; not changed.
-    seed, first_index: noise key, and the global sample index of row 0; seed None draws one from
-        PyTorch's default generator.
+    seed, first_index, generator: noise key, and the global sample index of row 0; None draws a seed
+        from `generator`, see `sample`.
     noise: normals to use instead, one (B, 2C, ...) tensor per stage (None where a stage needs
         none); "brownian" takes them from one Brownian path per sample, the same for every grid, see
         `cldfast.sampling.brownian`.
@@ -85,7 +86,7 @@ def run(
     if not callable(net):
         raise TypeError(f"net must be callable as net(u, t), got {type(net).__name__}")
     kernels.check_state("u", u)
-    address = NoiseAddress(draw_seed() if seed is None else seed, first_index)
+    address = kernels.noise_address(seed, first_index, generator)
     if isinstance(noise, str):
         if noise != "brownian":
             raise ValueError(f"noise must be 'brownian', normals or None, got {noise!r}")
@@ -211,8 +212,9 @@ def initial_state(
     sde: Process,
     shape: Sequence[int],
     *,
-    seed: int = 0,
+    seed: int | None = None,
     first_index: int = 0,
+    generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
@@ -220,11 +222,12 @@ def initial_state(
     """States from the stationary law, (n, 2d) or (n, 2C, H, W) for data (n, d) or (n, C, H, W).
 
     Addressed noise of a stream of its own: row i depends on (seed, first_index + i) alone.
+    seed, generator: None draws a seed from `generator`, see `sample`.
     """
+    address = kernels.noise_address(seed, first_index, generator, stream=Stream.INITIAL_STATE)
     return kernels.normals(
-        shape, NoiseAddress(seed, first_index, stream=Stream.INITIAL_STATE),
-        factor=sde.prior().factor, dtype=dtype, device=device, backend=backend,
-    )  # fmt: skip
+        shape, address, factor=sde.prior().factor, dtype=dtype, device=device, backend=backend
+    )
 
 
 def sample(
@@ -235,8 +238,9 @@ def sample(
     steps: int | None = None,
     grid: Grid | None = None,
     *,
-    seed: int | None = 0,
+    seed: int | None = None,
     first_index: int = 0,
+    generator: torch.Generator | None = None,
     batch_size: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -260,7 +264,9 @@ def sample(
         network returns), `t_min`, `denoise`, `guidance_scale` and the solver's own options; steps
         None is 20.
     seed, first_index: sample i of a run is sample `first_index + i` of that seed, whatever the
-        batch size, thread count or device; seed None draws one from PyTorch's default generator.
+        batch size, thread count or device. seed None draws one from `generator`, or from PyTorch's
+        default generator of the CPU, so that `torch.manual_seed` governs it; the ranks of an
+        initialised `torch.distributed` then draw different samples, also from equal seeds.
     batch_size: rows per network call; None is all at once.
     device: of the samples; None is that of the network's parameters, or PyTorch's default.
     dtype: of the state, float32 or float64. backend: see `cldfast.stage`.
@@ -288,7 +294,7 @@ def sample(
         guidance = guidance and packing.guidance(guidance)
         callback = callback and packing.callback(callback)
         init = None if init is None else packing.pack("init", init)
-    seed = draw_seed() if seed is None else kernels.check_seed(seed)
+    address = kernels.noise_address(seed, first_index, generator)
     if dtype not in kernels.STATE_DTYPES:
         raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
     n = shape[0]
@@ -310,11 +316,11 @@ def sample(
     parts = []
     for start in range(0, n, batch_size):
         stop = min(start + batch_size, n)
-        where = first_index + start
+        where = address.first_index + start
         if init is None:
             u = initial_state(
-                sde, (stop - start, *shape[1:]), seed=seed, first_index=where, device=target,
-                dtype=dtype, backend=backend,
+                sde, (stop - start, *shape[1:]), seed=address.seed, first_index=where,
+                device=target, dtype=dtype, backend=backend,
             )  # fmt: skip
         else:
             u = init[start:stop].to(dtype)
@@ -326,7 +332,7 @@ def sample(
                 plan,
                 net,
                 u,
-                seed=seed,
+                seed=address.seed,
                 first_index=where,
                 backend=backend,
                 noise=rows,

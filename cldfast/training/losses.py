@@ -25,7 +25,7 @@ import torch
 from cldfast import kernels
 from cldfast.caller import caller_level
 from cldfast.kernels import REDUCTIONS, Backend, Noise, NoiseAddress, Stream, check_gradients
-from cldfast.network import Network, draw_seed
+from cldfast.network import Network
 from cldfast.planner.data_forms import Preconditioned
 from cldfast.planner.parameterization import (
     VELOCITY_MAPS,
@@ -107,8 +107,8 @@ def drawn_coefficients(
     *,
     t_min: float,
     times: str,
+    seed: int,
     batch: int | None = None,
-    seed: int = 0,
     first_index: int = 0,
     device: torch.device | str = "cpu",
     objective: str = "hsm",
@@ -156,8 +156,9 @@ def perturb(
     t: torch.Tensor,
     *,
     v0: torch.Tensor | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     first_index: int = 0,
+    generator: torch.Generator | None = None,
     noise: torch.Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[torch.Tensor, Marginal]:
@@ -167,13 +168,14 @@ def perturb(
     v0: initial velocities like x0; the mean is then `Phi (x0, v0)` (denoising score matching), else
         `m x0` with the velocity integrated out (hybrid score matching).
     noise: (B, 2d) or (B, 2C, H, W) normals z; None takes those addressed by (seed, first_index).
+    seed, generator: see `cldfast.sample`; None draws a seed.
     Returns u, in the layout of noise, and the float64 kernels of the rows, which are computed when
     they are first looked at.
     """
     t, objective = t.to(torch.float64), "hsm" if v0 is None else "dsm"
     u, _ = kernels.perturb(
         (x0,) if v0 is None else (x0, v0), row_perturbation(sde, t, objective),
-        noise=_noise(seed, first_index, noise), backend=backend,
+        noise=_noise(seed, first_index, generator, noise), backend=backend,
     )  # fmt: skip
     return u, RowKernels(lambda: sde.marginal(t, objective))
 
@@ -190,6 +192,7 @@ def hsm_loss(
     t_min: float = 1e-3,
     times: str = "uniform",
     first_index: int = 0,
+    generator: torch.Generator | None = None,
     noise: torch.Tensor | None = None,
     reduction: str = "mean",
     objective: str = "hsm",
@@ -206,7 +209,8 @@ def hsm_loss(
         `beta D_vv / 2`. "likelihood": `beta |D^1/2 (s - s*)|^2 / 2` (the path-measure bound).
         "det": `det(Sigma) |s - s*|^2`. "edm": "reweighted" times `1 + sigma_y^2/sigma_data^2`. A
         function of t (B,) that returns w (B,): w times "reweighted".
-    seed: of times and noise; None draws one from PyTorch's default generator.
+    seed: of times and noise; None draws one from `generator`, see `cldfast.sample`. A graph of
+        `torch.compile(fullgraph=True)` cannot draw one: pass seed= there.
     t: (B,) times; None draws them on [t_min, T] as `times` says, see `cldfast.sample_times`. Their
         distribution weights the loss, but for "importance" and for the weighting "likelihood",
         whose mean is an unbiased estimate of the integral over [t_min, T]; for times that are given
@@ -235,7 +239,8 @@ def hsm_loss(
     found = kernels.resolve_backend(backend, x0.device)
     if found.fuses_gradients:
         check_gradients()  # before the perturbation meets a transform's tensors
-    seed = draw_seed() if seed is None else kernels.check_seed(seed)
+    address = kernels.noise_address(seed, first_index, generator)
+    seed, first_index = address.seed, address.first_index
     if t is None:
         rows = drawn_coefficients(
             x0.shape[0], sde, weighting, parameterization, t_min=t_min, times=times, seed=seed,
@@ -302,7 +307,7 @@ def prepared_loss(
     else:
         data = (x0,) if v0 is None else (x0, v0)
     seen, offset = kernels.perturb(
-        data, rows.perturbation, noise=_noise(seed, first_index, noise), backend=backend
+        data, rows.perturbation, noise=_noise(seed, first_index, None, noise), backend=backend
     )
     if offset is None:
         raise ValueError("rows.perturbation must have rows for the residual's offset, got none")
@@ -382,11 +387,16 @@ def _pairs(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return first, second
 
 
-def _noise(seed: int, first_index: int, given: torch.Tensor | None) -> Noise:
+def _noise(
+    seed: int | None,
+    first_index: int,
+    generator: torch.Generator | None,
+    given: torch.Tensor | None,
+) -> Noise:
     """The noise by which data are perturbed: that given, else that of the address."""
     if given is not None:
         return given
-    return NoiseAddress(seed, first_index, stream=Stream.PERTURBATION)
+    return kernels.noise_address(seed, first_index, generator, stream=Stream.PERTURBATION)
 
 
 def _velocity(

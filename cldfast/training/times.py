@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 import torch
 
-from cldfast.kernels import NoiseAddress, Stream, pair_words
+from cldfast.kernels import Stream, noise_address, pair_words
 from cldfast.process.sde import LinearPhaseSDE
 
 TIME_SAMPLING = ("uniform", "stratified", "importance", "log", "half_log", "log_snr", "edm")
@@ -28,8 +28,9 @@ def sample_times(
     t_min: float = 1e-3,
     method: str = "uniform",
     batch: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     first_index: int = 0,
+    generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
     sigma_data: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,7 +46,8 @@ def sample_times(
         `1 / ((T - t_min) density)`.
     batch: rows of one stratified grid; `rows` must be whole batches. None: all rows are one.
     sigma_data: standard deviation of the data, to which the noise levels of "edm" are relative.
-    seed, first_index: row i takes the addressed uniform of sample `first_index + i`.
+    seed, first_index: row i takes the addressed uniform of sample `first_index + i`; None draws a
+        seed from `generator`, see `cldfast.sample`.
 
     Raises ValueError for an unknown method, or rows that are no whole batches. Source of the
     importance density: Song, Durkan, Murray, Ermon (2021), "Maximum likelihood training of
@@ -58,7 +60,8 @@ def sample_times(
     batch = rows if batch is None else batch
     if batch < 1 or rows % batch:
         raise ValueError(f"rows must be whole batches of {batch}, got {rows}")
-    word, _ = pair_words(NoiseAddress(seed, first_index, stream=Stream.TIMES), rows, device)
+    address = noise_address(seed, first_index, generator, stream=Stream.TIMES)
+    word, _ = pair_words(address, rows, device)
     # The half keeps the draw inside (0, 1).
     uniform = (word.to(torch.float64) + 0.5) * 2.0**-32
     if method == "stratified":

@@ -161,7 +161,9 @@ def test_inpainting_keeps_the_known_and_follows_the_joint_law(backend, solver, o
 def test_inpainting_of_everything_returns_the_data(backend):
     known = torch.randn(4, 2, 3, 3)
     every = Inpainting(known, torch.ones(1, 1, 1, 1, dtype=torch.bool))
-    x = sample(lambda u, t: -u[:, 2:], SDE, (4, 2, 3, 3), steps=3, inpaint=every, backend=backend)
+    x = sample(
+        lambda u, t: -u[:, 2:], SDE, (4, 2, 3, 3), steps=3, inpaint=every, backend=backend, seed=0
+    )
     assert torch.equal(x, known)
 
 
@@ -199,13 +201,20 @@ def test_trajectory_in_memory_and_in_a_file(tmp_path, every, backend):
     plan = make_plan(SDE, "em", 10)
     u = torch.randn(5, 2 * D)
     seen = []
-    run(plan, unconditional, u, callback=lambda k, t, u: seen.append(u.clone()), backend=backend)
+    run(
+        plan,
+        unconditional,
+        u,
+        callback=lambda k, t, u: seen.append(u.clone()),
+        backend=backend,
+        seed=0,
+    )
     memory = Trajectory(every)
-    run(plan, unconditional, u, callback=memory, backend=backend)
+    run(plan, unconditional, u, callback=memory, backend=backend, seed=0)
     assert torch.equal(memory.states, torch.stack(seen[::every]).cpu())
     assert memory.times == pytest.approx(plan.grid[1:][::every])
     mapped = Trajectory(every, tmp_path / "states.npy", len(plan.stages))
-    run(plan, unconditional, u, callback=mapped, backend=backend)
+    run(plan, unconditional, u, callback=mapped, backend=backend, seed=0)
     assert isinstance(mapped.states, np.memmap)
     assert np.array_equal(
         np.load(tmp_path / "states.npy"), torch.stack(seen[::every]).cpu().numpy()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cldfast.app.run_folder import PLANS, RunConfig, load_run
 from cldfast.app.runs import training_data
 from cldfast.files import PathLike
 from cldfast.fitting.fit import FitResult, fit_plan
 from cldfast.lab.metrics import nearest_ratio
+from cldfast.model.run_folder import PLANS, RunConfig, load_run
 from cldfast.planner.plan import Plan
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.sampling.run import sample

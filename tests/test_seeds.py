@@ -129,8 +129,10 @@ def test_the_example_of_two_ranks(tmp_path: Path) -> None:
     }  # fmt: skip
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", script], env=environment | {"RANK": str(rank)},
-            stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-c", script],
+            env=environment | {"RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
         )  # fmt: skip
         for rank in range(2)
     ]

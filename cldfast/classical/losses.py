@@ -10,9 +10,11 @@ import torch
 from cldfast import kernels
 from cldfast.classical.paths import EDM, FlowMatching, GaussianPath
 from cldfast.kernels import NoiseAddress, Stream
-from cldfast.network import Network
+from cldfast.network import Network, output_tensor
 from cldfast.planner.parameterization import Parameterization
 from cldfast.planner.path_forms import change, parts, view
+from cldfast.training.times import given_times
+from cldfast.training.trained import remember_training
 
 Tensor = torch.Tensor
 
@@ -26,7 +28,7 @@ def dsm_loss(
     """Denoising score matching, summed over the coordinates of a row and averaged over rows.
 
     net: `net(x, t)` returns what `parameterization` says, see `cldfast.planner.path_forms`.
-    x0: data (B, ...). t: (B,) times > 0; None draws them uniformly on [t_min, T].
+    x0: data (B, ...). t: (B,) times in (0, T]; None draws them uniformly on [t_min, T].
     weighting: the form in which errors are counted: "noise" is `|sigma (s - s*)|^2`.
     seed, first_index: of times and noise; None draws a seed from `generator`, see
         `cldfast.sample`. noise: normals like x0 to use instead.
@@ -38,17 +40,20 @@ def dsm_loss(
     address = kernels.noise_address(seed, first_index, generator)
     if t is None:
         t = t_min + (path.T - t_min) * _uniform(address, x0)
+    else:
+        t = given_times(t, path.T, len(x0), x0.device)
     if noise is None:
         where = address.in_stream(Stream.PERTURBATION)
         pairs = kernels.normals(x0.shape, where, dtype=x0.dtype, device=x0.device)
         noise = pairs[:, : x0.shape[1]]
-    t = label = t.to(torch.float64)
+    label = t
     p, q = parts(path, t, parameterization)
     gain, _ = change(path, t, parameterization, weighting)
     x = _rows(path.alpha(t), x0) * x0 + _rows(path.sigma(t), x0) * noise
     if (seen := view(path, t, parameterization)) is not None:
         x, label = _rows(seen[0], x0) * x, seen[1]
     output = _checked(net(x, label.to(x0.dtype)), x0)
+    remember_training(net, parameterization)
     error = _rows(gain, x0) * (output - _rows(p, x0) * x0 - _rows(q, x0) * noise)
     return error.square().flatten(1).sum(1).mean()
 
@@ -123,7 +128,8 @@ def _rows(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype).reshape(-1, *([1] * (like.dim() - 1)))
 
 
-def _checked(output: Any, x: Tensor) -> Tensor:
+def _checked(result: object, x: Tensor) -> Tensor:
+    output = output_tensor(result)
     if output.shape != x.shape:
         raise ValueError(f"the network must return {tuple(x.shape)}, got {tuple(output.shape)}")
     return output

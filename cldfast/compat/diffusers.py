@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,6 +122,20 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         self._step_index: int | None = None
         self._seeds: Seeds | None = None
         self._forget_run()
+
+    @classmethod
+    def from_config(cls, config: Any = None, **options: Any) -> Any:
+        """As for every scheduler of diffusers, from a config that a `CLDScheduler` has written.
+
+        Raises ValueError for the config of another scheduler: its keys would mean nothing here.
+        """
+        kind = config.get("_class_name") if isinstance(config, Mapping) else None
+        if kind not in (None, cls.__name__):
+            raise ValueError(
+                f"the config is that of a {kind}, of which a {cls.__name__} has nothing: call "
+                f"{cls.__name__}.from_scheduler(pipeline.scheduler)"
+            )
+        return super().from_config(config, **options)
 
     @classmethod
     def from_scheduler(

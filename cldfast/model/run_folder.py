@@ -25,6 +25,7 @@ from cldfast.lab.models import build_model
 from cldfast.planner.parameterization import Parameterization, check_parameterization, named_form
 from cldfast.process.sde import LinearPhaseSDE, sde_from_config
 from cldfast.training.data_scale import DataScale
+from cldfast.training.trained import remember_training
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
@@ -194,6 +195,7 @@ def load_run(folder: PathLike) -> tuple[nn.Module, LinearPhaseSDE, RunConfig]:
         net.load_state_dict(weights)
     except RuntimeError as error:
         raise located(path / MODEL, error, "does not fit the network: ") from error
+    remember_training(net, config.form)
     return net.eval(), sde, config
 
 

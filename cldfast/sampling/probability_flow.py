@@ -11,7 +11,7 @@ import torch
 
 from cldfast import kernels
 from cldfast.extras import extra_module
-from cldfast.network import Network, device_of, network_dtype
+from cldfast.network import Network, device_of, explain_failure, network_dtype, output_tensor
 from cldfast.planner.parameterization import (
     Parameterization,
     check_parameterization,
@@ -22,6 +22,7 @@ from cldfast.planner.parameterization import (
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.sampling.run import initial_state
 from cldfast.sampling.steps import look
+from cldfast.training.trained import check_training
 
 # Methods of torchdiffeq that choose their steps.
 ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
@@ -131,6 +132,7 @@ class Flow:
         if parameterization is None:
             parameterization = default_parameterization(sde)
         check_parameterization(parameterization)
+        check_training(net, parameterization)
         self.net, self.sde, self.parameterization = net, sde, parameterization
         self.evaluations = 0
 
@@ -150,10 +152,20 @@ class Flow:
         if inputs is not None:
             seen = look(inputs[0][0], u, network_dtype(self.net) or u.dtype)
             argument = torch.full_like(t, float(inputs[1][0]))
-        result = self.net(seen, argument.to(u.dtype).expand(u.shape[0]))
-        if not isinstance(result, torch.Tensor):
-            raise TypeError(f"the network must return one tensor, got {type(result).__name__}")
-        return result
+        try:
+            result = self.net(seen, argument.to(u.dtype).expand(u.shape[0]))
+        except Exception as error:
+            where = f"in the probability flow at t = {float(t):.6g}"
+            explain_failure(error, self.net, seen, where)
+            raise
+        output = output_tensor(result)
+        if not bool(output.detach().isfinite().all()):
+            cause = "output is" if bool(u.isfinite().all()) else "state and output are"
+            raise ValueError(
+                f"the probability flow diverged: at t = {float(t):.6g} the network's {cause} not "
+                "finite; train it there, or end at a larger t_min"
+            )
+        return output
 
     def __call__(self, t: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         state, gain = self.blocks(float(t))

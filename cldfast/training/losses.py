@@ -25,7 +25,7 @@ import torch
 from cldfast import kernels
 from cldfast.caller import caller_level
 from cldfast.kernels import REDUCTIONS, Backend, Noise, NoiseAddress, Stream, check_gradients
-from cldfast.network import Network
+from cldfast.network import Network, explain_failure, output_tensor
 from cldfast.planner.data_forms import Preconditioned
 from cldfast.planner.parameterization import (
     VELOCITY_MAPS,
@@ -38,7 +38,8 @@ from cldfast.planner.parameterization import (
 )
 from cldfast.process.sde import OBJECTIVES, LinearPhaseSDE, Marginal
 from cldfast.training.row_weights import WEIGHTINGS, RowKernels, row_loss, row_perturbation
-from cldfast.training.times import sample_times
+from cldfast.training.times import given_times, sample_times
+from cldfast.training.trained import remember_training
 from cldfast.training.uncertainty import Uncertainty
 
 Weighting = str | Callable[[torch.Tensor], torch.Tensor]
@@ -164,7 +165,7 @@ def perturb(
 ) -> tuple[torch.Tensor, Marginal]:
     """Noise data: `u = mean + L z` with a time for each row, one stage with per-row coefficients.
 
-    x0: (B, d) or (B, C, H, W), float32 or float64. t: (B,) times > 0 on the same device.
+    x0: (B, d) or (B, C, H, W), float32 or float64. t: (B,) times in (0, T] on the same device.
     v0: initial velocities like x0; the mean is then `Phi (x0, v0)` (denoising score matching), else
         `m x0` with the velocity integrated out (hybrid score matching).
     noise: (B, 2d) or (B, 2C, H, W) normals z; None takes those addressed by (seed, first_index).
@@ -172,7 +173,8 @@ def perturb(
     Returns u, in the layout of noise, and the float64 kernels of the rows, which are computed when
     they are first looked at.
     """
-    t, objective = t.to(torch.float64), "hsm" if v0 is None else "dsm"
+    _check_data(x0)
+    t, objective = given_times(t, sde.T, len(x0), x0.device), "hsm" if v0 is None else "dsm"
     u, _ = kernels.perturb(
         (x0,) if v0 is None else (x0, v0), row_perturbation(sde, t, objective),
         noise=_noise(seed, first_index, generator, noise), backend=backend,
@@ -211,10 +213,10 @@ def hsm_loss(
         function of t (B,) that returns w (B,): w times "reweighted".
     seed: of times and noise; None draws one from `generator`, see `cldfast.sample`. A graph of
         `torch.compile(fullgraph=True)` cannot draw one: pass seed= there.
-    t: (B,) times; None draws them on [t_min, T] as `times` says, see `cldfast.sample_times`. Their
-        distribution weights the loss, but for "importance" and for the weighting "likelihood",
-        whose mean is an unbiased estimate of the integral over [t_min, T]; for times that are given
-        it is the mean over rows alone.
+    t: (B,) times in (0, T]; None draws them on [t_min, T] as `times` says, see
+        `cldfast.sample_times`. Their distribution weights the loss, but for "importance" and the
+        weighting "likelihood", whose mean is an unbiased estimate of the integral over [t_min, T];
+        for times that are given it is the mean over rows alone.
     first_index: global index of row 0. noise: (B, 2d) or (B, 2C, H, W) normals to use instead; of a
         parameterisation of y, which takes one plane of noise, shaped like x0.
     reduction: "mean" or "sum" over rows, or "none", (B,). backend: see `cldfast.stage`.
@@ -227,10 +229,10 @@ def hsm_loss(
     parameterization = checked_parameterization(sde, parameterization, objective)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-    if isinstance(weighting, str) and weighting not in WEIGHTINGS:
+    if not callable(weighting) and weighting not in WEIGHTINGS:
         raise ValueError(
             f"unknown weighting {weighting!r}; "
-            f"expected a function or one of {', '.join(WEIGHTINGS)}"
+            f"expected a function of t or one of {', '.join(WEIGHTINGS)}"
         )
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
@@ -246,11 +248,8 @@ def hsm_loss(
             x0.shape[0], sde, weighting, parameterization, t_min=t_min, times=times, seed=seed,
             first_index=first_index, device=x0.device, objective=objective,
         )  # fmt: skip
-    elif t.shape != (x0.shape[0],) or t.device != x0.device:
-        raise ValueError(
-            f"t must be ({x0.shape[0]},) on {x0.device}, got {tuple(t.shape)} on {t.device}"
-        )
     else:
+        t = given_times(t, sde.T, x0.shape[0], x0.device)
         rows = row_coefficients(sde, t, weighting, parameterization, objective=objective)
     v0 = _velocity(sde, x0, seed, first_index, found) if objective == "dsm" else None
     return prepared_loss(
@@ -317,13 +316,19 @@ def prepared_loss(
             offset[:, width:] = 0.0  # of the coordinate that fills the last pair
             seen = seen[:, :width]
         seen = seen.reshape(x0.shape)
-    output = net(seen, rows.argument.to(seen.dtype))
-    if not isinstance(output, torch.Tensor):
-        raise TypeError(f"the network's output must be a tensor, got {type(output).__name__}")
+    try:
+        result = net(seen, rows.argument.to(seen.dtype))
+    except Exception as error:
+        shown = "y" if isotropic else "the state, x and v side by side"
+        where = f"in a loss; parameterization {str(parameterization)!r} shows the network {shown}"
+        explain_failure(error, net, seen, where)
+        raise
+    output = output_tensor(result)
     kernels.check_output(
         "the network's output", output, x0, x0.shape[1], output_planes(parameterization),
         str(parameterization),
     )  # fmt: skip
+    remember_training(net, parameterization)
     if isotropic:
         output = _paired(output)
     losses = kernels.residual(

@@ -87,6 +87,32 @@ def sample_times(
     return t, 1.0 / ((sde.T - t_min) * density[cell])
 
 
+def given_times(t: object, T: float, rows: int, device: torch.device) -> torch.Tensor:
+    """Times (B,) that a user gives, float64.
+
+    Raises TypeError for what is no float tensor, ValueError for another shape or device or for a
+    time outside (0, T]. Where the host would have to wait for a GPU to say so, such a time becomes
+    NaN, and so does what is made of it.
+    """
+    if not isinstance(t, torch.Tensor):
+        raise TypeError(f"t must be a tensor, got {type(t).__name__}")
+    if t.shape != (rows,) or t.device != device:
+        raise ValueError(f"t must be ({rows},) on {device}, got {tuple(t.shape)} on {t.device}")
+    advice = f"for a step number k of N pass T * (k + 1) / N, here T = {T:g}"
+    if not t.is_floating_point():
+        raise TypeError(f"t must be float times in (0, {T:g}], got {t.dtype}: {advice}")
+    t = t.to(torch.float64)
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return t  # nobody can look at values there
+    last = T * (1.0 + 2.0**-20)  # T rounded to a float32 is no mistake
+    if t.device.type != "cpu":
+        return torch.where((t > 0.0) & (t <= last), t, torch.nan)
+    low, high = (float(end) for end in t.detach().aminmax())
+    if not (low > 0.0 and high <= last):
+        raise ValueError(f"t must lie in (0, {T:g}], got {low:g} to {high:g}: {advice}")
+    return t
+
+
 # A process is not changed after it was made, so its table can be kept.
 @lru_cache(maxsize=16)
 def _density_table(

@@ -27,6 +27,7 @@ from cldfast.training.coefficients import CoefficientsAhead
 from cldfast.training.config import TrainConfig
 from cldfast.training.log import TrainLog
 from cldfast.training.losses import checked_parameterization, hsm_loss, prepared_loss
+from cldfast.training.trained import remember_training
 from cldfast.training.uncertainty import Uncertainty
 from cldfast.training.update import WeightUpdate
 
@@ -126,6 +127,7 @@ class Trainer:
             waits=self._most_unread == 1,
         )  # fmt: skip
         self.optimizer, self.ema = self._update.optimizer, self._update.ema
+        remember_training(self.ema.model, self.parameterization)
         self._coefficients = CoefficientsAhead(sde, self.config, self.parameterization, self.device)
         self.step = 0
         self._order: tuple[int, Tensor] | None = None

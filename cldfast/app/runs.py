@@ -131,8 +131,7 @@ def train_run(
         is continued, and a finished one is extended if `config.train` asks for more steps.
     progress: a tqdm bar.
 
-    Raises ValueError for a config that does not fit, ImportError without safetensors, and
-    NonFiniteLoss.
+    Raises ValueError for a config that does not fit, and NonFiniteLoss.
     """
     path = Path(folder)
     if config.data is None or config.train is None:

@@ -98,7 +98,7 @@ def solve(
     for name, value in (("rtol", rtol), ("atol", atol)):
         if not (math.isfinite(value) and value > 0.0):
             raise ValueError(f"{name} must be finite and > 0, got {value}")
-    odeint = extra_module("torchdiffeq", "adaptive ODE solving needs torchdiffeq", "ode").odeint
+    odeint = extra_module("torchdiffeq", "adaptive ODE solving needs torchdiffeq").odeint
     first = start[0] if isinstance(start, tuple) else start
     s = torch.tensor([math.log(t) for t in ends], dtype=torch.float64, device=first.device)
     low, high = min(ends), max(ends)

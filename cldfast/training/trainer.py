@@ -88,7 +88,6 @@ class Trainer:
 
     Raises:
         TypeError, ValueError: arguments that do not fit each other or the checkpoint.
-        ImportError: a folder is given and safetensors is missing.
     """
 
     def __init__(
@@ -162,7 +161,7 @@ class Trainer:
     def fit(self, *, steps: int | None = None, progress: bool = False) -> nn.Module:
         """Train up to step number `steps` (None: the settings'); returns the averaged network.
 
-        progress: a tqdm bar. Raises NonFiniteLoss, and ImportError where tqdm is missing.
+        progress: a tqdm bar. Raises NonFiniteLoss.
         """
         end = self.config.steps if steps is None else min(steps, self.config.steps)
         bar = None

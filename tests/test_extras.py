@@ -30,7 +30,7 @@ def test_each_module_is_in_its_extra() -> None:
 def test_what_is_missing_is_named_with_its_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in EXTRAS:
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(ImportError, match=rf"x: pip install 'cldfast\\[{EXTRAS[module]}\\]'"):
+        with pytest.raises(ImportError, match=rf"x: pip install 'cldfast\[{EXTRAS[module]}\]'"):
             extra_module(module, "x")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"ot, arviz: pip install 'cldfast\[demo,mcmc\]'"):

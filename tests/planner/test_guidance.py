@@ -25,7 +25,7 @@ def unconditional(u, t):
 def test_classifier_free_guidance_combines_the_outputs(backend, solver, parameterization):
     common = {
         "solver": solver, "steps": 10, "parameterization": parameterization, "backend": backend,
-        "dtype": torch.float64, "t_min": 0.05,
+        "dtype": torch.float64, "t_min": 0.05, "seed": 0,
     }  # fmt: skip
     fused = sample(
         lambda u, t: (conditional(u, t), unconditional(u, t)),
@@ -71,7 +71,7 @@ def test_a_guidance_term_is_added_to_the_score(parameterization, solver):
             )
         return (s - state[1, 0] * u[:, :D] - state[1, 1] * u[:, D:]) / out[1, 0]
 
-    common = {"solver": solver, "steps": 8, "dtype": torch.float64, "t_min": 0.05}
+    common = {"solver": solver, "steps": 8, "dtype": torch.float64, "t_min": 0.05, "seed": 0}
     guided = sample(
         as_output, SDE, (8, D), parameterization=parameterization, guidance=term, **common
     )
@@ -90,7 +90,7 @@ def test_both_kinds_of_guidance_at_once():
 
     common = {
         "solver": "multistep", "steps": 8, "dtype": torch.float64, "t_min": 0.05,
-        "parameterization": "score",
+        "parameterization": "score", "seed": 0,
     }  # fmt: skip
     fused = sample(
         lambda u, t: (conditional(u, t), unconditional(u, t)), SDE, (8, D),

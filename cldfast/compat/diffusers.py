@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -129,10 +130,11 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
 
         Raises ValueError for the config of another scheduler: its keys would mean nothing here.
         """
-        kind = config.get("_class_name") if isinstance(config, Mapping) else None
-        if kind not in (None, cls.__name__):
+        own = inspect.signature(cls.__init__).parameters
+        other = [key for key in config or () if not key.startswith("_") and key not in own]
+        if other:
             raise ValueError(
-                f"the config is that of a {kind}, of which a {cls.__name__} has nothing: call "
+                f"the config is that of another scheduler, with {', '.join(other[:3])}: call "
                 f"{cls.__name__}.from_scheduler(pipeline.scheduler)"
             )
         return super().from_config(config, **options)

@@ -44,6 +44,11 @@ def mala(
     address = kernels.noise_address(seed, first_index, generator)
     rows = (-1, *[1] * (x.dim() - 1))
     density, slope = look(x)
+    lost = int((~density.isfinite()).sum())
+    if lost:
+        raise ValueError(
+            f"the log density is not finite for {lost} of {len(x)} rows: start where it is"
+        )
     accepted = torch.zeros(len(x), device=x.device)
     for index in range(steps):
         z = kernels.normals(x.shape, address.at_stage(index), dtype=x.dtype, device=x.device)

@@ -14,6 +14,7 @@ from cldfast.kernels import Backend, Noise, StageResult
 from cldfast.network import Network, explain_failure, output_tensor
 from cldfast.planner.plan import Plan, looks
 from cldfast.planner.stage import Stage
+from cldfast.process.path import Path
 
 Guidance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -154,6 +155,8 @@ class Outputs:
         at = next((k for k, own in enumerate(self.plan.stages) if own is stage), None)
         number = "a stage" if at is None else f"stage {at} of {len(self.plan.stages)}"
         shown = "the state, x and v side by side" if stage.seen is None else "y"
+        if isinstance(self.plan.sde, Path):
+            shown = "positions alone"
         return (
             f"{number} of solver {self.plan.solver!r}, at t = {stage.t:.6g}; parameterization "
             f"{str(self.plan.parameterization)!r} shows the network {shown}"

@@ -251,7 +251,7 @@ def hsm_loss(
     else:
         t = given_times(t, sde.T, x0.shape[0], x0.device)
         rows = row_coefficients(sde, t, weighting, parameterization, objective=objective)
-    v0 = _velocity(sde, x0, seed, first_index, found) if objective == "dsm" else None
+    v0 = drawn_velocity(sde, x0, seed, first_index, found) if objective == "dsm" else None
     return prepared_loss(
         net, x0, rows, parameterization, seed=seed, first_index=first_index, v0=v0, noise=noise,
         reduction=reduction, uncertainty=uncertainty, backend=found,
@@ -404,8 +404,12 @@ def _noise(
     return kernels.noise_address(seed, first_index, generator, stream=Stream.PERTURBATION)
 
 
-def _velocity(
-    sde: LinearPhaseSDE, x0: torch.Tensor, seed: int, first_index: int, backend: Backend
+def drawn_velocity(
+    sde: LinearPhaseSDE,
+    x0: torch.Tensor,
+    seed: int,
+    first_index: int,
+    backend: str | Backend = "auto",
 ) -> torch.Tensor:
     """Addressed initial velocities `N(0, v0_var)`, shaped like x0."""
     pairs = kernels.normals(

@@ -234,7 +234,7 @@ def load_run(folder: PathLike) -> tuple[nn.Module, LinearPhaseSDE, RunConfig]:
     if not (path / MODEL).exists() and (path / CHECKPOINT).exists():
         raise ValueError(
             f"{path}: the training is unfinished, it has no {MODEL} yet: go on with "
-            f"python -m cldfast train --resume --out {path}"
+            f"cldfast train --resume --out {path}"
         )
     weights, _ = read_tensors(member(path, MODEL), like=sketch.state_dict())
     _check_finite(weights, str(path / MODEL))

@@ -86,7 +86,7 @@ def run_demo(
     Raises ValueError for bad numbers or a path that is no folder, ImportError for missing extras.
     """
     started = time.perf_counter()
-    require("sklearn", "matplotlib", "ot", "safetensors")
+    require("sklearn", "matplotlib", "ot")
     if samples < 2:
         raise ValueError(f"samples: expected at least 2, got {samples}")
     if minutes is not None and not 0.0 <= minutes < float("inf"):

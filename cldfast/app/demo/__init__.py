@@ -174,7 +174,8 @@ def _sampling(
 def _train_a_while(folder: Path, seconds: float, seed: int) -> Report:
     """Train a new network for so many seconds, and draw its loss."""
     _say(f"training a new network for {seconds:.0f} s")
-    config = run_config(TRAINED_BY | {"seed": seed, "decay": "constant"})
+    # A short warm-up, so that little time shows a fall.
+    config = run_config(TRAINED_BY | {"seed": seed, "decay": "constant", "warmup": _AVERAGED})
     assert config.train is not None
     digits = Digits()
     data: tuple[Tensor, Tensor] = (config.scaled(digits.train_x), digits.train_y)
@@ -187,7 +188,7 @@ def _train_a_while(folder: Path, seconds: float, seed: int) -> Report:
     while not losses or time.perf_counter() - began < seconds:
         losses.append(trainer.train_step()[0])
     loss_curve(range(1, len(losses) + 1), losses, folder / LOSS_PLOT)
-    averaged = min(_AVERAGED, len(losses))
+    averaged = max(1, min(_AVERAGED, len(losses) // 2))
     return {
         "steps": len(losses), "seconds": round(time.perf_counter() - began, 3),
         "loss_at_first": sum(losses[:averaged]) / averaged,

@@ -21,6 +21,7 @@ from cldfast.process.schedules import (
     LinearBeta,
 )
 from cldfast.process.sde import CLD, PSLD, LinearPhaseSDE, sde_from_config
+from cldfast.sampling.callbacks import StepInfo
 from cldfast.sampling.graphs import GraphWarning
 from cldfast.sampling.inpainting import Inpainting
 from cldfast.sampling.likelihood import Likelihood, likelihood
@@ -52,6 +53,7 @@ __all__ = [
     "Plan",
     "Preconditioned",
     "Stage",
+    "StepInfo",
     "StopSampling",
     "Trajectory",
     "Uncertainty",

@@ -72,7 +72,7 @@ RESERVED = {
     "sde", "solver", "steps", "grid", "t_min", "parameterization", "denoise", "guidance_scale",
     "guidance_term", "rho", "net", "shape", "seed", "first_index", "batch_size", "device", "dtype",
     "backend", "noise", "init", "guidance", "inpaint", "callback", "progress", "return_velocity",
-    "graph",
+    "graph", "conditions", "null",
 }  # fmt: skip
 
 

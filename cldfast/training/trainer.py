@@ -267,7 +267,7 @@ class Trainer:
 
         Raises ValueError for a broken file, or one that does not fit.
         """
-        tensors, metadata = read_tensors(path)
+        tensors, metadata = read_tensors(path, most=self._most_bytes())
         here = json.loads(json.dumps(self._identity())) if strict else {}
         for name, value in here.items():
             if metadata.get(name) != value:
@@ -283,6 +283,7 @@ class Trainer:
             index, _, key = name.partition("/")
             state.setdefault(int(index), {})[key] = tensor
         try:
+            self._check_moments(state)
             self.net.load_state_dict(groups["model"])
             if self.uncertainty is not None:
                 self.uncertainty.load_state_dict(groups["uncertainty"])
@@ -290,14 +291,31 @@ class Trainer:
             groups_now = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state, "param_groups": groups_now})
             torch.set_rng_state(groups["rng"]["cpu"])
-        except (KeyError, RuntimeError) as error:
+            step, log = int(metadata["step"]), metadata.get("log", {})
+            if step < 0:
+                raise ValueError(f"step: expected at least 0, got {step}")
+            if self.log is not None and log:
+                self.log.restore(log)
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
             text = " ".join(str(error).split())
             raise ValueError(f"{path}: does not fit this network: {text}") from error
         if "cuda" in groups["rng"] and self.device.type == "cuda":
             torch.cuda.set_rng_state(groups["rng"]["cuda"], self.device)
-        self.step = int(metadata["step"])
-        if self.log is not None:
-            self.log.restore(metadata.get("log", {}))
+        self.step = step
+
+    def _most_bytes(self) -> int:
+        """More bytes than `save` writes for this network."""
+        weights = sum(t.numel() * t.element_size() for t in self.net.state_dict().values())
+        # Weights, their average and two moments, uncertainty and random states.
+        return 8 * weights + (1 << 20)
+
+    def _check_moments(self, state: dict[int, dict[str, Tensor]]) -> None:
+        """ValueError for moments of Adam that are not as large as the weights."""
+        for index, moments in state.items():
+            shape = self.parameters[index].shape
+            for name in ("exp_avg", "exp_avg_sq"):
+                if moments[name].shape != shape:
+                    raise ValueError(f"optimizer/{index}/{name} has another size than the weights")
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that goes on from it."""

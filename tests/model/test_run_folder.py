@@ -107,7 +107,10 @@ def test_garbage_files(run):
         ({"model": {"kind": "tree"}}, "tree"),
         ({"model": {"kind": "mlp", "dim": 2, "colour": 1}}, "colour"),
         ({"model": {"kind": "mlp", "dim": 3, "width": 8, "depth": 1, "time_width": 8}}, "shape"),
-        ({"model": {"kind": "mlp", "dim": 2, "width": 8, "depth": 2, "time_width": 8}}, "Missing"),
+        (
+            {"model": {"kind": "mlp", "dim": 2, "width": 8, "depth": 2, "time_width": 8}},
+            "no 'blocks.1",
+        ),
         ({"shape": [0]}, "shape"),
         ({"shape": "2"}, "shape"),
         ({"parameterization": "colour"}, "colour"),

@@ -6,6 +6,7 @@ from cldfast.fitting.fit import FitResult, fit_plan
 from cldfast.info import info
 from cldfast.kernels import BackendWarning, NoiseAddress, stage
 from cldfast.lab.compare import compare
+from cldfast.model.model import Model
 from cldfast.planner.data_forms import Preconditioned
 from cldfast.planner.error_budget import ErrorBudget
 from cldfast.planner.grid_search import optimise_grid
@@ -28,6 +29,7 @@ from cldfast.sampling.likelihood import Likelihood, likelihood
 from cldfast.sampling.probability_flow import pflow
 from cldfast.sampling.run import StopSampling, initial_state, run, sample
 from cldfast.sampling.trajectory import Trajectory
+from cldfast.training.data_scale import DataScale
 from cldfast.training.losses import BlindLossWarning, dsm_loss, hsm_loss, perturb
 from cldfast.training.times import sample_times
 from cldfast.training.uncertainty import Uncertainty
@@ -41,6 +43,7 @@ __all__ = [
     "CallableBeta",
     "ConstantBeta",
     "CosineBeta",
+    "DataScale",
     "ErrorBudget",
     "ExponentialBeta",
     "FitResult",
@@ -49,6 +52,7 @@ __all__ = [
     "Likelihood",
     "LinearBeta",
     "LinearPhaseSDE",
+    "Model",
     "NoiseAddress",
     "Plan",
     "Preconditioned",

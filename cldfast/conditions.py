@@ -104,9 +104,33 @@ class Conditioned(nn.Module):
         if self._ready[0] != (rows, device):
             given = condition_rows(self.conditions, rows, device)
             if self.pair:
-                given = {n: _followed(n, v, self.null.get(n, v)) for n, v in given.items()}
+                given = with_null(lambda a, b: torch.cat([a, b]), given, self.null)
             self._ready = (rows, device), given
         return self._ready[1]
+
+
+def with_null(
+    change: Callable[[Tensor, Tensor], Tensor], conditions: Conditions, null: Conditions
+) -> dict[str, Any]:
+    """Conditions with their tensors changed by a function of the tensor and of its null.
+
+    conditions: as `condition_rows` returns them. The null of a tensor has its shape and dtype; a
+    condition that has none in `null` is its own.
+
+    Raises ValueError for a null that does not fit its condition.
+    """
+    return {n: _with_null(change, n, v, null.get(n, v)) for n, v in conditions.items()}
+
+
+def known_arguments(net: Network) -> tuple[list[str], bool]:
+    """Names of what a network takes beside the state and the time; whether it may take more."""
+    try:
+        signature = inspect.signature(net.forward if isinstance(net, nn.Module) else net)
+    except (TypeError, ValueError):  # a function that says nothing
+        return [], True
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    more = inspect.Parameter.VAR_KEYWORD
+    return [name for name in kinds if kinds[name] is not more][2:], more in kinds.values()
 
 
 def check_arguments(net: Network, conditions: Conditions) -> None:
@@ -114,18 +138,12 @@ def check_arguments(net: Network, conditions: Conditions) -> None:
     if not isinstance(conditions, Mapping):
         got = type(conditions).__name__
         raise TypeError(f"conditions: expected values by name, as {{'labels': y}}, got {got}")
-    try:
-        signature = inspect.signature(net.forward if isinstance(net, nn.Module) else net)
-    except (TypeError, ValueError):  # a function that says nothing
-        return
-    parameters = signature.parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    if unknown := [name for name in conditions if name not in parameters]:
-        known = ", ".join(list(parameters)[2:]) or "none"
+    known, more = known_arguments(net)
+    unknown = [name for name in conditions if name not in known]
+    if unknown and not more:
         raise TypeError(
             f"the network takes no {', '.join(unknown)}: beside the state and the time its "
-            f"arguments are {known}"
+            f"arguments are {', '.join(known) or 'none'}"
         )
 
 
@@ -158,8 +176,7 @@ def _each(change: Callable[[str, Tensor], Tensor], name: str, value: Any) -> Any
     return value
 
 
-def _followed(name: str, value: Any, null: Any) -> Any:
-    """A condition, and behind it as many rows of its null."""
+def _with_null(change: Callable[[Tensor, Tensor], Tensor], name: str, value: Any, null: Any) -> Any:
     if isinstance(value, Tensor):
         try:
             rows = torch.as_tensor(null, device=value.device).to(value.dtype).expand(value.shape)
@@ -168,10 +185,10 @@ def _followed(name: str, value: Any, null: Any) -> Any:
             raise ValueError(
                 f"null of {name!r}: expected what broadcasts to {tuple(value.shape)}, got {shown}"
             ) from None
-        return torch.cat([value, rows])
+        return change(value, rows)
     if isinstance(value, Mapping):
-        return {key: _followed(f"{name}.{key}", v, null[key]) for key, v in value.items()}
+        return {k: _with_null(change, f"{name}.{k}", v, null[k]) for k, v in value.items()}
     if isinstance(value, list | tuple):
         pairs = zip(value, null, strict=True)
-        return type(value)([_followed(name, entry, other) for entry, other in pairs])
+        return type(value)([_with_null(change, name, entry, other) for entry, other in pairs])
     return value

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from cldfast.files import PathLike, read_json
-from cldfast.planner.data_forms import Preconditioned
-from cldfast.planner.parameterization import named_form, same_parameterization
+from cldfast.planner.parameterization import form_name, named_form
 from cldfast.planner.stage import Stage
 from cldfast.process.path import Path, Process
 from cldfast.process.sde import sde_from_config
@@ -36,12 +35,7 @@ def plan_config(fields: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[s
     """
     if isinstance(fields["sde"], Path):
         raise ValueError(f"a plan of {fields['sde']!r} cannot be written: no plain data say it")
-    parameterization = fields["parameterization"]
-    name, sigma_data = str(parameterization), 1.0
-    if isinstance(parameterization, Preconditioned):
-        name, sigma_data = Preconditioned.name, parameterization.sigma_data
-    if not same_parameterization(named_form(name, sigma_data), parameterization):
-        raise ValueError(f"a plan for {parameterization!r} cannot be written: no name says it")
+    name, sigma_data = form_name(fields["parameterization"])
     scale = fields["guidance_scale"]
     guided = {} if scale is None else {"guidance_scale": float(scale)}
     return guided | {

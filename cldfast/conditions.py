@@ -42,9 +42,9 @@ def condition_rows(
     return {name: _each(spread, name, _as_tensor(value)) for name, value in conditions.items()}
 
 
-def take_rows(conditions: Conditions, start: int, stop: int) -> dict[str, Any]:
-    """Rows start ... stop - 1 of what `condition_rows` returned."""
-    return {n: _each(lambda _, v: v[start:stop], n, value) for n, value in conditions.items()}
+def take_rows(conditions: Conditions, rows: slice | Tensor) -> dict[str, Any]:
+    """Some rows, a slice or their numbers, of what `condition_rows` returned."""
+    return {n: _each(lambda _, v: v[rows], n, value) for n, value in conditions.items()}
 
 
 def conditioned(

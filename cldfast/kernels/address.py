@@ -33,7 +33,6 @@ class Stream(IntEnum):
     PROBE = 7
     BROWNIAN = 8
     ACCEPTANCE = 9
-    CONDITIONS = 10
 
 
 @dataclass(frozen=True, slots=True)

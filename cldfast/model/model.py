@@ -10,21 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cldfast import kernels
 from cldfast.compat import denoisers
 from cldfast.conditions import Conditions, condition_rows, conditioned, null_of, with_null
 from cldfast.fitting.fit import FitResult, fit_plan
-from cldfast.kernels import NoiseAddress, Stream
 from cldfast.model.denoise import data_prediction, denoised_plane
 from cldfast.model.hub import Shared
 from cldfast.model.keywords import parted
-from cldfast.network import Network, at_times, draw_seed, network_dtype
+from cldfast.network import Network, at_times, network_dtype
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.parameterization import (
     Parameterization,
     check_parameterization,
     data_form,
     default_parameterization,
+    form_name,
 )
 from cldfast.process.sde import CLD, LinearPhaseSDE
 from cldfast.sampling.callbacks import as_info_callback
@@ -32,6 +31,7 @@ from cldfast.sampling.inpainting import Inpainting
 from cldfast.sampling.likelihood import Likelihood, likelihood
 from cldfast.sampling.probability_flow import check_t_min, pflow
 from cldfast.sampling.run import sample
+from cldfast.training import TrainConfig, Trainer
 from cldfast.training.data_scale import DataScale
 from cldfast.training.losses import Weighting, hsm_loss
 
@@ -50,8 +50,8 @@ class Model(Shared):
         `cldfast.hsm_loss`; None is "edm" and "half_log" for networks that predict the data or their
         noise, "reweighted" and "uniform" for others (docs/learning.md).
     null: by name, what the network takes for no condition, such as the label of no class; None is
-        the network's own attribute `null`. dropout: the share of rows that `loss` gives it instead
-        of their conditions while the model is in training mode, for guidance.
+        the network's own attribute `null`. dropout: the share of rows that get it instead of their
+        conditions while the model is in training mode, so that it can be guided later.
 
     Keywords that are no options of a method are conditions, handed to the network by name: tensors
     with a row for each sample, or one value for all, see `cldfast.conditions.condition_rows`.
@@ -125,6 +125,14 @@ class Model(Shared):
 
     def forward(self, u: Tensor, t: Tensor, **conditions: Any) -> Any:
         """What the network returns for what it sees."""
+        if self.training and self.dropout and conditions:
+            conditions = condition_rows(conditions, len(u), u.device)
+            kept = torch.rand(len(u), device=u.device) >= self.dropout
+
+            def drop(value: Tensor, null: Tensor) -> Tensor:
+                return torch.where(kept.reshape(-1, *[1] * (value.ndim - 1)), value, null)
+
+            conditions = with_null(drop, conditions, self.null)
         output = self.net(u, t, **conditions)
         return output if isinstance(output, Tensor) else getattr(output, "sample", output)
 
@@ -143,11 +151,46 @@ class Model(Shared):
             self.shape = tuple(x.shape[1:])
         own: dict[str, Any] = {"parameterization": self.parameterization, "t_min": self.t_min}
         options = own | {"weighting": self.weighting, "times": self.times} | options
-        if conditions:
-            conditions = condition_rows(conditions, len(x), x.device)
-            if self.training and self.dropout:
-                conditions, options = self._dropped(conditions, len(x), x.device, options)
         return hsm_loss(self, self.sde, self._inside(x), conditions=conditions, **options)
+
+    def fit(
+        self,
+        data: Tensor,
+        config: TrainConfig | None = None,
+        *,
+        labels: Tensor | None = None,
+        validation: Tensor | tuple[Tensor, Tensor] | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> Trainer:
+        """Train the network by `cldfast.training.Trainer`; it has the averaged weights afterwards.
+
+        data: (n, d) or (n, C, H, W), in their own units. config: settings, of which
+        parameterisation, t_min, weighting and times are replaced by the model's. labels: of the
+        rows, for a network that has an argument of this name; train on other conditions by `loss`.
+        validation: rows held out, or rows and their labels. progress: a tqdm bar. options: of
+        `Trainer`, such as `folder` and `resume`.
+
+        Returns the trainer. Raises as `Trainer` does.
+        """
+        name, sigma_data = form_name(self.parameterization)
+        settings: dict[str, Any] = {"weighting": self.weighting, "times": self.times}
+        settings |= {"parameterization": name, "sigma_data": sigma_data, "t_min": self.t_min}
+        if self.shape is None:
+            self.shape = tuple(data.shape[1:])
+        if isinstance(validation, tuple):
+            validation = (self._inside(validation[0]), validation[1])
+        elif validation is not None:
+            validation = self._inside(validation)
+        rows = self._inside(data)
+        trainer = Trainer(
+            self, self.sde, rows if labels is None else (rows, labels),
+            replace(TrainConfig() if config is None else config, **settings),
+            validation=validation, **options,
+        )  # fmt: skip
+        trainer.fit(progress=progress)
+        trainer.ema.copy_to(self)
+        return trainer
 
     def sample(
         self, n: int | Sequence[int], steps: int | None = None, **keywords: Any
@@ -269,18 +312,3 @@ class Model(Shared):
             yield
         finally:
             self.train(training)
-
-    def _dropped(
-        self, conditions: Conditions, rows: int, device: torch.device, options: dict[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Conditions of which a share of the rows has the null, and options with their seed."""
-        seed = options.get("seed")
-        seed = draw_seed() if seed is None else seed
-        address = NoiseAddress(seed, options.get("first_index", 0), stream=Stream.CONDITIONS)
-        word, _ = kernels.pair_words(address, rows, device)
-        kept = word >= self.dropout * 2.0**32
-
-        def drop(value: Tensor, null: Tensor) -> Tensor:
-            return torch.where(kept.reshape(-1, *[1] * (value.ndim - 1)), value, null)
-
-        return with_null(drop, conditions, self.null), options | {"seed": seed}

@@ -368,7 +368,7 @@ def sample(
                 first_index=where,
                 backend=backend,
                 noise=rows,
-                conditions=conditions and take_rows(conditions, start, stop),
+                conditions=conditions and take_rows(conditions, slice(start, stop)),
                 null=null,
                 guidance=guidance,
                 inpaint=None if inpaint is None else inpaint.rows(start, stop),

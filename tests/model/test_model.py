@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import cldfast
 from cldfast.lab.mixture import GaussianMixture
 from cldfast.lab.models import MLPScore
+from cldfast.training import TrainConfig, Trainer
 
 SDE = cldfast.CLD(x_noise=0.2)
 SCALE = cldfast.DataScale((1.0, -2.0), (3.0, 0.5))
@@ -112,8 +114,7 @@ def test_the_loss_has_the_recipe_of_its_form() -> None:
     assert score.shape == (2,)
 
 
-def test_dropped_conditions_are_null_and_seeded() -> None:
-    """In training mode, a share of rows; which ones is told by the seed and the row's number."""
+def test_a_share_of_the_conditions_is_null_in_training() -> None:
     seen: list[Tensor] = []
 
     def net(u: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -121,14 +122,31 @@ def test_dropped_conditions_are_null_and_seeded() -> None:
         return u[:, :2]
 
     trained = cldfast.Model(net, SDE, "x0", null={"y": 9}, dropout=0.25)
-    x, y = torch.randn(20_000, 2), torch.zeros(20_000)
-    trained.loss(x, y=y, seed=3)
-    trained.loss(x[5000:], y=y[5000:], seed=3, first_index=5000)
-    share = float((seen[0] == 9).float().mean())
+    x = torch.randn(20_000, 2)
+    trained.loss(x, y=torch.zeros(20_000))
+    share = float((seen[0] == 9).double().mean())
     assert abs(share - 0.25) < 5 * math.sqrt(0.25 * 0.75 / 20_000)
-    assert set(seen[0].tolist()) == {0.0, 9.0} and torch.equal(seen[0][5000:], seen[1])
-    trained.eval().loss(x, y=y, seed=3)
+    trained.loss(x, y=0)
+    assert set(seen[0].tolist()) == set(seen[1].tolist()) == {0, 9}
+    trained.eval().loss(x, y=0)
     assert not seen[2].any()
+
+
+def test_fit_is_the_trainer_on_standardised_data() -> None:
+    config = TrainConfig(steps=3, batch_size=4, parameterization="score", seed=2)
+    mine, other = network(), network()
+    trained = cldfast.Model(mine, SDE, cldfast.Preconditioned(0.9), SCALE, t_min=0.01)
+    trainer = trained.fit(DATA, config, labels=LABELS, validation=(DATA, LABELS))
+    own = {"parameterization": "edm", "sigma_data": 0.9, "t_min": 0.01, "weighting": "edm"}
+    rows = SCALE.standardise(DATA)
+    plain = Trainer(
+        other, SDE, (rows, LABELS), replace(config, times="half_log", **own),
+        validation=(rows, LABELS),
+    )  # fmt: skip
+    expected = plain.fit()
+    for name, value in trained.net.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name])
+    assert trained.shape == (2,) and trainer.validate() == plain.validate()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -192,6 +192,24 @@ class Model(Shared):
         trainer.ema.copy_to(self)
         return trainer
 
+    @overload
+    def sample(
+        self,
+        n: int | Sequence[int],
+        steps: int | None = None,
+        *,
+        return_velocity: Literal[False] = False,
+        **keywords: Any,
+    ) -> Tensor: ...
+    @overload
+    def sample(
+        self,
+        n: int | Sequence[int],
+        steps: int | None = None,
+        *,
+        return_velocity: Literal[True],
+        **keywords: Any,
+    ) -> tuple[Tensor, Tensor]: ...
     def sample(
         self, n: int | Sequence[int], steps: int | None = None, **keywords: Any
     ) -> Tensor | tuple[Tensor, Tensor]:

@@ -278,6 +278,8 @@ def sample(
     plan: Plan | None = None,
     noise: GivenNoise = None,
     init: torch.Tensor | None = None,
+    conditions: Conditions | None = None,
+    null: Conditions | None = None,
     guidance: Guidance | None = None,
     inpaint: Inpainting | None = None,
     callback: Callback | None = None,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -238,3 +240,13 @@ def test_what_does_not_fit_is_refused() -> None:
         cldfast.Model(lambda u, t: u, SDE, "edm", dropout=0.1)
     with pytest.raises(ValueError, match="unknown parameterization"):
         cldfast.Model(NET, SDE, "score_of_mine")
+
+
+def test_the_code_of_the_document_runs() -> None:
+    document = Path(__file__).resolve().parents[2] / "docs" / "model.md"
+    (code,) = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    x = names["x"]
+    # The mean of 1,000 samples is within 30/sqrt(1000) of that of the network's law.
+    assert x.shape == (1000, 2) and bool(((x.mean(0) - 100.0).abs() < 10.0).all())

@@ -22,7 +22,7 @@ from cldfast.training.data_scale import DataScale
 from cldfast.training.losses import Weighting
 
 M = TypeVar("M", bound="Shared")
-_PURPOSE, _EXTRA = "models on the Hugging Face Hub need huggingface-hub", "diffusers"
+_PURPOSE = "models on the Hugging Face Hub need huggingface-hub"
 
 
 class Shared(nn.Module):
@@ -93,7 +93,7 @@ class Shared(nn.Module):
 
         Raises ImportError without huggingface-hub, and what that raises.
         """
-        hub = extra_module("huggingface_hub", _PURPOSE, _EXTRA)
+        hub = extra_module("huggingface_hub", _PURPOSE)
         api = hub.HfApi(token=token)
         repo_id = api.create_repo(repo_id=repo_id, private=private, exist_ok=True).repo_id
         with TemporaryDirectory() as folder:
@@ -129,7 +129,7 @@ class Shared(nn.Module):
             return cls._read(name, net, null, device)
         if Path(name).exists() or str(name).count("/") > 1 or str(name).startswith((".", "/")):
             raise ValueError(f"{name}: expected a folder, or the name of a repository")
-        module = extra_module("huggingface_hub", _PURPOSE, _EXTRA)
+        module = extra_module("huggingface_hub", _PURPOSE)
         there = module.snapshot_download(repo_id=str(name), allow_patterns=[CONFIG, MODEL], **hub)
         with TemporaryDirectory() as folder:
             # The Hub's cache has links in place of files.

@@ -21,7 +21,7 @@ import cldfast
 from cldfast.lab.data import gaussians25
 from cldfast.lab.metrics import sliced_w2
 
-TRAIN_STEPS, FIT_STEPS, SAMPLES = 2000, 40, 4000
+TRAIN_STEPS, FIT_STEPS, SAMPLES = 1200, 25, 3000
 torch.manual_seed(0)
 
 

@@ -16,7 +16,9 @@ ELSEWHERE = {"route.py", "diffusers_pipeline.py", "conditional_digits.py", "ddp.
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in sorted(FOLDER.glob("*.py")) if p.name not in ELSEWHERE], ids=lambda p: p.name
+    "path",
+    [p for p in sorted(FOLDER.glob("*.py")) if p.name not in ELSEWHERE],
+    ids=lambda p: p.name,
 )
 def test_example(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "diffusers" in path.read_text(encoding="utf-8"):

@@ -27,7 +27,7 @@ def redirect(app: Any, doctree: nodes.document) -> None:
         target = str(node.get("reftarget", "")).removesuffix(".md")
         page = next((page for end, page in PAGES.items() if target.endswith(end)), None)
         if node.get("reftype") == "myst" and page is not None:
-            told = {"refdomain": "doc", "reftarget": page, "reftype": "myst"}
+            told = {"refdomain": "doc", "reftype": "myst", "reftarget": page, "reftargetid": None}
             node.replace_self(pending_xref("", *node.children, **{**node.attributes, **told}))
         elif target in FILES:
             node.replace_self(nodes.reference("", "", *node.children, refuri=target))

@@ -36,4 +36,5 @@ for rows in torch.randint(len(data.train_x), (steps, 128)):
     schedule.step()
 labels = torch.arange(200) % 10
 x = model.sample(200, 20, class_labels=labels, guidance_scale=2.0, batch_size=64)
-plt.imshow(x[:50].reshape(5, 10, 8, 8).transpose(1, 2).reshape(40, 80), "gray", vmin=-1, vmax=1)
+grid = x[:50].reshape(5, 10, 8, 8).transpose(1, 2).reshape(40, 80)
+plt.imshow(grid.numpy(), cmap="gray", vmin=-1, vmax=1)

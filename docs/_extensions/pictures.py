@@ -18,7 +18,6 @@ OUT = Path(tempfile.mkdtemp())
 ARGUMENTS = {
     # Each picture is drawn below the function that draws it, see `drawn`.
     "route": ["--out", str(OUT / "again"), "--only", "schedules"],
-    "conditional_digits": ["150"],
     "diffusers_pipeline": ["--out", str(OUT / "images.png")],
     "conditional_digits": ["60"],
 }

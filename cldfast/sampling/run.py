@@ -359,6 +359,7 @@ def sample(
     if packing is not None:
         if return_velocity:
             raise ValueError(f"samples of {sde} have no velocity: leave out return_velocity")
+        check_training(net, plan.parameterization)  # `run` sees a function around it
         shape, net = packing.shape, packing.network(net)
         guidance = guidance and packing.guidance(guidance)
         callback = callback and packing.callback(callback)

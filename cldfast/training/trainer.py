@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,23 @@ from cldfast import kernels
 from cldfast.extras import progress_bar
 from cldfast.files import PathLike, read_tensors, remove_stale, write_tensors
 from cldfast.kernels import NoiseAddress, Stream
+from cldfast.network import Network
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.training.coefficients import CoefficientsAhead
 from cldfast.training.config import TrainConfig
 from cldfast.training.log import TrainLog
-from cldfast.training.losses import checked_parameterization, hsm_loss, prepared_loss
+from cldfast.training.losses import (
+    checked_parameterization,
+    drawn_velocity,
+    hsm_loss,
+    prepared_loss,
+)
 from cldfast.training.uncertainty import Uncertainty
 from cldfast.training.update import WeightUpdate
 
-Batches = Callable[[int], Tensor]
+# Rows, or rows with their labels.
+Rows = Tensor | tuple[Tensor, Tensor]
+Batches = Callable[[int], Rows]
 
 CHECKPOINT = "checkpoint.safetensors"
 FAILED = "failed.safetensors"
@@ -73,10 +82,11 @@ class Trainer:
         sde: the process.
         data: rows (n, d) or (n, C, H, W), float32 or float64, used once an epoch in an order made
             from the seed; or a function of the step (from 0) that returns `batch_size` rows, the
-            same ones whenever it is asked.
+            same ones whenever it is asked. Rows may be a pair (rows, labels), labels (n,): the
+            network is then called as `net(u, t, labels=labels)`.
         config: settings.
-        validation: held-out rows; the averaged network's loss on them, with the same noise every
-            time, is logged.
+        validation: held-out rows, with labels where the data have them; the averaged network's loss
+            on them, with the same noise every time, is logged.
         folder: where `checkpoint.safetensors` and `train.csv` go; None keeps nothing.
         resume: go on from the folder's checkpoint, where there is one. Without it a folder that
             has a checkpoint is refused.
@@ -94,10 +104,10 @@ class Trainer:
         self,
         net: nn.Module,
         sde: LinearPhaseSDE,
-        data: Tensor | Batches,
+        data: Rows | Batches,
         config: TrainConfig | None = None,
         *,
-        validation: Tensor | None = None,
+        validation: Rows | None = None,
         folder: PathLike | None = None,
         resume: bool = False,
         backend: str = "auto",
@@ -107,10 +117,11 @@ class Trainer:
         self.backend = backend
         for name, rows in (("data", data), ("validation", validation)):
             if rows is not None and (name == "validation" or not callable(rows)):
-                _check_rows(name, rows)
+                _check_rows(name, *_parted(rows))  # type: ignore[arg-type]
         if not self.config.t_min < sde.T:
             raise ValueError(f"t_min: expected below T = {sde.T}, got {self.config.t_min}")
-        self.parameterization = checked_parameterization(sde, self.config.form(sde))
+        objective = self.config.objective
+        self.parameterization = checked_parameterization(sde, self.config.form(sde), objective)
         self.parameters = [p for p in net.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("net: expected a network with parameters to train, got none")
@@ -194,17 +205,22 @@ class Trainer:
         """One optimiser step, its loss and gradient norm left to be read."""
         config = self.config
         first, size = self.step * config.batch_size, config.batch_size
-        batch, rows = self._batch(first), self._coefficients.at(self.step)
+        (batch, labels), rows = self._batch(first), self._coefficients.at(self.step)
         self._update.clear()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         part = size // config.accumulate
         for start in range(0, size, part):
             chosen = slice(start, start + part)
+            v0 = None
+            if config.objective == "dsm":
+                v0 = drawn_velocity(
+                    self.sde, batch[chosen], config.seed, first + start, self.backend
+                )
             with self._autocast():
                 loss = prepared_loss(
-                    self.net, batch[chosen], rows[chosen], self.parameterization,
-                    seed=config.seed, first_index=first + start, reduction="sum",
-                    uncertainty=self.uncertainty, backend=self.backend,
+                    _given(self.net, labels, chosen), batch[chosen], rows[chosen],
+                    self.parameterization, seed=config.seed, first_index=first + start,
+                    v0=v0, reduction="sum", uncertainty=self.uncertainty, backend=self.backend,
                 )  # fmt: skip
             # Of the sum: what half precision rounds away is smaller by a factor of the batch.
             loss.backward()
@@ -232,15 +248,18 @@ class Trainer:
         seed = (self.config.seed + _VALIDATION_SEED) % 2**64
         config = self.config
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for start in range(0, len(self.validation), config.batch_size):
-            rows = self.validation[start : start + config.batch_size].to(self.device)
+        held_out, labels = _parted(self.validation)
+        labels = None if labels is None else labels.to(self.device)
+        for start in range(0, len(held_out), config.batch_size):
+            chosen = slice(start, start + config.batch_size)
             with self._autocast():
                 total += hsm_loss(
-                    self.ema.model, self.sde, rows, config.weighting, self.parameterization,
+                    _given(self.ema.model, labels, chosen), self.sde,
+                    held_out[chosen].to(self.device), config.weighting, self.parameterization,
                     seed, t_min=config.t_min, times=config.times, first_index=start,
-                    reduction="sum", backend=self.backend,
+                    reduction="sum", objective=config.objective, backend=self.backend,
                 )  # fmt: skip
-        return float(total) / len(self.validation)
+        return float(total) / len(held_out)
 
     def save(self, path: PathLike) -> None:
         """Write the whole state of the training as one safetensors file, atomically."""
@@ -321,7 +340,7 @@ class Trainer:
         """What a checkpoint must share with the run that goes on from it."""
         settings = asdict(self.config)
         free = [n for n in _FREE_ON_RESUME if n != "steps" or self.config.decay == "constant"]
-        rows = list(self.data.shape) if isinstance(self.data, Tensor) else None
+        rows = None if callable(self.data) else list(_parted(self.data)[0].shape)
         try:
             process = self.sde.config()
         except ValueError:  # a schedule given as a function has no description to compare
@@ -332,23 +351,25 @@ class Trainer:
             "data": rows,
         }
 
-    def _batch(self, first: int) -> Tensor:
-        """The rows of the step whose first row has the global number `first`."""
+    def _batch(self, first: int) -> tuple[Tensor, Tensor | None]:
+        """The rows of the step whose first row has the global number `first`, and their labels."""
         size = self.config.batch_size
-        if isinstance(self.data, Tensor):
-            epoch, offset = divmod(first, len(self.data))
-            rows = self._epoch(epoch, self.data)[offset : offset + size]
+        if callable(self.data):
+            data, labels = _parted(self.data(self.step))
+            _check_rows(f"the batch of step {self.step}", data, labels)
+            if len(data) != size:
+                raise ValueError(
+                    f"the batch of step {self.step}: expected {size} rows, got {len(data)}"
+                )
+        else:
+            data, labels = _parted(self.data)
+            epoch, offset = divmod(first, len(data))
+            rows = self._epoch(epoch, data)[offset : offset + size]
             while len(rows) < size:
                 epoch += 1
-                rows = torch.cat([rows, self._epoch(epoch, self.data)[: size - len(rows)]])
-            return self.data[rows].to(self.device)
-        batch = self.data(self.step)
-        _check_rows(f"the batch of step {self.step}", batch)
-        if len(batch) != size:
-            raise ValueError(
-                f"the batch of step {self.step}: expected {size} rows, got {len(batch)}"
-            )
-        return batch.to(self.device)
+                rows = torch.cat([rows, self._epoch(epoch, data)[: size - len(rows)]])
+            data, labels = data[rows], None if labels is None else labels[rows]
+        return data.to(self.device), None if labels is None else labels.to(self.device)
 
     def _epoch(self, epoch: int, data: Tensor) -> Tensor:
         """The order of the rows in an epoch, by their addressed words: alike on any machine."""
@@ -400,7 +421,17 @@ class Trainer:
         )
 
 
-def _check_rows(name: str, rows: object) -> None:
+def _parted(rows: Rows) -> tuple[Tensor, Tensor | None]:
+    """Rows and their labels, if they have some."""
+    return rows if isinstance(rows, tuple) else (rows, None)
+
+
+def _given(net: nn.Module, labels: Tensor | None, rows: slice) -> Network:
+    """The network that knows the labels of its rows."""
+    return net if labels is None else partial(net, labels=labels[rows])
+
+
+def _check_rows(name: str, rows: object, labels: object = None) -> None:
     if not isinstance(rows, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(rows).__name__}")
     if rows.dtype not in kernels.STATE_DTYPES:
@@ -411,3 +442,6 @@ def _check_rows(name: str, rows: object) -> None:
         )
     if not bool(rows.isfinite().all()):
         raise ValueError(f"{name}: expected finite numbers")
+    if labels is not None and (not isinstance(labels, Tensor) or labels.shape != (len(rows),)):
+        got = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"{name}: expected labels of shape ({len(rows)},), got {got}")

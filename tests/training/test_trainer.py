@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from cldfast import CLD, sample_times
+from cldfast import CLD, dsm_loss, sample_times
 from cldfast.files import read_tensors
 from cldfast.lab.models import MLPScore
 from cldfast.training import CHECKPOINT, FAILED, LOG, NonFiniteLoss, TrainConfig, Trainer
@@ -121,15 +121,15 @@ def test_training_lowers_the_loss_and_returns_the_average():
 
 def test_every_row_is_used_once_an_epoch_in_an_order_of_its_own():
     trainer = _trainer(data=torch.arange(40.0).reshape(20, 2))
-    rows = torch.cat([trainer._batch(first) for first in range(0, 40, 8)])
+    rows = torch.cat([trainer._batch(first)[0] for first in range(0, 40, 8)])
     first, second = rows[:20], rows[20:]
     for epoch in (first, second):
         assert torch.equal(epoch[:, 0].sort().values, torch.arange(0.0, 40.0, 2.0))
     assert not torch.equal(first, second)
     # A batch depends on its address alone, also for batches of more than an epoch.
-    assert torch.equal(_trainer(data=trainer.data)._batch(16), rows[16:24])
+    assert torch.equal(_trainer(data=trainer.data)._batch(16)[0], rows[16:24])
     large = _trainer(replace(CONFIG, batch_size=40), data=trainer.data)
-    assert torch.equal(large._batch(0), rows)
+    assert torch.equal(large._batch(0)[0], rows)
 
 
 @pytest.mark.parametrize("times", ["uniform", "stratified", "importance"])
@@ -162,6 +162,42 @@ def test_data_from_a_function_of_the_step():
         _trainer(data=lambda step: _data(7)).fit()
     with pytest.raises(TypeError, match="batch of step 0"):
         _trainer(data=lambda step: None).fit()
+
+
+def test_labels_go_with_their_rows(tmp_path):
+    """The network is given each row's label, in training, validation and after a resume."""
+    rows = torch.arange(20.0)[:, None].expand(-1, 2).contiguous()
+    labels = torch.arange(20)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.labels = MLPScore(2, width=8, depth=1, time_width=8, classes=20), []
+
+        def forward(self, u, t, labels):
+            self.labels.append(labels)
+            return self.inner(u, t, labels)
+
+    torch.manual_seed(0)
+    data = {"data": (rows, labels), "validation": (rows[:5], labels[:5])}
+    config = replace(CONFIG, accumulate=2)
+    trainer = Trainer(Net(), CLD(), data["data"], config, validation=data["validation"])
+    seen, parts = trainer._batch(8), trainer.net.labels
+    assert torch.equal(seen[0][:, 0].long(), seen[1])
+    trainer.train_step()
+    assert torch.equal(torch.cat(parts), trainer._batch(0)[1])
+    trainer.validate()
+    assert torch.equal(trainer.ema.model.labels[-1], labels[:5])
+    with pytest.raises(ValueError, match="labels of shape"):
+        Trainer(Net(), CLD(), (rows, labels[:3]), CONFIG)
+
+
+def test_denoising_score_matching_is_the_loss_of_dsm():
+    config = replace(CONFIG, objective="dsm", parameterization="mixed", steps=1, accumulate=2)
+    trainer = _trainer(config)
+    rows, at = trainer._batch(0)[0], trainer._coefficients.at(0).t
+    wanted = dsm_loss(trainer.net, CLD(), rows, parameterization="mixed", seed=0, t=at)
+    assert trainer.train_step()[0] == pytest.approx(wanted.item(), rel=1e-5)
 
 
 def test_validation_noise_is_fixed_and_the_training_is_not_touched():
@@ -448,8 +484,7 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_the_old_one(tmp_path):
     """The process kills itself between writing the file and renaming it."""
     code = _SCRIPT.replace(
         "print(",
-        "import os, signal\n"
-        "os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\nprint(",
+        "import os, signal\nos.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\nprint(",
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr

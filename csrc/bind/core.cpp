@@ -20,7 +20,7 @@ Table read_table(const py::tuple& table) {
   require(PyTuple_GET_SIZE(table.ptr()) == 7, "a table is described by 7 numbers");
   const Table made = {pointer<const double>(table, 0), pointer<const int64_t>(table, 1),
                       integer(table, 2), integer(table, 3), integer(table, 4),
-                      table[5].cast<double>(), static_cast<uint64_t>(integer(table, 6))};
+                      real(table, 5), static_cast<uint64_t>(integer(table, 6))};
   require(made.stride % 8 == 0 && made.stride > 0, "a table holds whole vectors of 8 entries");
   require(made.terms > 0 && made.count > 0 && made.count <= MOST_OCTAVES,
           "a table has some terms and octaves");
@@ -39,7 +39,7 @@ bool place_matrices(Call& call, const MatrixShape& weights, const py::object& de
     call.used = weights.used_columns();
     return true;
   }
-  table = read_table(py::reinterpret_borrow<py::tuple>(described));
+  table = read_table(as_tuple(described));
   call.table = &table;
   call.times = reinterpret_cast<const double*>(times);
   check_entries(table, weights.rows * weights.columns);

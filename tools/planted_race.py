@@ -1,4 +1,4 @@
-"""Two threads that write one tensor, which the thread sanitizer must see: `make sanitize-threads`."""
+"""Two threads write one tensor, which `make sanitize-threads` must see."""
 
 import threading
 

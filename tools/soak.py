@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from cldfast.planner.plan import Plan
 from cldfast.process.sde import LinearPhaseSDE
 
 MOST_GROWTH = 0.01
+FORM = "noise"
 
 
 def calls(folder: Path) -> list[Callable[[int], object]]:
@@ -45,18 +47,20 @@ def calls(folder: Path) -> list[Callable[[int], object]]:
     train_run(run, config)
 
     def draw(solver: str) -> Callable[[int], object]:
-        return lambda n: cldfast.sample(net, sde, (64, 2), solver=solver, steps=4 + n % 5, seed=n)
+        return lambda n: cldfast.sample(
+            net, sde, (64, 2), solver=solver, steps=4 + n % 5, seed=n, parameterization=FORM
+        )
 
     def learn(n: int) -> None:
         optimizer.zero_grad()
-        cldfast.hsm_loss(net, sde, rows, seed=n).backward()
+        cldfast.hsm_loss(net, sde, rows, "reweighted", FORM, seed=n).backward()
         optimizer.step()
 
     def new_process(n: int) -> LinearPhaseSDE:
         """Of other numbers each time, so that caches by process would grow without end."""
         process = cldfast.CLD(a=1.0 + 1e-6 * n)
         cldfast.perturb(process, rows, torch.full((256,), 0.3), seed=n)
-        cldfast.hsm_loss(net, process, rows, seed=n)
+        cldfast.hsm_loss(net, process, rows, "reweighted", FORM, seed=n)
         return process
 
     def plan(n: int) -> Plan:
@@ -65,11 +69,9 @@ def calls(folder: Path) -> list[Callable[[int], object]]:
         return Plan.load(folder / "plan.json", sde)
 
     def threads(n: int) -> None:
-        both = [threading.Thread(target=draw(name), args=(n,)) for name in ("em", "unipc")]
-        for thread in both:
-            thread.start()
-        for thread in both:
-            thread.join()
+        with ThreadPoolExecutor(2) as pool:
+            for drawn in [pool.submit(draw(name), n) for name in ("em", "unipc")]:
+                drawn.result()
 
     def command(n: int) -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -109,8 +111,9 @@ def main() -> int:
     last = statistics.median(m for at, m in seen if at >= 0.8)
     growth = last / first - 1.0
     print(
-        f"{minutes:g} minutes, {rounds} rounds of {len(work)} calls: resident {first / 2**20:.1f} -> "
-        f"{last / 2**20:.1f} MiB ({growth:+.2%}), files {opened} -> {now_opened}, "
+        f"{minutes:g} minutes, {rounds} rounds of {len(work)} calls: resident "
+        f"{first / 2**20:.1f} -> {last / 2**20:.1f} MiB ({growth:+.2%}), "
+        f"files {opened} -> {now_opened}, "
         f"threads {running} -> {now_running}"
     )
     return int(growth > MOST_GROWTH or now_opened > opened or now_running > running)

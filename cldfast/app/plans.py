@@ -62,7 +62,8 @@ def _fit(
         net, sde, data.rows, evaluations, t_min=config.t_min, parameterization=config.form,
         **options,
     )  # fmt: skip
-    drawn: Any = sample(net, sde, (_LOOKED_AT, *config.shape), plan=result.plan, batch_size=256)
+    shape = (_LOOKED_AT, *config.shape)
+    drawn: Any = sample(net, sde, shape, plan=result.plan, batch_size=256, seed=0)
     figures = {
         "evaluations": evaluations, "shape": list(config.shape), "improved": result.improved,
         "base": result.before, "fitted": result.after, "seconds": round(result.seconds, 1),

@@ -48,8 +48,8 @@ def train_run(
         is continued, and a finished one is extended if `config.train` asks for more steps.
     device: of the training; None is the CPU. progress: a bar, or lines where there is no terminal.
 
-    Raises ValueError for a config that does not fit and a folder that another process writes,
-    ImportError without safetensors, and NonFiniteLoss.
+    Raises ValueError for a config that does not fit and a folder that another process writes, and
+    NonFiniteLoss.
     """
     path = Path(folder)
     if config.data is None or config.train is None:
@@ -134,7 +134,7 @@ def sample_run(
                 sample(conditional, sde, first_index=first + start, device=own.device, **given)
             )
             start += len(own)
-    return _in_units(torch.cat(parts), config)
+    return config.restore(torch.cat(parts).cpu())
 
 
 def _with_labels(net: Network, labels: Tensor) -> Network:
@@ -147,7 +147,7 @@ def flow_run(
 ) -> tuple[Tensor, int]:
     """n samples by the adaptive flow, with options of `cldfast.pflow`, and its evaluations."""
     drawn, evaluations = pflow(net, sde, **_arguments(config, n, options))
-    return _in_units(drawn, config), evaluations
+    return config.restore(drawn.cpu()), evaluations
 
 
 def _arguments(config: RunConfig, n: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -155,17 +155,6 @@ def _arguments(config: RunConfig, n: int, options: dict[str, Any]) -> dict[str, 
     if options.get("plan") is None:
         own["t_min"] = config.t_min  # a plan has its own
     return {"shape": (n, *config.shape)} | own | options
-
-
-def _in_units(drawn: Tensor, config: RunConfig) -> Tensor:
-    """The samples in the units of the run's data; ValueError where some are not finite."""
-    lost = int((~drawn.flatten(1).isfinite()).any(1).sum())
-    if lost:
-        raise ValueError(
-            f"{lost} of {len(drawn)} samples diverged to infinity: "
-            "take more steps, another solver or grid"
-        )
-    return config.restore(drawn.cpu())
 
 
 def likelihood_run(

@@ -39,8 +39,9 @@ from cldfast.planner.parameterization import (
     output_planes,
 )
 from cldfast.process.sde import LinearPhaseSDE, sde_from_config
-from cldfast.training import TrainConfig
+from cldfast.training import CHECKPOINT, TrainConfig
 from cldfast.training.data_scale import DataScale
+from cldfast.training.trained import remember_training
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
@@ -185,8 +186,7 @@ def save_run(
     model: the network to sample from (averaged weights), of the layout that `config.model` says.
     metrics: plain numbers and texts for `metrics.json`; None writes no such file.
 
-    Raises ValueError for weights or metrics that are not finite and for a path that is a file,
-    ImportError without safetensors.
+    Raises ValueError for weights or metrics that are not finite and for a path that is a file.
     """
     # Everything that can be refused is refused before the first file is written.
     weights = dict(model.state_dict())
@@ -223,8 +223,7 @@ def load_run(folder: PathLike) -> tuple[nn.Module, LinearPhaseSDE, RunConfig]:
     """Read a run folder: the network in evaluation mode on the CPU, the process, the config.
 
     Raises ValueError, in one line that names the file, for a missing, unreadable or cut file,
-    unknown keys or kinds, and weights that do not fit or are not finite; ImportError without
-    safetensors.
+    unknown keys or kinds, weights that do not fit or are not finite, and an unfinished training.
     """
     path = Path(folder)
     config = load_config(path)
@@ -238,10 +237,16 @@ def load_run(folder: PathLike) -> tuple[nn.Module, LinearPhaseSDE, RunConfig]:
         raise located(path / CONFIG, error) from error
     if not 0 < config.t_min < sde.T:
         raise ValueError(f"{path / CONFIG}: expected t_min in (0, T = {sde.T}), got {config.t_min}")
+    if not (path / MODEL).exists() and (path / CHECKPOINT).exists():
+        raise ValueError(
+            f"{path}: the training is unfinished, it has no {MODEL} yet: go on with "
+            f"cldfast train --resume --out {path}"
+        )
     weights, _ = read_tensors(member(path, MODEL), like=sketch.state_dict())
     _check_finite(weights, str(path / MODEL))
     net = build_model(config.model)
     net.load_state_dict(weights)
+    remember_training(net, config.form)
     return net.eval(), sde, config
 
 

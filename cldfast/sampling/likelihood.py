@@ -73,8 +73,9 @@ def likelihood(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     method: str = "dopri5",
-    seed: int = 0,
+    seed: int | None = None,
     first_index: int = 0,
+    generator: torch.Generator | None = None,
     **options: Any,
 ) -> Likelihood:
     """Upper bounds on the negative log-likelihood of rows x0, (B, d) or (B, C, H, W).
@@ -85,7 +86,7 @@ def likelihood(
         row and draw, kept along the path; "exact" takes d vector-Jacobian products (2d for full
         scores) per evaluation instead.
     rtol, atol, method, options: see `cldfast.pflow`. seed, first_index: row i draws by
-        (seed, first_index + i) alone.
+        (seed, first_index + i) alone; None draws a seed from `generator`, see `cldfast.sample`.
 
     Sources: Song et al. (2021), appendix D.2; Hutchinson (1990); Grathwohl et al. (2019) for the
         fixed probe.
@@ -98,6 +99,8 @@ def likelihood(
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
         raise ValueError(f"draws must be an integer >= 1, got {draws!r}")
     flow = Flow(net, sde, parameterization)
+    address = kernels.noise_address(seed, first_index, generator)
+    seed, first_index = address.seed, address.first_index
     # Each draw has a key of its own; the first is the caller's.
     total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
     for draw in range(draws):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal, overload
 
 import torch
 
 from cldfast import kernels
 from cldfast.extras import progress_bar
 from cldfast.kernels import Backend, NoiseAddress, Stream
-from cldfast.network import Network, at_times, device_of, draw_seed, network_dtype
+from cldfast.network import Network, at_times, device_of, network_dtype
 from cldfast.planner.grids import Grid
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
@@ -19,6 +20,7 @@ from cldfast.process.path import Path, Process
 from cldfast.sampling import graphs
 from cldfast.sampling.brownian import BrownianNoise
 from cldfast.sampling.inpainting import Inpainting
+from cldfast.sampling.nonfinite import FiniteWatch, check_choice, finite
 from cldfast.sampling.packing import Packing
 from cldfast.sampling.steps import (
     Guidance,
@@ -30,6 +32,7 @@ from cldfast.sampling.steps import (
     planes_seen,
     stage_times,
 )
+from cldfast.training.trained import check_training
 
 Callback = Callable[[int, float, torch.Tensor], torch.Tensor | None]
 GivenNoise = Sequence[torch.Tensor | None] | torch.Tensor | str | None
@@ -44,8 +47,9 @@ def run(
     net: Network,
     u: torch.Tensor,
     *,
-    seed: int | None = 0,
+    seed: int | None = None,
     first_index: int = 0,
+    generator: torch.Generator | None = None,
     backend: str = "auto",
     noise: GivenNoise = None,
     guidance: Guidance | None = None,
@@ -54,6 +58,7 @@ def run(
     progress: bool = False,
     differentiable: bool = False,
     graph: bool = False,
+    nonfinite: str = "raise",
 ) -> torch.Tensor:
     """Take states at `plan.grid[0]` through the plan; returns the final states, shaped like u.
 
@@ -62,8 +67,8 @@ def run(
         parameterisation of y asks `net(y, argument)` instead, y (B, C, ...) in the dtype of the
         module's parameters; see `cldfast.planner.data_forms`.
     u: (B, 2d) or (B, 2C, H, W), float32 or float64; not changed.
-    seed, first_index: noise key, and the global sample index of row 0; seed None draws one from
-        PyTorch's default generator.
+    seed, first_index, generator: noise key, and the global sample index of row 0; None draws a seed
+        from `generator`, see `sample`.
     noise: normals to use instead, one (B, 2C, ...) tensor per stage (None where a stage needs
         none); "brownian" takes them from one Brownian path per sample, the same for every grid, see
         `cldfast.sampling.brownian`.
@@ -76,16 +81,25 @@ def run(
     graph: capture steps (network and stage) as CUDA graphs and replay them; the network must do the
         same at every step, without looking at values. Where that cannot be, a
         `cldfast.GraphWarning` says why and the run goes step by step.
+    nonfinite: "raise" a ValueError for final states that are not finite, which says in what stage
+        they ceased to be, or "return" them. To say so the network is called again, without the
+        callback; with a callback every state is looked at, and on the CPU it sees finite ones only.
 
     Raises ValueError or TypeError for states, networks or noise of the wrong shape, dtype or
-    device.
+    device. An error of the network passes, with a note that says where in the run it was raised.
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be a cldfast.Plan from make_plan, got {type(plan).__name__}")
     if not callable(net):
         raise TypeError(f"net must be callable as net(u, t), got {type(net).__name__}")
+    check_training(net, plan.parameterization)
     kernels.check_state("u", u)
-    address = NoiseAddress(draw_seed() if seed is None else seed, first_index)
+    check_choice(nonfinite)
+    address = kernels.noise_address(seed, first_index, generator)
+    again = partial(
+        run, plan, net, u, seed=address.seed, first_index=address.first_index, backend=backend,
+        noise=noise, guidance=guidance, inpaint=inpaint, callback=lambda step, t, u: None,
+    )  # fmt: skip
     if isinstance(noise, str):
         if noise != "brownian":
             raise ValueError(f"noise must be 'brownian', normals or None, got {noise!r}")
@@ -102,15 +116,21 @@ def run(
     if progress:
         stages = progress_bar(stages, desc=plan.solver)
     found = kernels.resolve_backend(backend, u.device)
+
+    watch = None if callback is None or nonfinite == "return" else FiniteWatch(plan, u)
     loop = _Loop(plan, net, guidance, u, address, found, differentiable)
+    if watch is not None:
+        loop.outputs = watch.outputs(net, guidance)
     if graph:
         host = {"callbacks": callback, "given noise": noise, "inpainting": inpaint}
         refused = {name: value is not None for name, value in host.items()}
         reason = graphs.obstacle(plan, u, found, {**refused, "differentiable runs": differentiable})
         if not reason:
             with torch.no_grad():
-                return loop.recorded(graphs.CudaGraphs(u.device)).run(stages)
-        graphs.warn(reason)
+                loop.u = loop.recorded(graphs.CudaGraphs(u.device)).run(stages)
+            stages = ()
+        else:
+            graphs.warn(reason)
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
         for index, stage in enumerate(stages):
             state = loop.step(index, stage, None if noise is None else noise[index])
@@ -119,6 +139,8 @@ def run(
                 where = address.at_stage(index)
                 state = inpaint.apply(plan.sde, state, stage.t_next, last, where, found)
                 loop.take_over(state)
+            if watch is not None:
+                watch.note(state)
             if callback is not None:
                 # The callback may keep what it is shown, so the state is not overwritten after it.
                 loop.owned = False
@@ -128,6 +150,12 @@ def run(
                     break
                 if replacement is not None:
                     loop.replace(replacement)
+    if nonfinite == "raise" and not finite(loop.u):
+        if watch is None:
+            watch = FiniteWatch(plan, u)
+            # Noise is addressed: a run with a look at every state is the same run, and raises.
+            again()
+        raise watch.error(loop.u)
     return loop.u
 
 
@@ -145,7 +173,7 @@ class _Loop:
         differentiable: bool,
     ) -> None:
         self.plan, self.u, self.address, self.backend = plan, u, address, backend
-        self.outputs = Outputs(net, plan.parameterization, guidance)
+        self.outputs = Outputs(net, plan, guidance)
         self.dtype = network_dtype(net) or u.dtype
         self.steps = Steps(
             plan_tables(plan), plan.history_length, planes_seen(plan.stages), backend, self.dtype
@@ -211,8 +239,9 @@ def initial_state(
     sde: Process,
     shape: Sequence[int],
     *,
-    seed: int = 0,
+    seed: int | None = None,
     first_index: int = 0,
+    generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
@@ -220,13 +249,16 @@ def initial_state(
     """States from the stationary law, (n, 2d) or (n, 2C, H, W) for data (n, d) or (n, C, H, W).
 
     Addressed noise of a stream of its own: row i depends on (seed, first_index + i) alone.
+    seed, generator: None draws a seed from `generator`, see `sample`.
     """
+    address = kernels.noise_address(seed, first_index, generator, stream=Stream.INITIAL_STATE)
     return kernels.normals(
-        shape, NoiseAddress(seed, first_index, stream=Stream.INITIAL_STATE),
-        factor=sde.prior().factor, dtype=dtype, device=device, backend=backend,
-    )  # fmt: skip
+        shape, address, factor=sde.prior().factor, dtype=dtype, device=device, backend=backend
+    )
 
 
+# For type checkers and editors; a test holds the first to the parameters of the function.
+@overload
 def sample(
     net: Network,
     sde: Process,
@@ -235,8 +267,48 @@ def sample(
     steps: int | None = None,
     grid: Grid | None = None,
     *,
-    seed: int | None = 0,
+    seed: int | None = None,
     first_index: int = 0,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
+    plan: Plan | None = None,
+    noise: GivenNoise = None,
+    init: torch.Tensor | None = None,
+    guidance: Guidance | None = None,
+    inpaint: Inpainting | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    return_velocity: Literal[False] = False,
+    graph: bool = False,
+    nonfinite: str = "raise",
+    **plan_options: Any,
+) -> torch.Tensor: ...
+@overload
+def sample(
+    net: Network,
+    sde: Process,
+    shape: Sequence[int],
+    solver: str = "auto",
+    steps: int | None = None,
+    grid: Grid | None = None,
+    *,
+    return_velocity: Literal[True],
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+def sample(
+    net: Network,
+    sde: Process,
+    shape: Sequence[int],
+    solver: str = "auto",
+    steps: int | None = None,
+    grid: Grid | None = None,
+    *,
+    seed: int | None = None,
+    first_index: int = 0,
+    generator: torch.Generator | None = None,
     batch_size: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -250,6 +322,7 @@ def sample(
     progress: bool = False,
     return_velocity: bool = False,
     graph: bool = False,
+    nonfinite: str = "raise",
     **plan_options: Any,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Draw samples: `x` of the given shape, or `(x, v)` with `return_velocity`.
@@ -257,10 +330,12 @@ def sample(
     net, sde: the network `net(u, t)` (see `run`) and the forward process it was trained on.
     shape: of the samples, (n, d) or (n, C, H, W).
     solver, steps, grid, plan_options: of `make_plan`, the latter with `parameterization` (what the
-        network returns), `t_min`, `denoise`, `guidance_scale` and the solver's own options; steps
-        None is 20.
+        network returns), `t_min`, `denoise`, `guidance_scale`, `nfe` (a budget of network
+        evaluations in place of steps) and the solver's own options; steps None is 20.
     seed, first_index: sample i of a run is sample `first_index + i` of that seed, whatever the
-        batch size, thread count or device; seed None draws one from PyTorch's default generator.
+        batch size, thread count or device. seed None draws one from `generator`, or from PyTorch's
+        default generator of the CPU, so that `torch.manual_seed` governs it; the ranks of an
+        initialised `torch.distributed` then draw different samples, also from equal seeds.
     batch_size: rows per network call; None is all at once.
     device: of the samples; None is that of the network's parameters, or PyTorch's default.
     dtype: of the state, float32 or float64. backend: see `cldfast.stage`.
@@ -268,7 +343,7 @@ def sample(
         process, and for this `parameterization` where one is given.
     noise: normals per stage for all n rows, see `run`. init: states at T, (n, 2d) or (n, 2C, H, W).
     guidance, inpaint: see `run`.
-    callback, progress, graph: see `run`; the callback is called per batch.
+    callback, progress, graph, nonfinite: see `run`; the callback is called per batch.
 
     Raises ValueError or TypeError naming what was expected.
     """
@@ -288,7 +363,7 @@ def sample(
         guidance = guidance and packing.guidance(guidance)
         callback = callback and packing.callback(callback)
         init = None if init is None else packing.pack("init", init)
-    seed = draw_seed() if seed is None else kernels.check_seed(seed)
+    address = kernels.noise_address(seed, first_index, generator)
     if dtype not in kernels.STATE_DTYPES:
         raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
     n = shape[0]
@@ -310,11 +385,11 @@ def sample(
     parts = []
     for start in range(0, n, batch_size):
         stop = min(start + batch_size, n)
-        where = first_index + start
+        where = address.first_index + start
         if init is None:
             u = initial_state(
-                sde, (stop - start, *shape[1:]), seed=seed, first_index=where, device=target,
-                dtype=dtype, backend=backend,
+                sde, (stop - start, *shape[1:]), seed=address.seed, first_index=where,
+                device=target, dtype=dtype, backend=backend,
             )  # fmt: skip
         else:
             u = init[start:stop].to(dtype)
@@ -326,7 +401,7 @@ def sample(
                 plan,
                 net,
                 u,
-                seed=seed,
+                seed=address.seed,
                 first_index=where,
                 backend=backend,
                 noise=rows,
@@ -335,6 +410,7 @@ def sample(
                 callback=callback,
                 progress=progress,
                 graph=graph,
+                nonfinite=nonfinite,
             )  # fmt: skip
         )
     u = torch.cat(parts) if len(parts) > 1 else parts[0]

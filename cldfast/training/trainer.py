@@ -34,6 +34,7 @@ from cldfast.training.losses import (
     hsm_loss,
     prepared_loss,
 )
+from cldfast.training.trained import remember_training
 from cldfast.training.uncertainty import Uncertainty
 from cldfast.training.update import WeightUpdate
 
@@ -97,7 +98,6 @@ class Trainer:
 
     Raises:
         TypeError, ValueError: arguments that do not fit each other or the checkpoint.
-        ImportError: a folder is given and safetensors is missing.
     """
 
     def __init__(
@@ -137,6 +137,7 @@ class Trainer:
             waits=self._most_unread == 1,
         )  # fmt: skip
         self.optimizer, self.ema = self._update.optimizer, self._update.ema
+        remember_training(self.ema.model, self.parameterization)
         self._coefficients = CoefficientsAhead(sde, self.config, self.parameterization, self.device)
         self.step = 0
         self._order: tuple[int, Tensor] | None = None
@@ -171,7 +172,7 @@ class Trainer:
     def fit(self, *, steps: int | None = None, progress: bool = False) -> nn.Module:
         """Train up to step number `steps` (None: the settings'); returns the averaged network.
 
-        progress: a tqdm bar. Raises NonFiniteLoss, and ImportError where tqdm is missing.
+        progress: a tqdm bar. Raises NonFiniteLoss.
         """
         end = self.config.steps if steps is None else min(steps, self.config.steps)
         bar = None

@@ -13,7 +13,6 @@ from cldfast.compat.psld.process import factor, output_map_of, process_of, train
 from cldfast.compat.published import check_mode
 from cldfast.compat.steps import denoising, fold, published_splitting
 from cldfast.kernels import stage as stage_op
-from cldfast.network import draw_seed
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
 from cldfast.planner.stage import Stage
@@ -98,14 +97,13 @@ class Sampler:
 
     def _run(self, asked: Request) -> torch.Tensor:
         plan, self.nfe = self.plan(asked), len(asked.ts) - 1
-        u, noise, seed = asked.batch, asked.noise, 0
-        if self.mode == "exact":
-            seed = draw_seed()
-        else:
+        u, noise = asked.batch, asked.noise
+        if self.mode == "published":
             # Published draws come from PyTorch's generator alone, in the order of the codebase.
             noise = StageNoise(plan.stages, self._normals(u, Draws(noise)))
             u = u.to(torch.float64)
         callback = self._corrected(asked.ts)
+        seed = None if self.mode == "exact" else 0
         return run(plan, self._network, u, seed=seed, noise=noise, callback=callback)
 
     def plan(self, asked: Request) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -124,9 +125,14 @@ class ClassifierFree(nn.Module):
             )
         labels = self.labels.expand(rows)
         labels = torch.cat([labels, torch.full_like(labels, self.null)])
-        # An expanded view stays one: it tells the network that all rows share t.
-        t = torch.cat([t, t]) if t.stride(0) else t[:1].expand(2 * rows)
-        both = self.net(torch.cat([u, u]), t, labels)  # type: ignore[call-arg]
-        if not isinstance(both, torch.Tensor):
-            raise TypeError(f"the network's output must be a tensor, got {type(both).__name__}")
-        return both.chunk(2)
+        call: Callable[..., Any] = self.net
+        return both_halves(lambda *doubled: call(*doubled, labels), u, t)
+
+
+def both_halves(
+    call: Callable[[torch.Tensor, torch.Tensor], Any], u: torch.Tensor, t: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Both halves of the output of one call, on a state u twice and its times t (B,) twice."""
+    # An expanded view stays one: it tells the network that all rows share t.
+    t = torch.cat([t, t]) if t.stride(0) else t[:1].expand(2 * len(u))
+    return output_tensor(call(torch.cat([u, u]), t)).chunk(2)

@@ -9,6 +9,7 @@ import torch
 
 from cldfast import kernels
 from cldfast.classical.paths import EDM, FlowMatching, GaussianPath
+from cldfast.conditions import Conditions, conditioned
 from cldfast.kernels import NoiseAddress, Stream
 from cldfast.network import Network, output_tensor
 from cldfast.planner.parameterization import Parameterization
@@ -24,6 +25,7 @@ def dsm_loss(
     parameterization: Parameterization | None = None, weighting: str = "noise", t_min: float = 1e-3,
     seed: int | None = None, first_index: int = 0, generator: torch.Generator | None = None,
     noise: Tensor | None = None,
+    conditions: Conditions | None = None,
 ) -> Tensor:  # fmt: skip
     """Denoising score matching, summed over the coordinates of a row and averaged over rows.
 
@@ -32,6 +34,7 @@ def dsm_loss(
     weighting: the form in which errors are counted: "noise" is `|sigma (s - s*)|^2`.
     seed, first_index: of times and noise; None draws a seed from `generator`, see
         `cldfast.sample`. noise: normals like x0 to use instead.
+    conditions: further arguments of the network by name, see `cldfast.run`.
 
     Raises ValueError for an unknown form, or an output that is not of the shape of x0.
     Source: Vincent (2011); Song et al. (2021), eq. 7.
@@ -52,7 +55,7 @@ def dsm_loss(
     x = _rows(path.alpha(t), x0) * x0 + _rows(path.sigma(t), x0) * noise
     if (seen := view(path, t, parameterization)) is not None:
         x, label = _rows(seen[0], x0) * x, seen[1]
-    output = _checked(net(x, label.to(x0.dtype)), x0)
+    output = _checked(conditioned(net, conditions)(x, label.to(x0.dtype)), x0)
     remember_training(net, parameterization)
     error = _rows(gain, x0) * (output - _rows(p, x0) * x0 - _rows(q, x0) * noise)
     return error.square().flatten(1).sum(1).mean()

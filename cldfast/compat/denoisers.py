@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cldfast.compat.noise_tables import FAR, FlowTable, NoiseTable, SigmaTable, Table, Values
+from cldfast.conditions import Conditions, null_of
 from cldfast.training.trained import remember_training
 
 # How x0 follows from y and the output: the factors of both, of the noise level r and of alpha.
@@ -45,6 +46,10 @@ class Denoiser(nn.Module):
         super().__init__()
         self.net, self.predicts, self.table = net, predicts, table
         remember_training(self, "denoiser")
+
+    @property
+    def null(self) -> Conditions:
+        return null_of(self.net)
 
     @property
     def sigma_range(self) -> tuple[float, float]:

@@ -107,15 +107,27 @@ def make_plan(
         )
     if denoise:
         stages = (*stages, denoising_stage(sde, float(times[-1]), parameterization))
-    if guidance_term:
-        stages = added_score(stages, sde, parameterization)
-    if guidance_scale is not None:
-        # The first output's blocks are split last, so the term stays behind both of its parts.
-        stages = classifier_free(stages, guidance_scale)
+    stages = _guided(stages, sde, parameterization, guidance_term, guidance_scale)
     stages = with_inputs(stages, sde, parameterization)
     return Plan(
-        stages, sde, solver, method.order_in_law(settings), parameterization, times, guidance_term
-    )
+        stages, sde, solver, method.order_in_law(settings), parameterization, times, guidance_term,
+        guidance_scale,
+    )  # fmt: skip
+
+
+def _guided(
+    stages: tuple[Stage, ...],
+    sde: Process,
+    parameterization: Parameterization,
+    term: bool,
+    scale: float | None,
+) -> tuple[Stage, ...]:
+    if term:
+        stages = added_score(stages, sde, parameterization)
+    if scale is not None:
+        # The first output's blocks are split last, so the term stays behind both of its parts.
+        stages = classifier_free(stages, scale)
+    return stages
 
 
 def _longest(nfe: int, build: Callable[[int], Plan]) -> Plan:
@@ -154,6 +166,14 @@ def with_inputs(
             stage = replace(stage, seen=seen, argument=float(argument))
         result.append(stage)
     return tuple(result)
+
+
+def prediction_stage(plan: Plan, t: float) -> Stage:
+    """`E[u_0 | u_t]` from what a plan's networks return at time t, guidance included."""
+    stages = (denoising_stage(plan.sde, t, plan.parameterization),)
+    return _guided(
+        stages, plan.sde, plan.parameterization, plan.guidance_term, plan.guidance_scale
+    )[0]
 
 
 def denoising_stage(sde: Process, t: float, parameterization: Parameterization) -> Stage:

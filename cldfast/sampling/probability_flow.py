@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from cldfast import kernels
+from cldfast.conditions import Conditions, conditioned
 from cldfast.extras import extra_module
 from cldfast.network import Network, device_of, explain_failure, network_dtype, output_tensor
 from cldfast.planner.parameterization import (
@@ -44,6 +45,7 @@ def pflow(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     init: torch.Tensor | None = None,
+    conditions: Conditions | None = None,
     reverse: bool = False,
     return_velocity: bool = False,
     **options: Any,
@@ -55,6 +57,7 @@ def pflow(
     options: its options, e.g. `first_step=0.1` (in log t, which is what is integrated over).
     seed, first_index, generator, device, dtype: of the initial states, see `cldfast.sample`; or
         init: states (n, 2d) or (n, 2C, H, W) to start from instead.
+    conditions: further arguments of the network by name, see `cldfast.run`.
     reverse: from t_min up to T (encoding `init`) instead. return_velocity: states x and v together,
         as in `init`; else x alone.
 
@@ -71,7 +74,7 @@ def pflow(
             dtype=dtype,
         )  # fmt: skip
     kernels.check_state("init", init)
-    flow = Flow(net, sde, parameterization)
+    flow = Flow(conditioned(net, conditions), sde, parameterization)
     ends = (t_min, sde.T) if reverse else (sde.T, t_min)
     with torch.no_grad():
         u = solve(flow, init, ends, rtol=rtol, atol=atol, method=method, **options)

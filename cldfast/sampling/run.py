@@ -9,16 +9,18 @@ from typing import Any, Literal, overload
 import torch
 
 from cldfast import kernels
+from cldfast.conditions import Conditions, check_arguments, condition_rows, conditioned, take_rows
 from cldfast.extras import progress_bar
 from cldfast.kernels import Backend, NoiseAddress, Stream
 from cldfast.network import Network, at_times, device_of, network_dtype
 from cldfast.planner.grids import Grid
-from cldfast.planner.make_plan import make_plan
+from cldfast.planner.make_plan import make_plan, prediction_stage
 from cldfast.planner.plan import Plan
 from cldfast.planner.stage import Stage
 from cldfast.process.path import Path, Process
 from cldfast.sampling import graphs
 from cldfast.sampling.brownian import BrownianNoise
+from cldfast.sampling.callbacks import Callback, StepInfo, as_info_callback
 from cldfast.sampling.inpainting import Inpainting
 from cldfast.sampling.nonfinite import FiniteWatch, check_choice, finite
 from cldfast.sampling.packing import Packing
@@ -34,7 +36,6 @@ from cldfast.sampling.steps import (
 )
 from cldfast.training.trained import check_training
 
-Callback = Callable[[int, float, torch.Tensor], torch.Tensor | None]
 GivenNoise = Sequence[torch.Tensor | None] | torch.Tensor | str | None
 
 
@@ -52,6 +53,8 @@ def run(
     generator: torch.Generator | None = None,
     backend: str = "auto",
     noise: GivenNoise = None,
+    conditions: Conditions | None = None,
+    null: Conditions | None = None,
     guidance: Guidance | None = None,
     inpaint: Inpainting | None = None,
     callback: Callback | None = None,
@@ -72,10 +75,15 @@ def run(
     noise: normals to use instead, one (B, 2C, ...) tensor per stage (None where a stage needs
         none); "brownian" takes them from one Brownian path per sample, the same for every grid, see
         `cldfast.sampling.brownian`.
+    conditions: further arguments of the network by name, such as labels, with a row for each row
+        of u or one for all; see `cldfast.conditions.condition_rows`. For a plan made with
+        `guidance_scale` the network is called once on twice the rows, of which the second half has
+        the conditions `null`, by name; None is the network's attribute `null`.
     guidance: `guidance(u, t)`, a term added to the velocity score (both rows for full
         parameterisations); the plan must be made with `guidance_term=True`.
     inpaint: known data, see `cldfast.Inpainting`.
-    callback: `callback(step, t, u)` after stage number `step`, at time t; a returned tensor
+    callback: `callback(info)` after each stage, with `info.step`, `t`, `state` and the prediction
+        of the data `x0`, see `cldfast.StepInfo`; or `callback(step, t, state)`. A returned tensor
         replaces the state, `cldfast.StopSampling` ends the run.
     progress: a tqdm bar over the stages. differentiable: keep the autograd graph through the run.
     graph: capture steps (network and stage) as CUDA graphs and replay them; the network must do the
@@ -98,7 +106,8 @@ def run(
     address = kernels.noise_address(seed, first_index, generator)
     again = partial(
         run, plan, net, u, seed=address.seed, first_index=address.first_index, backend=backend,
-        noise=noise, guidance=guidance, inpaint=inpaint, callback=lambda step, t, u: None,
+        noise=noise, conditions=conditions, null=null, guidance=guidance, inpaint=inpaint,
+        callback=lambda step, t, u: None,
     )  # fmt: skip
     if isinstance(noise, str):
         if noise != "brownian":
@@ -110,15 +119,16 @@ def run(
         )
     if guidance is not None and not plan.guidance_term:
         raise ValueError("guidance needs a plan made with guidance_term=True")
+    net = conditioned(net, conditions, null, plan.pair)
     if inpaint is not None:
         inpaint.check(plan.sde, u)
     stages: Any = plan.stages
     if progress:
         stages = progress_bar(stages, desc=plan.solver)
     found = kernels.resolve_backend(backend, u.device)
-
+    tell = None if callback is None else as_info_callback(callback)
     watch = None if callback is None or nonfinite == "return" else FiniteWatch(plan, u)
-    loop = _Loop(plan, net, guidance, u, address, found, differentiable)
+    loop = _Loop(plan, net, guidance, u, address, found, differentiable, tell is not None)
     if watch is not None:
         loop.outputs = watch.outputs(net, guidance)
     if graph:
@@ -141,11 +151,11 @@ def run(
                 loop.take_over(state)
             if watch is not None:
                 watch.note(state)
-            if callback is not None:
+            if tell is not None:
                 # The callback may keep what it is shown, so the state is not overwritten after it.
                 loop.owned = False
                 try:
-                    replacement = callback(index, stage.t_next, state)
+                    replacement = tell(StepInfo(index, stage.t_next, state, loop.prediction()))
                 except StopSampling:
                     break
                 if replacement is not None:
@@ -171,6 +181,7 @@ class _Loop:
         address: NoiseAddress,
         backend: Backend,
         differentiable: bool,
+        watched: bool,
     ) -> None:
         self.plan, self.u, self.address, self.backend = plan, u, address, backend
         self.outputs = Outputs(net, plan, guidance)
@@ -183,6 +194,10 @@ class _Loop:
         self.owned = False
         # What the next network sees, where the stage before it has made that.
         self.seen: torch.Tensor | None = None
+        # Whether evaluations are kept for a callback, and the last one: its time, the state that it
+        # was asked about and what it returned.
+        self.watched = watched
+        self.evaluated: tuple[float, torch.Tensor, Sequence[torch.Tensor]] | None = None
         arguments = network_arguments(plan, u)
         # For each stage the times of all rows, and the network's arguments: views of one number.
         self.times, self.arguments = (
@@ -206,6 +221,8 @@ class _Loop:
             if self.nets is not None:
                 self.outputs.net = self.nets[index]
             outputs = self.outputs(stage, self.u, self.times[index], seen, self.arguments[index])
+            if self.watched and stage.t is not None:
+                self.evaluated = stage.t, self.u, outputs
         noise = self.address.at_stage(index) if given is None else given
         if self.differentiable or given is not None:
             made = self.steps.take(index, stage, self.u, outputs, noise, checked=True)
@@ -220,6 +237,21 @@ class _Loop:
             self.owned = True
         self.u, _, self.seen = made
         return self.u
+
+    def prediction(self) -> Callable[[], torch.Tensor | None]:
+        """A function that makes `E[x0 | u]` of the last evaluation."""
+        last = self.evaluated
+
+        def predict() -> torch.Tensor | None:
+            if last is None:
+                return None
+            t, u, outputs = last
+            weights = torch.from_numpy(prediction_stage(self.plan, t).matrix())[None]
+            made = kernels.stage(u, outputs, (), weights, backend=self.backend).state
+            both = isinstance(self.plan.sde, Path) and self.plan.sde.paired
+            return made if both else made.chunk(2, dim=1)[0].contiguous()
+
+        return predict
 
     def take_over(self, u: torch.Tensor) -> None:
         """Go on with another state, of which the last stage has not made what a network sees."""
@@ -277,6 +309,8 @@ def sample(
     plan: Plan | None = None,
     noise: GivenNoise = None,
     init: torch.Tensor | None = None,
+    conditions: Conditions | None = None,
+    null: Conditions | None = None,
     guidance: Guidance | None = None,
     inpaint: Inpainting | None = None,
     callback: Callback | None = None,
@@ -316,6 +350,8 @@ def sample(
     plan: Plan | None = None,
     noise: GivenNoise = None,
     init: torch.Tensor | None = None,
+    conditions: Conditions | None = None,
+    null: Conditions | None = None,
     guidance: Guidance | None = None,
     inpaint: Inpainting | None = None,
     callback: Callback | None = None,
@@ -342,6 +378,7 @@ def sample(
     plan: to be run instead of one made here, such as `cldfast.fit_plan` makes; it must be for this
         process, and for this `parameterization` where one is given.
     noise: normals per stage for all n rows, see `run`. init: states at T, (n, 2d) or (n, 2C, H, W).
+    conditions, null: see `run`; a condition has a row for each of the n samples, or one for all.
     guidance, inpaint: see `run`.
     callback, progress, graph, nonfinite: see `run`; the callback is called per batch.
 
@@ -355,13 +392,16 @@ def sample(
         given = {"solver": solver != "auto", "steps": steps is not None, "grid": grid is not None}
         _check_plan(plan, sde, {name for name, said in given.items() if said}, plan_options)
     target = device_of(net) if device is None else torch.device(device)
+    if conditions is not None:
+        check_arguments(net, conditions)
+        conditions = condition_rows(conditions, shape[0], target)
     packing = Packing(shape) if isinstance(sde, Path) and sde.paired else None
     if packing is not None:
         if return_velocity:
             raise ValueError(f"samples of {sde} have no velocity: leave out return_velocity")
         shape, net = packing.shape, packing.network(net)
         guidance = guidance and packing.guidance(guidance)
-        callback = callback and packing.callback(callback)
+        callback = None if callback is None else packing.callback(as_info_callback(callback))
         init = None if init is None else packing.pack("init", init)
     address = kernels.noise_address(seed, first_index, generator)
     if dtype not in kernels.STATE_DTYPES:
@@ -405,6 +445,8 @@ def sample(
                 first_index=where,
                 backend=backend,
                 noise=rows,
+                conditions=conditions and take_rows(conditions, slice(start, stop)),
+                null=null,
                 guidance=guidance,
                 inpaint=None if inpaint is None else inpaint.rows(start, stop),
                 callback=callback,

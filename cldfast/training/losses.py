@@ -24,6 +24,7 @@ import torch
 
 from cldfast import kernels
 from cldfast.caller import caller_level
+from cldfast.conditions import Conditions, check_arguments, condition_rows
 from cldfast.kernels import REDUCTIONS, Backend, Noise, NoiseAddress, Stream, check_gradients
 from cldfast.network import Network, explain_failure, output_tensor
 from cldfast.planner.data_forms import Preconditioned
@@ -199,6 +200,7 @@ def hsm_loss(
     reduction: str = "mean",
     objective: str = "hsm",
     uncertainty: Uncertainty | None = None,
+    conditions: Conditions | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
     """Hybrid score matching loss, summed over the coordinates of a row and averaged over rows.
@@ -220,6 +222,8 @@ def hsm_loss(
     first_index: global index of row 0. noise: (B, 2d) or (B, 2C, H, W) normals to use instead; of a
         parameterisation of y, which takes one plane of noise, shaped like x0.
     reduction: "mean" or "sum" over rows, or "none", (B,). backend: see `cldfast.stage`.
+    conditions: further arguments of the network by name, such as labels, with a row for each row of
+        x0 or one for all; see `cldfast.conditions.condition_rows`.
     objective: "hsm" integrates the initial velocity out; "dsm" is `dsm_loss`.
 
     Raises ValueError or TypeError naming what was expected.
@@ -238,6 +242,10 @@ def hsm_loss(
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
     if not 0.0 < t_min < sde.T:
         raise ValueError(f"t_min must lie in (0, T) with T = {sde.T}, got {t_min}")
+    if conditions is not None:
+        if not torch.compiler.is_compiling():
+            check_arguments(net, conditions)
+        conditions = condition_rows(conditions, len(x0), x0.device)
     found = kernels.resolve_backend(backend, x0.device)
     if found.fuses_gradients:
         check_gradients()  # before the perturbation meets a transform's tensors
@@ -254,7 +262,7 @@ def hsm_loss(
     v0 = drawn_velocity(sde, x0, seed, first_index, found) if objective == "dsm" else None
     return prepared_loss(
         net, x0, rows, parameterization, seed=seed, first_index=first_index, v0=v0, noise=noise,
-        reduction=reduction, uncertainty=uncertainty, backend=found,
+        reduction=reduction, uncertainty=uncertainty, conditions=conditions, backend=found,
     )  # fmt: skip
 
 
@@ -283,12 +291,14 @@ def prepared_loss(
     noise: torch.Tensor | None = None,
     reduction: str = "mean",
     uncertainty: Uncertainty | None = None,
+    conditions: Conditions | None = None,
     backend: str | Backend = "auto",
 ) -> torch.Tensor:
     """The loss where the rows' coefficients are already known.
 
     Arguments as in `hsm_loss`, which prepares `rows` itself: a training loop can do so for many
     steps at once. v0: initial velocities for coefficients of the objective "dsm".
+    conditions: those of the rows, as `condition_rows` makes them.
 
     Raises TypeError or ValueError for an output of the network that does not fit.
     """
@@ -317,7 +327,7 @@ def prepared_loss(
             seen = seen[:, :width]
         seen = seen.reshape(x0.shape)
     try:
-        result = net(seen, rows.argument.to(seen.dtype))
+        result = net(seen, rows.argument.to(seen.dtype), **(conditions or {}))  # type: ignore[call-arg]
     except Exception as error:
         shown = "y" if isotropic else "the state, x and v side by side"
         where = f"in a loss; parameterization {str(parameterization)!r} shows the network {shown}"

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from cldfast.conditions import Conditioned
 from cldfast.planner.parameterization import Parameterization, same_parameterization
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
@@ -38,6 +39,8 @@ def check_training(net: object, parameterization: Parameterization) -> None:
 
 def _innermost(net: object) -> object:
     """The module inside what `torch.compile` and data-parallel training wrap around it."""
+    if isinstance(net, Conditioned):
+        return _innermost(net.net)
     if isinstance(net, _WRAPPERS):
         return _innermost(net.module)
     return _innermost(net._orig_mod) if hasattr(net, "_orig_mod") else net

@@ -16,7 +16,8 @@ from cldfast.kernels import stage as stage_op
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
 from cldfast.planner.stage import Stage
-from cldfast.sampling.run import Callback, run
+from cldfast.sampling.callbacks import StateCallback
+from cldfast.sampling.run import run
 
 Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Corrector = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -148,7 +149,7 @@ class Sampler:
     def _network(self, u: torch.Tensor, t: torch.Tensor) -> Any:
         return self.score_fn(u.to(torch.float32), t.to(torch.float32))
 
-    def _corrected(self, ts: torch.Tensor) -> Callback | None:
+    def _corrected(self, ts: torch.Tensor) -> StateCallback | None:
         corrector, every = self.corrector_fn, self.stages_per_step
         if corrector is None:
             return None

@@ -72,7 +72,8 @@ RESERVED = {
     "sde", "solver", "steps", "grid", "t_min", "parameterization", "denoise", "guidance_scale",
     "guidance_term", "rho", "net", "shape", "seed", "first_index", "generator",
     "batch_size", "device", "dtype", "backend", "noise", "init", "guidance", "inpaint", "callback",
-    "progress", "return_velocity", "graph", "nonfinite", "nfe",
+    "progress", "return_velocity", "graph", "nonfinite", "nfe", "conditions",
+    "null",
 }  # fmt: skip
 
 

@@ -99,11 +99,11 @@ def test_the_commands_of_the_documentation() -> None:
         pytest.skip("the documentation is not here")
     lines = (DOCS / "learning.md").read_text().splitlines()
     (command,) = [line.strip() for line in lines if line.startswith("    cldfast train digits")]
-    parsed = cli._parser().parse_args(shlex.split(command)[1:])
+    parsed = cli.parser().parse_args(shlex.split(command)[1:])
     assert settings(train._config(parsed)) == settings(load_config(demo.NETWORK))
     assert parsed.until == demo.UNTIL
     (command,) = [line.strip() for line in lines if line.startswith("    cldfast fit digits")]
-    args = cli._parser().parse_args(shlex.split(command)[1:])
+    args = cli.parser().parse_args(shlex.split(command)[1:])
     assert args.evaluations == demo.EVALUATIONS
     assert {name: getattr(args, name) for name in demo.FITTED_BY} == demo.FITTED_BY
 

@@ -58,7 +58,7 @@ sanitize-threads: $(VENV)/installed
 # A million inputs for each reader of files and arguments; RUNS=... for another number.
 RUNS ?= 1000000
 fuzz: $(VENV)/installed
-	$(PIP) --no-build-isolation '.[fuzz]'
+	$(PIP) atheris
 	for target in config plan header arguments; do $(BIN)/python -m fuzz $$target --runs $(RUNS) || exit 1; done
 
 # Kills, full disks, folders that cannot be written, two writers; with root on Linux all of them.

@@ -13,7 +13,7 @@ from typing import Any
 
 import cldfast
 
-ENTRY = re.compile(r"^((?:[*\w.]+(?:, )?)+): (?=\S)")
+ENTRY = re.compile(r"^([*\w.]+(?:, [*\w.]+)*): (?=\S)")
 CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 PUBLIC = {f"cldfast.{name}" for name in cldfast.__all__}
 PUBLIC |= {f"cldfast.classical.{name}" for name in cldfast.classical.__all__}

@@ -34,6 +34,7 @@ from cldfast.sampling.run import sample
 from cldfast.training import TrainConfig, Trainer
 from cldfast.training.data_scale import DataScale
 from cldfast.training.losses import Weighting, hsm_loss
+from cldfast.training.trained import remember_training
 
 
 class Model(Shared):
@@ -87,6 +88,8 @@ class Model(Shared):
         check_t_min(sde, t_min)
         predicts_data = data_form(parameterization) is not None
         self.net, self.sde, self.parameterization, self.scale = net, sde, parameterization, scale
+        for own in (self, net):
+            remember_training(own, parameterization)
         self.shape = None if shape is None else tuple(shape)
         self.t_min = t_min
         self.weighting = weighting or ("edm" if predicts_data else "reweighted")

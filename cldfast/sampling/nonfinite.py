@@ -66,7 +66,9 @@ class FiniteWatch:
     def error(self, u: torch.Tensor) -> ValueError:
         """What to raise for states u that are not finite, after all that was noted."""
         lost = int((~u.detach().flatten(1).isfinite()).any(1).sum())
-        index = next((k for k, (state, _) in enumerate(self._flags) if not state), None)
+        # Bad outputs may reach the state by a history row only, stages later.
+        good = [bool(state) and (made is None or bool(made)) for state, made in self._flags]
+        index = good.index(False) if False in good else None
         if not finite(self.start):
             what = "the states to start from are not finite: give others"
         elif index is None:
@@ -88,7 +90,7 @@ class FiniteWatch:
             f"in stage {index} of {len(stages)} of solver {self.plan.solver!r}, from "
             f"t = {before:.6g} to {stages[index].t_next:.6g}, "
         )
-        if stages[index].evaluates and of_network is not None and not of_network:
+        if of_network is not None and not of_network:
             return f"{where}the network returned NaN or infinity for a finite state; mend it there"
         return (
             f"{where}the state grew beyond the finite numbers; take more steps, another solver or "

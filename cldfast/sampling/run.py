@@ -399,6 +399,7 @@ def sample(
     if packing is not None:
         if return_velocity:
             raise ValueError(f"samples of {sde} have no velocity: leave out return_velocity")
+        check_training(net, plan.parameterization)  # `run` sees a function around it
         shape, net = packing.shape, packing.network(net)
         guidance = guidance and packing.guidance(guidance)
         callback = None if callback is None else packing.callback(as_info_callback(callback))

@@ -214,7 +214,7 @@ def hsm_loss(
         "det": `det(Sigma) |s - s*|^2`. "edm": "reweighted" times `1 + sigma_y^2/sigma_data^2`. A
         function of t (B,) that returns w (B,): w times "reweighted".
     seed: of times and noise; None draws one from `generator`, see `cldfast.sample`. A graph of
-        `torch.compile(fullgraph=True)` cannot draw one: pass seed= there.
+        `torch.compile(fullgraph=True)` cannot draw one: see docs/seeds.md.
     t: (B,) times in (0, T]; None draws them on [t_min, T] as `times` says, see
         `cldfast.sample_times`. Their distribution weights the loss, but for "importance" and the
         weighting "likelihood", whose mean is an unbiased estimate of the integral over [t_min, T];

@@ -20,7 +20,7 @@ class Sized(Protocol):
 # Module -> extra of pyproject.toml.
 EXTRAS = {
     "sklearn": "demo", "matplotlib": "demo", "ot": "demo", "torchdiffeq": "ode",
-    "diffusers": "diffusers", "huggingface_hub": "diffusers", "arviz": "mcmc",
+    "diffusers": "diffusers", "huggingface_hub": "hub", "arviz": "mcmc",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cldfast.app.training_data import training_data
-from cldfast.files import PathLike
+from cldfast.files import PathLike, locked
 from cldfast.lab.models import build_model
 from cldfast.lab.plots import loss_curve
 from cldfast.model.run_folder import (
@@ -18,6 +18,7 @@ from cldfast.model.run_folder import (
     METRICS,
     MODEL,
     RunConfig,
+    make_folder,
     remove_plans,
     save_config,
     save_run,
@@ -47,13 +48,12 @@ def train_run(
         is continued, and a finished one is extended if `config.train` asks for more steps.
     device: of the training; None is the CPU. progress: a bar, or lines where there is no terminal.
 
-    Raises ValueError for a config that does not fit, and NonFiniteLoss.
+    Raises ValueError for a config that does not fit and a folder that another process writes, and
+    NonFiniteLoss.
     """
     path = Path(folder)
     if config.data is None or config.train is None:
         raise ValueError("the config says nothing of data or training: there is nothing to train")
-    if not resume and any((path / name).exists() for name in (CONFIG, MODEL, CHECKPOINT)):
-        raise ValueError(f"{path} has a run already: resume it or choose another folder")
     settings = TrainConfig.from_dict(config.train)
     sde = sde_from_config(config.sde)
     # Everything that can be refused is refused before the first file is written.
@@ -69,22 +69,26 @@ def train_run(
     # The initial weights are the seed's, also where a run was killed before its first checkpoint.
     torch.manual_seed(settings.seed)
     net = build_model(config.model).to(device)
-    if not resume:
-        save_config(path, config)
-    trainer = Trainer(net, sde, rows, settings, validation=held_out, folder=path, resume=resume)
-    if resume:
-        # The checkpoint fits, so the new settings may replace those in the folder.
-        save_config(path, config)
-    remove_plans(path)
-    average = trainer.fit(progress=progress)
-    metrics = {
-        "steps": trainer.step,
-        "validation_loss": trainer.validate(),
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "seconds": round(trainer.seconds, 3),
-    }
-    save_run(path, average, config, metrics)
-    return metrics
+    make_folder(path)
+    with locked(path):
+        if not resume and any((path / name).exists() for name in (CONFIG, MODEL, CHECKPOINT)):
+            raise ValueError(f"{path} has a run already: resume it or choose another folder")
+        if not resume:
+            save_config(path, config)
+        trainer = Trainer(net, sde, rows, settings, validation=held_out, folder=path, resume=resume)
+        if resume:
+            # The checkpoint fits, so the new settings may replace those in the folder.
+            save_config(path, config)
+        remove_plans(path)
+        average = trainer.fit(progress=progress)
+        metrics = {
+            "steps": trainer.step,
+            "validation_loss": trainer.validate(),
+            "parameters": sum(p.numel() for p in net.parameters()),
+            "seconds": round(trainer.seconds, 3),
+        }
+        save_run(path, average, config, metrics)
+        return metrics
 
 
 def plot_losses(folder: PathLike) -> None:

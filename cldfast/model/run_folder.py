@@ -180,13 +180,19 @@ class RunConfig:
         return cls(**values)
 
 
-def save_config(folder: PathLike, config: RunConfig) -> Path:
-    """Write `config.json`, making the folder where it does not exist; returns the folder."""
+def make_folder(folder: PathLike) -> Path:
+    """Make a folder where it does not exist; returns it. ValueError for a path that is a file."""
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise ValueError(f"{path}: expected a folder, found a file") from error
+    return path
+
+
+def save_config(folder: PathLike, config: RunConfig) -> Path:
+    """Write `config.json`, making the folder where it does not exist; returns the folder."""
+    path = make_folder(folder)
     write_json(path / CONFIG, asdict(config))
     return path
 

@@ -58,7 +58,7 @@ sanitize-threads: $(VENV)/installed
 # A million inputs for each reader of files and arguments; RUNS=... for another number.
 RUNS ?= 1000000
 fuzz: $(VENV)/installed
-	$(PIP) --no-build-isolation '.[fuzz]'
+	$(PIP) atheris
 	for target in config plan header arguments; do $(BIN)/python -m fuzz $$target --runs $(RUNS) || exit 1; done
 
 # Kills, full disks, folders that cannot be written, two writers; with root on Linux all of them.
@@ -120,5 +120,6 @@ $(VENV)/wheels: $(VENV)/tools
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist wheelhouse docs/_build docs/api docs/gallery *.egg-info
+	rm -rf $(VENV) build dist wheelhouse docs/_build docs/api docs/gallery docs/sg_*.rst \
+	    *.egg-info
 	rm -f cldfast/_core*.so cldfast/_cuda*.so

@@ -110,9 +110,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--plan says all of a sampler: leave out {', '.join(made or ['steps'])}")
     choice = "none" if made else args.plan
     if args.solver == "pflow":
-        if labels is not None:
-            raise ValueError("--solver pflow does not go with a network of classes")
-        samples, settings["evaluations"] = flow_run(net, sde, config, args.n, **settings)
+        samples, evaluations = flow_run(net, sde, config, args.n, labels=labels, **settings)
+        settings["evaluations"] = evaluations
         settings["solver"] = "pflow"
     else:
         plan = plan_of_run(folder, sde, config, choice, settings["steps"])

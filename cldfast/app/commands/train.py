@@ -39,7 +39,9 @@ from cldfast.training.losses import WEIGHTINGS
 from cldfast.training.times import TIME_SAMPLING
 
 # Options that a resumed run may be given anew.
-_WITH_RESUME = {"command", "run", "out", "resume", "steps", "threads", "quiet", "device"}
+_WITH_RESUME = {
+    "command", "run", "out", "resume", "steps", "until", "threads", "quiet", "device",
+}  # fmt: skip
 
 USAGE = "[NAME | --data PATH] --out RUN [options]"
 
@@ -87,6 +89,7 @@ def _add_training(group: Any) -> None:
         "steps": f"optimiser steps ({default.steps})",
         "batch-size": f"rows a step ({default.batch_size})",
         "accumulate": f"parts that a batch goes through the network in ({default.accumulate})",
+        "until": "step to stop after, to go on with --resume (the last)",
         "warmup": f"steps of linear warm-up ({default.warmup})",
         "seed": f"of weights, data, times and noise ({default.seed})",
         "log-every": f"steps between rows of train.csv ({default.log_every})",
@@ -124,7 +127,12 @@ def _add_training(group: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     config = _config(args)
     metrics = train_run(
-        args.out, config, resume=args.resume, device=device(args), progress=not args.quiet
+        args.out,
+        config,
+        resume=args.resume,
+        until=args.until,
+        device=device(args),
+        progress=not args.quiet,
     )
     print(
         f"{args.out}: {metrics['steps']} steps, validation loss {metrics['validation_loss']:.4g}, "

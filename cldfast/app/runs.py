@@ -189,6 +189,6 @@ def likelihood_run(
 
 def _log_volume(config: RunConfig) -> float:
     """The logarithm of the volume in units of the data that the network's unit cube takes."""
-    origin, unit = torch.zeros(1, *config.shape), torch.ones(1, *config.shape)
+    origin, unit = (make(1, *config.shape, device="cpu") for make in (torch.zeros, torch.ones))
     sides = config.restore(unit.double()) - config.restore(origin.double())
     return float(sides.log().sum())

@@ -153,8 +153,10 @@ def run_labels(
     for text in chosen or ():
         if text not in known:
             raise ValueError(f"--labels: expected 0 to {classes - 1} or none, got {text!r}")
-    cycle = torch.tensor([known[text] for text in chosen] if chosen else range(classes))
-    return cycle[torch.arange(first_index, first_index + n) % len(cycle)]
+    cycle = torch.tensor(
+        [known[text] for text in chosen] if chosen else range(classes), device="cpu"
+    )
+    return cycle[torch.arange(first_index, first_index + n, device="cpu") % len(cycle)]
 
 
 def _sampler_settings(given: dict[str, Any]) -> dict[str, Any]:

@@ -145,10 +145,10 @@ def _sampling(
     plan = Plan.load(fitted, sde, config.form)
     improved = Plan.figures(fitted).get("improved")
     digits = Digits()
-    labels = torch.arange(samples) % config.model["classes"]
+    labels = torch.arange(samples, device="cpu") % config.model["classes"]
     draw = partial(sample_run, net, sde, config, seed=seed)
     _say(f"drawing digits with {plan.evaluations} evaluations of the network")
-    shown = torch.arange(10).repeat_interleave(COLUMNS)
+    shown = torch.arange(10, device="cpu").repeat_interleave(COLUMNS)
     image_grid(draw(len(shown), labels=shown, plan=plan), folder / SAMPLES_PLOT, 10, COLUMNS)
     _say(f"measuring quality against evaluations, {samples} digits each")
     samplers = [Sampler(name, n, published) for name, published, counts in CURVES for n in counts]

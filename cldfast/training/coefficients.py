@@ -49,5 +49,5 @@ class CoefficientsAhead:
         return drawn_coefficients(
             rows, self.sde, config.weighting, self.parameterization, t_min=config.t_min,
             times=config.times, batch=config.batch_size, seed=config.seed,
-            first_index=index * rows, device=self.device,
+            first_index=index * rows, device=self.device, objective=config.objective,
         )  # fmt: skip

@@ -12,7 +12,7 @@ from cldfast.planner.parameterization import (
     check_parameterization,
     named_form,
 )
-from cldfast.process.sde import LinearPhaseSDE
+from cldfast.process.sde import OBJECTIVES, LinearPhaseSDE
 from cldfast.training.losses import WEIGHTINGS
 from cldfast.training.times import TIME_SAMPLING
 
@@ -28,12 +28,15 @@ class TrainConfig:
     lr: Adam's step size after a linear warm-up over `warmup` steps; `decay` "constant" keeps it,
         "cosine" takes it to 0 at the last step. clip: largest gradient norm, None for no limit.
     ema_decay: see `cldfast.training.ema.EMA`.
+    objective: "hsm" or "dsm", see `cldfast.hsm_loss` and `cldfast.dsm_loss`.
     parameterization, weighting, t_min, times: see `cldfast.hsm_loss`; parameterization None is
         "mixed", or "data_noise" for a process with noise on the position.
     sigma_data: standard deviation of the data, for the parameterisation "edm".
     uncertainty: learn the weights of times too, see `cldfast.Uncertainty`.
+    label_dropout: share of the labels that become "none", for classifier-free guidance.
     autocast: "bfloat16" or "float16", in which the network then computes (`torch.autocast`), its
-        weights, the state and the loss staying in theirs; None computes in theirs too.
+        weights, the state and the loss staying in theirs; None computes in theirs too. For
+        "float16" the loss is scaled, and a step whose gradients overflow is left out.
     seed: of times, noise and the order of the data.
     log_every, validate_every, checkpoint_every: in steps.
 
@@ -48,12 +51,14 @@ class TrainConfig:
     decay: str = "constant"
     clip: float | None = 1.0
     ema_decay: float = 0.999
+    objective: str = "hsm"
     parameterization: str | None = None
     sigma_data: float = 1.0
     weighting: str = "reweighted"
     t_min: float = 1e-3
     times: str = "uniform"
     uncertainty: bool = False
+    label_dropout: float = 0.0
     autocast: str | None = None
     seed: int = 0
     log_every: int = 50
@@ -76,8 +81,13 @@ class TrainConfig:
             _check_positive("clip", self.clip)
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay: expected in [0, 1), got {self.ema_decay}")
-        choices = (("decay", DECAYS), ("weighting", WEIGHTINGS), ("times", TIME_SAMPLING))
-        for name, known in choices:
+        if not 0.0 <= self.label_dropout < 1.0:
+            raise ValueError(f"label_dropout: expected in [0, 1), got {self.label_dropout}")
+        choices = {
+            "decay": DECAYS, "objective": OBJECTIVES, "weighting": WEIGHTINGS,
+            "times": TIME_SAMPLING,
+        }  # fmt: skip
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}"

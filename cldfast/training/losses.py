@@ -247,7 +247,7 @@ def hsm_loss(
         )
     else:
         rows = row_coefficients(sde, t, weighting, parameterization, objective=objective)
-    v0 = _velocity(sde, x0, seed, first_index, found) if objective == "dsm" else None
+    v0 = drawn_velocity(sde, x0, seed, first_index, found) if objective == "dsm" else None
     return prepared_loss(
         net, x0, rows, parameterization, seed=seed, first_index=first_index, v0=v0, noise=noise,
         reduction=reduction, uncertainty=uncertainty, backend=found,
@@ -389,8 +389,12 @@ def _noise(seed: int, first_index: int, given: torch.Tensor | None) -> Noise:
     return NoiseAddress(seed, first_index, stream=Stream.PERTURBATION)
 
 
-def _velocity(
-    sde: LinearPhaseSDE, x0: torch.Tensor, seed: int, first_index: int, backend: Backend
+def drawn_velocity(
+    sde: LinearPhaseSDE,
+    x0: torch.Tensor,
+    seed: int,
+    first_index: int,
+    backend: str | Backend = "auto",
 ) -> torch.Tensor:
     """Addressed initial velocities `N(0, v0_var)`, shaped like x0."""
     pairs = kernels.normals(

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from cldfast.app.run_folder import METRICS, RunConfig, load_run
 from cldfast.app.runs import run_config, train_run
+from cldfast.model.run_folder import METRICS, RunConfig, load_run
 from cldfast.process.sde import LinearPhaseSDE
 
 RUNS = Path(__file__).resolve().parents[1] / "runs" / "studies"

@@ -30,10 +30,10 @@ from output import new_parser, write_csv
 from torch import Tensor
 
 import cldfast
-from cldfast.app.run_folder import RunConfig
 from cldfast.lab import plots
 from cldfast.lab.data import Digits, Funnel
 from cldfast.lab.metrics import sliced_w2
+from cldfast.model.run_folder import RunConfig
 
 BASELINE = "em, linear"
 # label -> (solver, grid, options); quadratic grids where nothing is said

@@ -23,10 +23,10 @@ import torch
 from learned_study import Problem, funnel_distance, measure
 from output import new_parser, write_csv
 
-from cldfast.app.run_folder import RunConfig
 from cldfast.app.runs import training_data
 from cldfast.lab import plots
 from cldfast.lab.models import build_model
+from cldfast.model.run_folder import RunConfig
 from cldfast.process.sde import sde_from_config
 from cldfast.training import TrainConfig, Trainer
 

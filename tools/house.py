@@ -29,9 +29,10 @@ RULES = dict.fromkeys(BASE.split(), "") | {
     "lab": MIDDLE,
     "compat": MIDDLE,
     "info": f"{BASE} kernels",
+    "model": f"{MIDDLE} fitting lab compat info",
     "bench": f"{MIDDLE} lab compat info",
-    "app": f"{MIDDLE} fitting lab compat info bench",
-    "__init__": f"{MIDDLE} fitting lab compat info",
+    "app": f"{MIDDLE} fitting lab compat info model bench",
+    "__init__": f"{MIDDLE} fitting lab compat info model",
     "__main__": "app",
 }
 # Floors of rooms in the house, and of files in one room.

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from cldfast.app.demo import run_demo
 from cldfast.app.plans import fit_run, plan_of_run, plan_path
-from cldfast.app.run_folder import RunConfig, load_config, load_run
 from cldfast.app.runs import flow_run, plot_losses, run_config, sample_run, train_run, training_data
 from cldfast.app.study import study_processes
 from cldfast.bench import main as run_bench
@@ -23,6 +22,7 @@ from cldfast.extras import require
 from cldfast.files import write_atomic
 from cldfast.info import info as collect_info
 from cldfast.lab.plots import image_grid, scatter
+from cldfast.model.run_folder import RunConfig, load_config, load_run
 from cldfast.planner.grids import DEFAULT_STEPS
 
 # Options of `train` that a resumed run may be given anew.

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from cldfast.app.run_folder import load_run
 from cldfast.app.runs import plot_losses, remove_run, run_config, sample_run, train_run
 from cldfast.bench.cases import Network
 from cldfast.bench.measure import TimedNetwork
@@ -27,6 +26,7 @@ from cldfast.kernels import missing_backend
 from cldfast.lab.data import Digits
 from cldfast.lab.metrics import class_fractions, nearest_ratio, sliced_w2
 from cldfast.lab.plots import image_grid, quality_curve
+from cldfast.model.run_folder import load_run
 
 TRAIN_STEPS = 3_000
 SAMPLES = 1_024

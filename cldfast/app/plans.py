@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cldfast.app.run_folder import PLANS, RunConfig, load_run
 from cldfast.app.runs import training_data
-from cldfast.files import PathLike
+from cldfast.files import PathLike, member
 from cldfast.fitting.fit import FitResult, fit_plan
 from cldfast.lab.metrics import nearest_ratio
+from cldfast.model.run_folder import PLANS, RunConfig, load_run
 from cldfast.planner.plan import Plan
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.sampling.run import sample
@@ -19,8 +19,8 @@ _LOOKED_AT = 1_024
 
 
 def plan_path(folder: PathLike, evaluations: int) -> Path:
-    """Where a run folder keeps its plan with so many evaluations."""
-    return Path(folder) / PLANS / f"{evaluations}.json"
+    """Where a run folder keeps its plan of so many evaluations; ValueError for a link out of it."""
+    return member(folder, PLANS, f"{evaluations}.json")
 
 
 def fit_run(folder: PathLike, evaluations: int, **options: Any) -> tuple[FitResult, dict[str, Any]]:

@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cldfast.app.run_folder import (
+from cldfast.files import PathLike
+from cldfast.lab.data import DATASETS, Digits, make_data
+from cldfast.lab.models import MLPScore, UNetScore, build_model
+from cldfast.lab.plots import loss_curve
+from cldfast.model.run_folder import (
     CONFIG,
     METRICS,
     MODEL,
@@ -19,10 +23,6 @@ from cldfast.app.run_folder import (
     save_config,
     save_run,
 )
-from cldfast.files import PathLike
-from cldfast.lab.data import DATASETS, Digits, make_data
-from cldfast.lab.models import MLPScore, UNetScore, build_model
-from cldfast.lab.plots import loss_curve
 from cldfast.network import Network
 from cldfast.planner.data_forms import Preconditioned
 from cldfast.planner.parameterization import data_form, output_planes

@@ -56,7 +56,7 @@ def load_state(
     """Go on from what `state_tensors` returned, random states included.
 
     updates: of the average.
-    Raises KeyError or RuntimeError for tensors that do not fit.
+    Raises LookupError, RuntimeError or ValueError for tensors that do not fit.
     """
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -66,6 +66,7 @@ def load_state(
     for name, tensor in groups.get("optimizer", {}).items():
         index, _, key = name.partition("/")
         state.setdefault(int(index), {})[key] = tensor
+    _check_moments(update, state)
     if isinstance(update.ema, ShardedEMA):
         load_whole_weights(update.net, groups["model"])
         update.ema.load_whole(groups["ema"])
@@ -88,6 +89,22 @@ def load_state(
         own = _own(groups["rng"]["cuda"], update.accelerator)
         if own is not None:
             torch.cuda.set_rng_state(own, update.device)
+
+
+def most_bytes(update: WeightUpdate) -> int:
+    """More bytes than the tensors of this training have."""
+    weights = sum(t.numel() * t.element_size() for t in update.net.state_dict().values())
+    # Weights, their average and two moments, uncertainty and random states of 1,000 processes.
+    return 8 * weights + (1 << 24)
+
+
+def _check_moments(update: WeightUpdate, state: dict[int, dict[str, Tensor]]) -> None:
+    """ValueError for moments of Adam that are not as large as the weights."""
+    for index, moments in state.items():
+        shape = update.parameters[index].shape
+        for name in ("exp_avg", "exp_avg_sq"):
+            if moments[name].shape != shape:
+                raise ValueError(f"optimizer/{index}/{name} has another size than the weights")
 
 
 def _of_all(accelerator: Any, state: Tensor, device: torch.device) -> Tensor:

@@ -75,9 +75,9 @@ class TrainLog:
 
     def restore(self, pending: dict[str, float]) -> None:
         """Go on from what `pending` returned."""
-        self._loss, self._norm = pending["loss"], pending["norm"]
+        self._loss, self._norm = float(pending["loss"]), float(pending["norm"])
         self._count = int(pending["count"])
-        self._start = time.perf_counter() - pending["seconds"]
+        self._start = time.perf_counter() - float(pending["seconds"])
 
 
 def read_rows(path: PathLike) -> list[dict[str, Any]]:

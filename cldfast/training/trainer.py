@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cldfast.extras import progress_bar
 from cldfast.files import PathLike, read_tensors, remove_stale, write_tensors
 from cldfast.process.sde import LinearPhaseSDE
-from cldfast.training.checkpoint import load_state, state_tensors
+from cldfast.training.checkpoint import load_state, most_bytes, state_tensors
 from cldfast.training.coefficients import CoefficientsAhead
 from cldfast.training.config import TrainConfig
 from cldfast.training.held_out import HeldOut, autocast, given
@@ -317,7 +317,7 @@ class Trainer:
 
         Raises ValueError for a broken file, or one that does not fit.
         """
-        tensors, metadata = read_tensors(path)
+        tensors, metadata = read_tensors(path, most=most_bytes(self._update))
         here = json.loads(json.dumps(self._identity())) if strict else {}
         for name, value in here.items():
             found = metadata.get(name)
@@ -329,12 +329,15 @@ class Trainer:
                 )
         try:
             load_state(self._update, self.uncertainty, tensors, int(metadata["updates"]))
-        except (KeyError, RuntimeError) as error:
+            step, log = int(metadata["step"]), metadata.get("log", {})
+            if step < 0:
+                raise ValueError(f"step: expected at least 0, got {step}")
+            if self.log is not None and log:
+                self.log.restore(log)
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
             text = " ".join(str(error).split())
             raise ValueError(f"{path}: does not fit this network: {text}") from error
-        self.step, self.skipped = int(metadata["step"]), int(metadata.get("skipped", 0))
-        if self.log is not None:
-            self.log.restore(metadata.get("log", {}))
+        self.step, self.skipped = step, int(metadata.get("skipped", 0))
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that goes on from it."""

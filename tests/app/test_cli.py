@@ -15,10 +15,10 @@ pytest.importorskip("matplotlib")
 from cldfast import CLD
 from cldfast.app import cli, commands
 from cldfast.app.cli import main
-from cldfast.app.run_folder import RunConfig, load_config, load_run, save_run
 from cldfast.app.runs import training_data
 from cldfast.files import read_json
 from cldfast.lab.models import MLPScore
+from cldfast.model.run_folder import RunConfig, load_config, load_run, save_run
 from cldfast.planner.data_forms import Preconditioned
 from cldfast.training.log import read_rows
 

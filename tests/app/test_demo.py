@@ -13,7 +13,7 @@ pytest.importorskip("safetensors")
 
 from cldfast import kernels
 from cldfast.app import demo
-from cldfast.app.run_folder import load_run
+from cldfast.model.run_folder import load_run
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,8 @@ def test_same_seed_same_digits(result):
 def test_without_the_core(monkeypatch):
     """The demo still runs, and says why there is no comparison."""
     from cldfast import CLD
-    from cldfast.app.run_folder import RunConfig
     from cldfast.lab.models import UNetScore
+    from cldfast.model.run_folder import RunConfig
 
     monkeypatch.setattr(demo, "missing_backend", lambda name: "not built")
     net = UNetScore(width=8, multipliers=(1,))

@@ -15,8 +15,8 @@ pytest.importorskip("matplotlib")
 
 from cldfast.app.cli import main
 from cldfast.app.plans import plan_path
-from cldfast.app.run_folder import load_run
 from cldfast.app.runs import sample_run
+from cldfast.model.run_folder import load_run
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
 from cldfast.process.sde import CLD

@@ -448,8 +448,7 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_the_old_one(tmp_path):
     """The process kills itself between writing the file and renaming it."""
     code = _SCRIPT.replace(
         "print(",
-        "import os, signal, cldfast.files as files\n"
-        "files.os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\nprint(",
+        "import os, signal\nos.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\nprint(",
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -8,9 +8,9 @@ import warnings
 from typing import Any
 
 import numpy as np
-import torch
 
 from cldfast.caller import caller_level
+from cldfast.compat.checkpoint import read_checkpoint
 
 # Learning rates become numpy numbers under a warm-up, and older numpy versions pickled them by an
 # older name. These are all that a checkpoint holds beside tensors and plain Python values.
@@ -27,11 +27,10 @@ def load_checkpoint(path: str | os.PathLike[str], device: Any = "cpu") -> dict[s
     """What `save_checkpoint` wrote: "model", "optimizer", "ema" and "step"; never runs its code.
 
     path: of the file. device: where its tensors go.
-    Raises pickle.UnpicklingError for a file that holds more than tensors and plain values.
+    Raises ValueError for a file that is broken, or holds more than tensors and plain values; see
+    `cldfast.compat.checkpoint.read_checkpoint`.
     """
-    with torch.serialization.safe_globals(_NUMBERS):
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    return state
+    return read_checkpoint(path, device, _NUMBERS)
 
 
 def restore_checkpoint(ckpt_dir: str, state: dict[str, Any], device: Any) -> dict[str, Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from cldfast.compat.checkpoint import read_checkpoint
 from cldfast.compat.install import Installer, Namespace
 from cldfast.compat.psld.inpainting import ES3EulerMaruyamaInpainter
 from cldfast.compat.psld.loss import PSLDScoreLoss
@@ -19,6 +21,7 @@ from cldfast.compat.psld.samplers import (
     SSCSSampler,
 )
 from cldfast.compat.published import check_name
+from cldfast.files import located
 
 __all__ = [
     "REGISTERED",
@@ -67,16 +70,20 @@ def load_checkpoint(
 ) -> torch.nn.Module:
     """Load a checkpoint of the codebase's trainer into its network, and return that.
 
-    sample_from: "target", the averaged weights, or "source", those being trained. Read with
-    `weights_only=True`: a file that holds other objects is refused by PyTorch.
+    sample_from: "target", the averaged weights, or "source", those being trained.
 
-    Raises ValueError for another `sample_from`, or a file without these weights.
+    Raises ValueError for another `sample_from`, a file without these weights or with others, and
+    one that is broken or holds more than tensors and plain values.
     """
     prefixes = {"target": "ema_score_fn.", "source": "score_fn."}
     prefix = prefixes[check_name("sample_from", sample_from, tuple(prefixes))]
-    state = torch.load(path, map_location="cpu", weights_only=True).get("state_dict", {})
-    weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    state = read_checkpoint(path).get("state_dict")
+    named = state.items() if isinstance(state, dict) else ()
+    weights = {k.removeprefix(prefix): v for k, v in named if str(k).startswith(prefix)}
     if not weights:
         raise ValueError(f"{os.fspath(path)} holds no weights under state_dict[{prefix + '*'!r}]")
-    score_fn.load_state_dict(weights)
+    try:
+        score_fn.load_state_dict(weights)
+    except RuntimeError as error:
+        raise located(Path(path), error, "does not fit the network: ") from error
     return score_fn

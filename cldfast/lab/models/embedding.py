@@ -40,25 +40,25 @@ class TimeEmbedding(nn.Module):
                 f"conditioning: expected one of {', '.join(CONDITIONINGS)}, got {conditioning!r}"
             )
         self.conditioning = conditioning
-        octaves = 2.0 ** torch.arange(self.FREQUENCIES)
-        none = torch.zeros(self.FREQUENCIES)
+        octaves = [2.0**k for k in range(self.FREQUENCIES)]
+        none = [0.0] * self.FREQUENCIES
         # The factors of t, or of c_noise, and those of log t, in all features: first the plain
         # numbers, then the angles of the sines, then those of the cosines.
         self.of_t: Tensor
         self.of_log_t: Tensor
         if conditioning == "time":
-            of_t, of_log_t = octaves * math.pi / 2, octaves * math.pi / 16
-            factors = torch.cat([torch.tensor([1.0, 0.0]), of_t, none, of_t, none])
-            of_log = torch.cat([torch.tensor([0.0, 1.0 / 8.0]), none, of_log_t, none, of_log_t])
+            of_t, of_log_t = ([step * k for k in octaves] for step in (math.pi / 2, math.pi / 16))
+            factors = [1.0, 0.0, *of_t, *none, *of_t, *none]
+            of_log = torch.tensor([0.0, 1.0 / 8.0, *none, *of_log_t, *none, *of_log_t])
             self.register_buffer("of_log_t", of_log, persistent=False)
             self.plain = 2
         else:
-            of_c = octaves * math.pi / 4
-            factors = torch.cat([torch.ones(1), of_c, of_c])
+            of_c = [math.pi / 4 * k for k in octaves]
+            factors = [1.0, *of_c, *of_c]
             if conditioning == "sigma":  # c_noise = ln(sigma) / 4
-                factors = factors / 4
+                factors = [factor / 4 for factor in factors]
             self.plain = 1
-        self.register_buffer("of_t", factors, persistent=False)
+        self.register_buffer("of_t", torch.tensor(factors), persistent=False)
         self.angles = (len(factors) - self.plain) // 2
         self.layers = nn.Sequential(
             nn.Linear(len(factors), width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()

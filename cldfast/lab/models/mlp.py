@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cldfast.lab.models.layers import layer, silu
-from cldfast.lab.models.score_network import ScoreNetwork, check_sizes, zero
+from cldfast.lab.models.score_network import ScoreNetwork, check_blocks, check_sizes, zero
 
 
 class MLPScore(ScoreNetwork):
@@ -46,6 +46,7 @@ class MLPScore(ScoreNetwork):
         self.dim, self.width, self.depth = dim, width, depth
         self.out_dim = dim if out_dim is None else out_dim
         check_sizes(self, "dim", "out_dim", "width", "depth")
+        check_blocks("depth", depth)
         self.first = nn.Linear(in_planes * dim, width)
         self.blocks = nn.ModuleList(_MLPBlock(width, time_width) for _ in range(depth))
         self.last = zero(nn.Linear(width, self.out_dim))

@@ -153,6 +153,16 @@ def zero(layer: Any) -> Any:
     return layer
 
 
+# Residual blocks of a network: a description of more would take minutes to be built.
+MOST_BLOCKS = 1_000
+
+
+def check_blocks(name: str, blocks: int) -> None:
+    """ValueError for more residual blocks than any network has."""
+    if blocks > MOST_BLOCKS:
+        raise ValueError(f"{name}: expected at most {MOST_BLOCKS} blocks, got {blocks}")
+
+
 def check_sizes(model: nn.Module, *names: str) -> None:
     """ValueError for an attribute that is no whole number >= 1."""
     for name in names:

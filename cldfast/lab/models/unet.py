@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cldfast.lab.models.layers import silu
-from cldfast.lab.models.score_network import ScoreNetwork, check_sizes, zero
+from cldfast.lab.models.score_network import ScoreNetwork, check_blocks, check_sizes, zero
 
 _GROUPS = 8
 _HEAD_CHANNELS = 32
@@ -58,6 +58,7 @@ class UNetScore(ScoreNetwork):
             raise ValueError(f"width: expected a multiple of {_GROUPS}, got {width}")
         if not self.multipliers or any(not isinstance(m, int) or m < 1 for m in self.multipliers):
             raise ValueError(f"multipliers: expected whole numbers >= 1, got {multipliers!r}")
+        check_blocks("blocks", 2 * blocks * len(self.multipliers))
         widths = [width * m for m in self.multipliers]
 
         def level(width_in: int, width_out: int) -> list[nn.Module]:

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from cldfast import CLD
-from cldfast.app.run_folder import (
+from cldfast.files import read_json, read_tensors, write_atomic, write_json, write_tensors
+from cldfast.lab.models import MLPScore
+from cldfast.model.run_folder import (
     CONFIG,
     METRICS,
     MODEL,
@@ -19,8 +21,6 @@ from cldfast.app.run_folder import (
     load_run,
     save_run,
 )
-from cldfast.files import read_json, read_tensors, write_atomic, write_json, write_tensors
-from cldfast.lab.models import MLPScore
 
 pytest.importorskip("safetensors")
 
@@ -107,7 +107,10 @@ def test_garbage_files(run):
         ({"model": {"kind": "tree"}}, "tree"),
         ({"model": {"kind": "mlp", "dim": 2, "colour": 1}}, "colour"),
         ({"model": {"kind": "mlp", "dim": 3, "width": 8, "depth": 1, "time_width": 8}}, "shape"),
-        ({"model": {"kind": "mlp", "dim": 2, "width": 8, "depth": 2, "time_width": 8}}, "Missing"),
+        (
+            {"model": {"kind": "mlp", "dim": 2, "width": 8, "depth": 2, "time_width": 8}},
+            "no 'blocks.1",
+        ),
         ({"shape": [0]}, "shape"),
         ({"shape": "2"}, "shape"),
         ({"parameterization": "colour"}, "colour"),
@@ -195,7 +198,7 @@ def test_nothing_is_unpickled(run):
 def test_missing_safetensors_says_what_to_install(run):
     code = (
         "import sys; sys.modules['safetensors'] = None\n"
-        "from cldfast.app.run_folder import load_run\n"
+        "from cldfast.model.run_folder import load_run\n"
         f"try: load_run({str(run)!r})\n"
         "except ImportError as e: print(e)"
     )

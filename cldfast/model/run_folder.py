@@ -17,19 +17,40 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from cldfast.files import PathLike, located, read_json, read_tensors, write_json, write_tensors
+from cldfast.files import (
+    PathLike,
+    located,
+    member,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from cldfast.info import versions
-from cldfast.lab.models import build_model
-from cldfast.planner.parameterization import Parameterization, check_parameterization, named_form
+from cldfast.lab.models import MLPScore, UNetScore, build_model
+from cldfast.planner.parameterization import (
+    Parameterization,
+    check_parameterization,
+    data_form,
+    named_form,
+    output_planes,
+)
 from cldfast.process.sde import LinearPhaseSDE, sde_from_config
+from cldfast.training import TrainConfig
 from cldfast.training.data_scale import DataScale
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
 METRICS = "metrics.json"
 PLANS = "plans"
+
+# Numbers of one sample: an image of 2,048 x 2,048 in three colours has 12.6 million.
+_MOST_NUMBERS = 1 << 24
+# Numbers of the training data that a config names; as float32 these take 1 GiB.
+_MOST_DATA = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -68,6 +89,8 @@ class RunConfig:
             or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape)
         ):
             raise ValueError(f"shape: expected [d] or [C, H, W] of whole numbers, got {shape!r}")
+        if math.prod(shape) > _MOST_NUMBERS:
+            raise ValueError(f"shape: expected at most {_MOST_NUMBERS} numbers, got {shape!r}")
         object.__setattr__(self, "shape", tuple(shape))
         if not isinstance(self.parameterization, str):
             raise ValueError(f"parameterization: expected a name, got {self.parameterization!r}")
@@ -77,6 +100,19 @@ class RunConfig:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not 0 < value < math.inf:
                 raise ValueError(f"{name}: expected a number > 0, got {value!r}")
+        self._check_data()
+        if self.train is not None:
+            TrainConfig.from_dict(self.train)
+
+    def _check_data(self) -> None:
+        """ValueError for sizes of the data that are none, or too large to be drawn again."""
+        data = self.data or {}
+        sizes = {name: data[name] for name in ("dim", "rows") if data.get(name) is not None}
+        for name, size in sizes.items():
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} of the data: expected a whole number, got {size!r}")
+        if math.prod(sizes.values()) > _MOST_DATA:
+            raise ValueError(f"data: expected at most {_MOST_DATA} numbers, got {sizes}")
 
     @property
     def form(self) -> Parameterization:
@@ -153,7 +189,7 @@ def save_run(
 
 def remove_plans(folder: PathLike) -> None:
     """Remove the plans of a run folder, for they are fitted to the network in it."""
-    plans = Path(folder) / PLANS
+    plans = member(folder, PLANS)
     for path in plans.glob("*.json"):
         path.unlink()
     if plans.is_dir() and not any(plans.iterdir()):
@@ -167,8 +203,8 @@ def load_config(folder: PathLike) -> RunConfig:
         found = "a file" if path.exists() else "nothing"
         raise ValueError(f"{path}: expected a run folder, found {found}")
     try:
-        return RunConfig.from_dict(read_json(path / CONFIG))
-    except ValueError as error:
+        return RunConfig.from_dict(read_json(member(path, CONFIG)))
+    except (ValueError, TypeError) as error:
         raise located(path / CONFIG, error) from error
 
 
@@ -183,18 +219,30 @@ def load_run(folder: PathLike) -> tuple[nn.Module, LinearPhaseSDE, RunConfig]:
     config = load_config(path)
     try:
         sde = sde_from_config(config.sde)
-        net = build_model(config.model)
-    except (ValueError, TypeError) as error:
+        # Without memory: the description may ask for any amount, until the file says the same.
+        with torch.device("meta"):
+            sketch = build_model(config.model)
+        _check_sizes(sketch, config)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise located(path / CONFIG, error) from error
     if not 0 < config.t_min < sde.T:
         raise ValueError(f"{path / CONFIG}: expected t_min in (0, T = {sde.T}), got {config.t_min}")
-    weights, _ = read_tensors(path / MODEL)
+    weights, _ = read_tensors(member(path, MODEL), like=sketch.state_dict())
     _check_finite(weights, str(path / MODEL))
-    try:
-        net.load_state_dict(weights)
-    except RuntimeError as error:
-        raise located(path / MODEL, error, "does not fit the network: ") from error
+    net = build_model(config.model)
+    net.load_state_dict(weights)
     return net.eval(), sde, config
+
+
+def _check_sizes(net: MLPScore | UNetScore, config: RunConfig) -> None:
+    """ValueError for a network that takes or returns other planes than the config says."""
+    form = data_form(config.form)
+    seen = 1 if form is not None and form.sees_y else 2
+    channels, *rest = config.shape
+    net.check(torch.empty(1, seen * channels, *rest, device="meta"))
+    made, returned = output_planes(config.form) * channels, len(net.last.bias)
+    if made != returned:
+        raise ValueError(f"model: expected {made} outputs for this shape, got {returned}")
 
 
 def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:

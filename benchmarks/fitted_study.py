@@ -31,7 +31,7 @@ from output import new_parser
 from torch import Tensor
 
 import cldfast
-from cldfast.app.runs import training_data
+from cldfast.app.training_data import training_data
 from cldfast.lab import plots
 from cldfast.lab.data import Digits
 from cldfast.lab.metrics import nearest_ratio, sliced_w2
@@ -88,7 +88,8 @@ def problem(name: str, root: Path, training_seed: int = 0) -> Problem:
     make = {"funnel": learned_nets.funnel, "digits": learned_nets.digits}[name]
     config = make(**({"seed": training_seed} if training_seed else {}))
     net, sde, _ = learned_nets.trained(config, root)
-    rows, held_out = training_data(config.data or {})
+    data = training_data(config.data or {})
+    rows, held_out = data.rows, data.held_out
     images = name == "digits"
     if not images:
         distance, floor = funnel_distance(config.shape[0], 10_000)

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from cldfast.app.runs import run_config, train_run
+from cldfast.app.new_run import run_config
+from cldfast.app.runs import train_run
 from cldfast.model.run_folder import METRICS, RunConfig, load_run
 from cldfast.process.sde import LinearPhaseSDE
 
@@ -52,6 +53,9 @@ def trained(
     """
     described = asdict(config)
     del described["versions"]
+    # Networks of the default objective keep the names that they had before there was a choice.
+    if described["train"]["objective"] == "hsm":
+        del described["train"]["objective"]
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
     folder = root / f"{config.data['name']}-{key}"  # type: ignore[index]
     if not (folder / METRICS).exists():

@@ -23,7 +23,7 @@ import torch
 from learned_study import Problem, funnel_distance, measure
 from output import new_parser, write_csv
 
-from cldfast.app.runs import training_data
+from cldfast.app.training_data import training_data
 from cldfast.lab import plots
 from cldfast.lab.models import build_model
 from cldfast.model.run_folder import RunConfig
@@ -46,7 +46,7 @@ def step_times(configs: list[RunConfig], rounds: int = 10, calls: int = 20) -> l
     trainers = []
     for config in configs:
         torch.manual_seed(0)
-        rows, _ = training_data(config.data or {})
+        rows = training_data(config.data or {}).rows
         settings = TrainConfig.from_dict(config.train or {})
         trainers.append(
             Trainer(build_model(config.model), sde_from_config(config.sde), rows, settings)

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import Any
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+
+class Sized(Protocol):
+    """What can be counted and gone through."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 def extra_module(module: str, purpose: str, extra: str = "demo") -> Any:
@@ -22,8 +32,58 @@ def require(*modules: str) -> None:
         raise ImportError(f"this needs {', '.join(missing)}: pip install 'cldfast[demo]'")
 
 
-def progress_bar(*things: Any, **settings: Any) -> Any:
-    """A tqdm bar, which leaves no trace when it is done; ImportError without tqdm."""
-    return extra_module("tqdm.auto", "progress=True needs tqdm").tqdm(
-        *things, leave=False, **settings
-    )
+def progress_bar(things: Sized | None = None, **settings: Any) -> Any:
+    """A tqdm bar, which leaves no trace when it is done; where there is no terminal, plain lines.
+
+    things: to go through, or `total=` of what `update` counts. settings: `desc`, `unit`, `initial`.
+    """
+    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+        bar = extra_module("tqdm.auto", "progress=True needs tqdm").tqdm
+        return bar(things, leave=False, **settings)
+    return ProgressLines(things, **settings)
+
+
+class ProgressLines:
+    """The part of tqdm's interface that we use, as lines on stderr: now and then, for logs."""
+
+    # Seconds before the first line and between lines, and the share of the time behind it that
+    # is waited for the next line: a long run has few.
+    WAIT, SHARE = 10.0, 0.1
+
+    def __init__(
+        self,
+        things: Sized | None = None,
+        total: int | None = None,
+        initial: int = 0,
+        desc: str = "",
+        unit: str = "step",
+    ) -> None:
+        self.things, self.done, self.initial = things, initial, initial
+        self.total = len(things) if total is None and things is not None else total
+        self.desc, self.unit, self.text = desc, unit, ""
+        self.start = time.monotonic()
+        self.next = self.start + self.WAIT
+
+    def __iter__(self) -> Iterator[Any]:
+        for thing in self.things:  # type: ignore[union-attr]
+            yield thing
+            self.update()
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        self.text = text
+
+    def update(self, count: int = 1) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now < self.next:
+            return
+        passed = now - self.start
+        self.next = now + max(self.WAIT, self.SHARE * passed)
+        made, of = self.done - self.initial, "" if self.total is None else f" of {self.total}"
+        words = [f"{self.desc}: {self.done}{of} {self.unit}s", self.text, f"{passed:.0f} s"]
+        if self.total is not None and made > 0:
+            words.append(f"{passed * (self.total - self.done) / made:.0f} s to go")
+        print(", ".join(word for word in words if word), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from cldfast.app.runs import plot_losses, remove_run, run_config, sample_run, train_run
+from cldfast.app.new_run import run_config
+from cldfast.app.runs import plot_losses, remove_run, sample_run, train_run
 from cldfast.bench.cases import Network
 from cldfast.bench.measure import TimedNetwork
 from cldfast.bench.results import processor

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cldfast.app.runs import training_data
+import torch
+from torch import Tensor, nn
+
+from cldfast.app.training_data import training_data
 from cldfast.files import PathLike, member
 from cldfast.fitting.fit import FitResult, fit_plan
 from cldfast.lab.metrics import nearest_ratio
 from cldfast.model.run_folder import PLANS, RunConfig, load_run
+from cldfast.network import Network
 from cldfast.planner.plan import Plan
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.sampling.run import sample
@@ -23,32 +27,53 @@ def plan_path(folder: PathLike, evaluations: int) -> Path:
     return member(folder, PLANS, f"{evaluations}.json")
 
 
-def fit_run(folder: PathLike, evaluations: int, **options: Any) -> tuple[FitResult, dict[str, Any]]:
+def fit_run(
+    folder: PathLike, evaluations: int, *, device: torch.device | None = None, **options: Any
+) -> tuple[FitResult, dict[str, Any]]:
     """Fit a plan to the network of a run folder and write it there; returns it with its figures.
 
-    options: of `cldfast.fit_plan`. The data are those that the run was trained on.
+    device: of the fit; None is the CPU. options: of `cldfast.fit_plan`. The data are those that
+        the run was trained on.
 
     Raises ValueError for a run without data, or options that do not fit.
     """
-    net, sde, config = load_run(folder)
+    loaded, sde, config = load_run(folder)
+    net: Network = loaded.to(device)
     if config.data is None:
         raise ValueError(f"{folder} says nothing of its data: there is nothing to fit a plan to")
-    rows, held_out = training_data(config.data)
+    data = training_data(config.data)
+    if config.model.get("classes") is not None and data.labels is not None:
+        net = _Labelled(loaded, data.labels).to(device)
     result = fit_plan(
-        net, sde, rows, evaluations, t_min=config.t_min, parameterization=config.form,
+        net, sde, data.rows, evaluations, t_min=config.t_min, parameterization=config.form,
         **options,
     )  # fmt: skip
-    drawn = sample(net, sde, (_LOOKED_AT, *config.shape), plan=result.plan, batch_size=256)
+    drawn: Any = sample(net, sde, (_LOOKED_AT, *config.shape), plan=result.plan, batch_size=256)
     figures = {
         "evaluations": evaluations, "shape": list(config.shape), "improved": result.improved,
         "base": result.before, "fitted": result.after, "seconds": round(result.seconds, 1),
-        "nearest_ratio": nearest_ratio(drawn, rows, held_out),
+        "nearest_ratio": nearest_ratio(drawn.cpu(), data.rows, data.held_out),
         "options": {name: value for name, value in options.items() if name != "progress"},
     }  # fmt: skip
     path = plan_path(folder, evaluations)
     path.parent.mkdir(exist_ok=True)
     result.plan.save(path, figures)
     return result, figures
+
+
+class _Labelled(nn.Module):
+    """A network of classes, the rows of each call having the labels of the data's first rows."""
+
+    def __init__(self, net: nn.Module, labels: Tensor) -> None:
+        super().__init__()
+        self.net = net
+        self.labels: Tensor
+        self.register_buffer("labels", labels, persistent=False)
+
+    def forward(self, u: Tensor, t: Tensor) -> Tensor:
+        rows = torch.arange(len(u), device=u.device) % len(self.labels)
+        made: Tensor = self.net(u, t, self.labels[rows])
+        return made
 
 
 def plan_of_run(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cldfast.app.training_data import training_data
 from cldfast.files import PathLike
-from cldfast.lab.data import DATASETS, Digits, make_data
-from cldfast.lab.models import MLPScore, UNetScore, build_model
+from cldfast.lab.models import build_model
 from cldfast.lab.plots import loss_curve
 from cldfast.model.run_folder import (
     CONFIG,
@@ -23,113 +22,34 @@ from cldfast.model.run_folder import (
     save_config,
     save_run,
 )
-from cldfast.network import Network
-from cldfast.planner.data_forms import Preconditioned
-from cldfast.planner.parameterization import data_form, output_planes
-from cldfast.process.schedules import LinearBeta
-from cldfast.process.sde import CLD, LinearPhaseSDE, sde_from_config
+from cldfast.network import ClassifierFree, Network, device_of
+from cldfast.process.sde import LinearPhaseSDE, sde_from_config
+from cldfast.sampling.likelihood import likelihood
 from cldfast.sampling.probability_flow import pflow
 from cldfast.sampling.run import sample
 from cldfast.training import CHECKPOINT, FAILED, LOG, TrainConfig, Trainer
-from cldfast.training.data_scale import DataScale
 from cldfast.training.log import read_rows
 
-# Rows held out of a data set that is drawn; the digits bring their own test set.
-HELD_OUT_ROWS = 2_000
 LOSS_PLOT = "loss.png"
 
 
-def run_config(given: dict[str, Any]) -> RunConfig:
-    """The config of a training from the options of `cldfast train` that were given, by name.
-
-    Raises ValueError or TypeError for options that do not fit each other.
-    """
-    if "data" not in given:
-        raise ValueError(f"train needs a data set: {', '.join(DATASETS)}")
-    settings = {k: v for k, v in given.items() if k in TrainConfig.__dataclass_fields__}
-    if settings.get("clip") == 0:
-        settings["clip"] = None
-    settings = {"parameterization": "edm"} | settings
-    form = data_form(settings["parameterization"])
-    if form is not None:  # the best recipe of docs/learning.md
-        settings = {"times": "half_log", "weighting": "edm"} | settings
-    train = TrainConfig(**settings)
-    source = make_data(given["data"], given.get("dim"))
-    data: dict[str, Any] = {"name": given["data"], "dim": source.dim}
-    planes = output_planes(settings["parameterization"])
-    sizes: dict[str, Any] = {k: given[k] for k in ("width", "depth") if k in given}
-    if form is not None and form.sees_y:
-        conditioning = "c_noise" if isinstance(form, Preconditioned) else "sigma"
-        sizes |= {"in_planes": 1, "conditioning": conditioning}
-    net: UNetScore | MLPScore
-    shape: tuple[int, ...] = (source.dim,)
-    if isinstance(source, Digits):
-        shape = source.shape
-        for name in ("rows", "depth"):
-            if name in given:
-                raise ValueError(f"--{name} does not go with the digits")
-        net = UNetScore(shape[0], planes * shape[0], **sizes)
-    else:
-        data |= {"rows": given.get("rows", 50_000), "seed": train.seed}
-        net = MLPScore(source.dim, planes * source.dim, **sizes)
-    data["scale"] = given.get("scale", 1.0)
-    if not 0.0 < data["scale"] < math.inf:
-        raise ValueError(f"scale: expected a finite number > 0, got {data['scale']}")
-    if given.get("standardise", "scale" not in given):
-        if "scale" in given:
-            raise ValueError("give --scale or --standardise, not both")
-        data["standardised"] = asdict(DataScale.fit(training_data(data)[0]))
-    elif isinstance(form, Preconditioned) and "sigma_data" not in settings:
-        train = replace(train, sigma_data=float(training_data(data)[0].double().std()))
-    return RunConfig(
-        _process(given).config(), net.config(), shape, settings["parameterization"], train.t_min,
-        data, asdict(train),
-    )  # fmt: skip
-
-
-def _process(given: dict[str, Any]) -> CLD:
-    beta: Any = given.get("beta", 4.0)
-    if "beta_end" in given:
-        beta = LinearBeta(beta, given["beta_end"])
-    options = {"x_noise": given.get("x_noise", 0.0), "beta": beta}
-    by_scale = {k: given[k] for k in ("a", "sigma", "v0_var") if k in given}
-    by_mass = {k: given[k] for k in ("mass_inv", "gamma") if k in given}
-    if by_scale and by_mass:
-        names = ", ".join(f"--{n.replace('_', '-')}" for n in [*by_scale, *by_mass])
-        raise ValueError(f"give the process by (a, sigma, v0-var) or (mass-inv, gamma): {names}")
-    return CLD.from_mass(**by_mass, **options) if by_mass else CLD(**by_scale, **options)
-
-
-def training_data(data: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Rows to train on and rows held out, scaled.
-
-    data: "name" and "dim" (see `cldfast.lab.data.make_data`), and for data that is drawn "rows" and
-        "seed"; "scale" multiplies the rows, or "standardised" says how they are standardised.
-
-    Raises ValueError for an unknown name or bad values.
-    """
-    source = make_data(str(data.get("name")), data.get("dim"))
-    if isinstance(source, Digits):
-        rows, held_out = source.train_x, source.test_x
-    else:
-        seed = data.get("seed", 0)
-        rows = source.sample(data.get("rows", 50_000), seed)
-        held_out = source.sample(HELD_OUT_ROWS, seed + 1)
-    if data.get("standardised") is not None:
-        scale = DataScale(**data["standardised"])
-        return scale.standardise(rows), scale.standardise(held_out)
-    factor = data.get("scale", 1.0)
-    return rows * factor, held_out * factor
-
-
 def train_run(
-    folder: PathLike, config: RunConfig, *, resume: bool = False, progress: bool = False
+    folder: PathLike,
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    device: torch.device | None = None,
+    progress: bool = False,
+    accelerator: Any = None,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Train what a config describes, and leave a run folder; returns its metrics.
 
     folder: made here. Without `resume` a folder that has a run already is refused; with it, the run
         is continued, and a finished one is extended if `config.train` asks for more steps.
-    progress: a tqdm bar.
+    device: of the training; None is the CPU. progress: a bar, or lines where there is no terminal.
+    accelerator: of several processes, all of which must call; the first one writes. workers: see
+        `cldfast.training.Trainer`.
 
     Raises ValueError for a config that does not fit, ImportError without safetensors, and
     NonFiniteLoss.
@@ -137,6 +57,7 @@ def train_run(
     path = Path(folder)
     if config.data is None or config.train is None:
         raise ValueError("the config says nothing of data or training: there is nothing to train")
+    first = accelerator is None or accelerator.is_main_process
     if not resume and any((path / name).exists() for name in (CONFIG, MODEL, CHECKPOINT)):
         raise ValueError(f"{path} has a run already: resume it or choose another folder")
     settings = TrainConfig.from_dict(config.train)
@@ -144,17 +65,29 @@ def train_run(
     # Everything that can be refused is refused before the first file is written.
     if not settings.t_min < sde.T:
         raise ValueError(f"t_min: expected below T = {sde.T}, got {settings.t_min}")
-    rows, held_out = training_data(config.data)
+    data = training_data(config.data)
+    rows: Any = data.rows
+    held_out: Any = data.held_out
+    if config.model.get("classes") is not None:
+        if data.labels is None:
+            raise ValueError("a network of classes needs data with labels")
+        rows, held_out = (rows, data.labels), (held_out, data.held_out_labels)
     # The initial weights are the seed's, also where a run was killed before its first checkpoint.
     torch.manual_seed(settings.seed)
-    net = build_model(config.model)
-    if not resume:
+    net = build_model(config.model).to(device)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()  # all have looked before the first one writes
+    if first and not resume:
         save_config(path, config)
-    trainer = Trainer(net, sde, rows, settings, validation=held_out, folder=path, resume=resume)
-    if resume:
-        # The checkpoint fits, so the new settings may replace those in the folder.
-        save_config(path, config)
-    remove_plans(path)
+    trainer = Trainer(
+        net, sde, rows, settings, validation=held_out, folder=path, resume=resume,
+        accelerator=accelerator, workers=workers,
+    )  # fmt: skip
+    if first:
+        if resume:
+            # The checkpoint fits, so the new settings may replace those in the folder.
+            save_config(path, config)
+        remove_plans(path)
     average = trainer.fit(progress=progress)
     metrics = {
         "steps": trainer.step,
@@ -162,7 +95,10 @@ def train_run(
         "parameters": sum(p.numel() for p in net.parameters()),
         "seconds": round(trainer.seconds, 3),
     }
-    save_run(path, average, config, metrics)
+    if trainer.skipped:
+        metrics["skipped_steps"] = trainer.skipped
+    if first:
+        save_run(path, average, config, metrics)
     return metrics
 
 
@@ -181,17 +117,40 @@ def remove_run(folder: PathLike) -> None:
 
 
 def sample_run(
-    net: Network, sde: LinearPhaseSDE, config: RunConfig, n: int, **options: Any
+    net: Network,
+    sde: LinearPhaseSDE,
+    config: RunConfig,
+    n: int,
+    *,
+    labels: Tensor | None = None,
+    **options: Any,
 ) -> Tensor:
-    """n samples (n, *shape) of a loaded run, in the units of its data.
+    """n samples (n, *shape) of a loaded run, on the CPU, in the units of its data.
 
-    options: of `cldfast.sample`; `t_min` is the run's own where it is not given.
+    labels: (n,), int64, of the samples; None for a network without classes. options: of
+        `cldfast.sample`; `t_min` is the run's own where it is not given.
 
     Raises ValueError for bad options, and where samples come out non-finite.
     """
-    drawn = sample(net, sde, **_arguments(config, n, options))
-    assert isinstance(drawn, Tensor)  # no velocity is asked for
-    return _in_units(drawn, config)
+    if labels is None:
+        parts: list[Any] = [sample(net, sde, **_arguments(config, n, options))]
+    else:  # a batch has the labels of its rows
+        size, first = options.pop("batch_size", None) or n, options.pop("first_index", 0)
+        parts, start = [], 0
+        for own in labels.to(device_of(net)).split(size):
+            given = _arguments(config, len(own), options)
+            guided = given.get("guidance_scale") is not None
+            conditional = ClassifierFree(net, own) if guided else _with_labels(net, own)
+            parts.append(
+                sample(conditional, sde, first_index=first + start, device=own.device, **given)
+            )
+            start += len(own)
+    return _in_units(torch.cat(parts), config)
+
+
+def _with_labels(net: Network, labels: Tensor) -> Network:
+    """A network of classes that knows the labels of its rows."""
+    return partial(net, labels=labels)  # type: ignore[call-arg]
 
 
 def flow_run(
@@ -217,4 +176,40 @@ def _in_units(drawn: Tensor, config: RunConfig) -> Tensor:
             f"{lost} of {len(drawn)} samples diverged to infinity: "
             "take more steps, another solver or grid"
         )
-    return config.restore(drawn)
+    return config.restore(drawn.cpu())
+
+
+def likelihood_run(
+    net: Network,
+    sde: LinearPhaseSDE,
+    config: RunConfig,
+    rows: Tensor,
+    *,
+    labels: Tensor | None = None,
+    batch_size: int | None = None,
+    first_index: int = 0,
+    **options: Any,
+) -> tuple[Tensor, int]:
+    """Upper bounds on the negative log-likelihood of rows (n, *shape), with evaluations of the net.
+
+    rows: scaled as those that the run was trained on. The bounds (n,) are in nats and of the
+    density in the units of the data. labels: (n,) of the rows. options: of `cldfast.likelihood`.
+    """
+    bounds, evaluations, device = [], 0, device_of(net)
+    given: dict[str, Any] = {"t_min": config.t_min, "parameterization": config.form} | options
+    for start in range(0, len(rows), batch_size or len(rows)):
+        chosen = slice(start, start + (batch_size or len(rows)))
+        own = net if labels is None else _with_labels(net, labels[chosen].to(device))
+        made = likelihood(
+            own, sde, rows[chosen].to(device), first_index=first_index + start, **given
+        )
+        bounds.append(made.nll.cpu())
+        evaluations += made.evaluations
+    return torch.cat(bounds) + _log_volume(config), evaluations
+
+
+def _log_volume(config: RunConfig) -> float:
+    """The logarithm of the volume in units of the data that the network's unit cube takes."""
+    origin, unit = torch.zeros(1, *config.shape), torch.ones(1, *config.shape)
+    sides = config.restore(unit.double()) - config.restore(origin.double())
+    return float(sides.log().sum())

@@ -144,6 +144,11 @@ class RunConfig:
         standardised = self.standardised
         return rows / self.scale if standardised is None else standardised.restore(rows)
 
+    def scaled(self, rows: Tensor) -> Tensor:
+        """The inverse: rows in the units of the data as the network has them."""
+        standardised = self.standardised
+        return rows * self.scale if standardised is None else standardised.standardise(rows)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """The inverse of `dataclasses.asdict`; ValueError for unknown or missing keys."""

@@ -12,15 +12,18 @@ import torch
 pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
 
-from cldfast import CLD
-from cldfast.app import cli, commands
+from cldfast import CLD, PSLD, CosineBeta, ExponentialBeta, LinearBeta, LinearPhaseSDE
+from cldfast.app import cli
 from cldfast.app.cli import main
-from cldfast.app.runs import training_data
+from cldfast.app.commands import bench, info
+from cldfast.app.new_run import run_config
+from cldfast.app.training_data import training_data
 from cldfast.files import read_json
 from cldfast.lab.models import MLPScore
 from cldfast.model.run_folder import RunConfig, load_config, load_run, save_run
 from cldfast.planner.data_forms import Preconditioned
 from cldfast.training.log import read_rows
+from cldfast.version import __version__
 
 SMALL = ["--width", "8", "--depth", "1", "--rows", "200", "--batch-size", "16", "--steps", "6"]
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -50,13 +53,23 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["demo"], ["train"], ["fit"], ["sample"], ["bench"], ["info"]]
+    "command", ["", *(module.__name__.rpartition(".")[2] for module in cli.COMMANDS)]
 )
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([*command, "--help"])
+        main([*command.split(), "--help"])
     assert stop.value.code == 0
-    assert "usage: cldfast" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"usage: cldfast {command}".rstrip() in text
+    assert not command or f"examples:\n  cldfast {command}" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"cldfast {__version__}\n"
 
 
 def test_as_a_module():
@@ -71,7 +84,7 @@ def test_as_a_module():
     ("arguments", "word"),
     [
         ([], "command"), (["fly"], "fly"), (["train", "funnel"], "--out"),
-        (["train", "moons", "--out", "x"], "moons"), (["sample"], "run"),
+        (["sample"], "run"),
         (["sample", "x", "-n", "many"], "many"), (["demo", "--colour"], "--colour"),
     ],
 )  # fmt: skip
@@ -88,7 +101,7 @@ def test_train_leaves_a_run(run):
     assert config.shape == (3,) and config.parameterization == "edm"
     own = {"name": "funnel", "dim": 3, "scale": 1.0, "rows": 200, "seed": 0}
     assert config.data is not None and config.data.items() >= own.items()
-    rows = training_data(own)[0].double()
+    rows = training_data(own).rows.double()
     assert config.data["standardised"]["mean"] == pytest.approx(rows.mean(0).tolist())
     assert config.data["standardised"]["std"] == pytest.approx(rows.std(0).tolist())
     assert config.form == Preconditioned(1.0) and net.in_planes == 1
@@ -123,20 +136,28 @@ def test_train_again_and_resume(tmp_path, capsys):
         ({"a": 1.0, "sigma": 1.5, "x_noise": 0.25}, CLD(a=1.0, sigma=1.5, x_noise=0.25)),
         ({"v0_var": 0.3, "beta": 2.0}, CLD(v0_var=0.3, beta=2.0)),
         ({"mass_inv": 9.0, "gamma": 0.1}, CLD.from_mass(9.0, 0.1)),
+        ({"process": ["psld", "kappa=0.1"], "T": 2.0}, PSLD(kappa=0.1, T=2.0)),
+        ({"schedule": ["cosine", "scale=2"], "T": 0.5}, CLD(beta=CosineBeta(2.0, T=0.5), T=0.5)),
+        ({"schedule": ["exponential", "beta_min=1", "delta=2"]}, CLD(beta=ExponentialBeta(1, 2))),
+        ({"beta": 1.0, "beta_end": 9.0, "T": 2.0}, CLD(beta=LinearBeta(1.0, 9.0, 2.0), T=2.0)),
+        (
+            {"process": ["linear", "A=[[0,4],[-1,-4]]", "D=[0,4]"]},
+            LinearPhaseSDE([[0, 4], [-1, -4]], [0, 4]),
+        ),
     ],
 )
 def test_process_options(options, process):
     given = {"data": "funnel", **options}
-    assert commands.run_config(given).sde == process.config()
+    assert run_config(given).sde == process.config()
 
 
 def test_more_options():
     given = {"data": "digits", "parameterization": "full_score", "clip": 0.0, "beta_end": 8.0}
-    config = commands.run_config(given)
+    config = run_config(given)
     assert config.model["kind"] == "unet" and config.model["out_channels"] == 2
     assert config.train is not None and config.train["clip"] is None
     assert config.sde["beta"] == {"kind": "linear", "beta_min": 4.0, "beta_max": 8.0, "T": 1.0}
-    mlp = commands.run_config({"data": "swiss_roll", "parameterization": "full_noise", "depth": 2})
+    mlp = run_config({"data": "swiss_roll", "parameterization": "full_noise", "depth": 2})
     assert mlp.model["out_dim"] == 4 and mlp.model["depth"] == 2
 
 
@@ -150,6 +171,10 @@ def test_more_options():
         (["funnel", "--width", "0"], "width"), (["digits", "--depth", "2"], "--depth"),
         (["digits", "--rows", "9"], "--rows"), (["funnel", "--seed", "-1"], "seed"),
         (["funnel", "--threads", "0"], "threads"), (["funnel", "--beta", "nan"], "nan"), ([], "data"),
+        (["funnel", "--device", "tpu"], "--device tpu"), (["funnel", "--objective", "dsm", "--parameterization", "edm"], "dsm"),
+        (["funnel", "--process", "psld", "kapa=1"], "psld"), (["funnel", "--process", "psld", "--a", "1"], "--a, not both"),
+        (["funnel", "--schedule", "wavy"], "wavy"), (["funnel", "--schedule", "cosine", "x"], "name=value"),
+        (["funnel", "--schedule", "cosine", "--beta", "1"], "--beta, not both"),
     ],
 )  # fmt: skip
 def test_bad_training_leaves_nothing(options, word, tmp_path, capsys):
@@ -231,7 +256,7 @@ def test_the_parameterisation_decides_what_the_network_sees(tmp_path, capsys):
     options = ["--out", str(plain), "--no-standardise", "--uncertainty"]
     assert main(["train", "gaussians25", *SMALL, *options]) == 0
     config = load_config(plain)
-    deviation = float(training_data(config.data)[0].double().std())
+    deviation = float(training_data(config.data).rows.double().std())
     assert config.form.sigma_data == pytest.approx(deviation) and not config.standardised
     capsys.readouterr()
     both = ["--out", tmp_path / "both", "--scale", "2", "--standardise"]
@@ -277,7 +302,7 @@ def test_info(capsys):
 
 def test_bench_gets_its_options(monkeypatch):
     seen = []
-    monkeypatch.setattr(commands, "run_bench", seen.append)
+    monkeypatch.setattr(bench, "run_bench", seen.append)
     assert main(["bench", "--quick", "--cases", "a", "b"]) == 0
     assert seen[0].quick and seen[0].cases == ["a", "b"]
     assert seen[0].threads is None and seen[0].out is None
@@ -296,7 +321,7 @@ def test_exit_codes(error, code, text, monkeypatch, capsys):
     def fail(args: argparse.Namespace) -> None:
         raise error
 
-    monkeypatch.setattr(cli.commands, "info", fail)
+    monkeypatch.setattr(info, "run", fail)
     assert main(["info"]) == code
     assert capsys.readouterr().err == text
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from cldfast import CLD, sample_times
+from cldfast import CLD, dsm_loss, sample_times
 from cldfast.files import read_tensors
 from cldfast.lab.models import MLPScore
 from cldfast.training import CHECKPOINT, FAILED, LOG, NonFiniteLoss, TrainConfig, Trainer
@@ -162,6 +162,42 @@ def test_data_from_a_function_of_the_step():
         _trainer(data=lambda step: _data(7)).fit()
     with pytest.raises(TypeError, match="batch of step 0"):
         _trainer(data=lambda step: None).fit()
+
+
+def test_labels_go_with_their_rows(tmp_path):
+    """The network is given each row's label, in training, validation and after a resume."""
+    rows = torch.arange(20.0)[:, None].expand(-1, 2).contiguous()
+    labels = torch.arange(20)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.labels = MLPScore(2, width=8, depth=1, time_width=8, classes=20), []
+
+        def forward(self, u, t, labels):
+            self.labels.append(labels)
+            return self.inner(u, t, labels)
+
+    torch.manual_seed(0)
+    data = {"data": (rows, labels), "validation": (rows[:5], labels[:5])}
+    config = replace(CONFIG, accumulate=2)
+    trainer = Trainer(Net(), CLD(), data["data"], config, validation=data["validation"])
+    seen, parts = trainer._rows.at(1), trainer.net.labels
+    assert torch.equal(seen[0][:, 0].long(), seen[1])
+    trainer.train_step()
+    assert torch.equal(torch.cat(parts), trainer._rows.at(0)[1])
+    trainer.validate()
+    assert torch.equal(trainer.ema.model.labels[-1], labels[:5])
+    with pytest.raises(ValueError, match="labels of shape"):
+        Trainer(Net(), CLD(), (rows, labels[:3]), CONFIG)
+
+
+def test_denoising_score_matching_is_the_loss_of_dsm():
+    config = replace(CONFIG, objective="dsm", parameterization="mixed", steps=1, accumulate=2)
+    trainer = _trainer(config)
+    rows, at = trainer._rows.at(0)[0], trainer._coefficients.at(0).t
+    wanted = dsm_loss(trainer.net, CLD(), rows, parameterization="mixed", seed=0, t=at)
+    assert trainer.train_step()[0] == pytest.approx(wanted.item(), rel=1e-5)
 
 
 def test_validation_noise_is_fixed_and_the_training_is_not_touched():

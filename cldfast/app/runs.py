@@ -41,15 +41,13 @@ def train_run(
     device: torch.device | None = None,
     progress: bool = False,
     accelerator: Any = None,
-    workers: int = 0,
 ) -> dict[str, Any]:
     """Train what a config describes, and leave a run folder; returns its metrics.
 
     folder: made here. Without `resume` a folder that has a run already is refused; with it, the run
         is continued, and a finished one is extended if `config.train` asks for more steps.
     device: of the training; None is the CPU. progress: a bar, or lines where there is no terminal.
-    accelerator: of several processes, all of which must call; the first one writes. workers: see
-        `cldfast.training.Trainer`.
+    accelerator: of several processes, all of which must call; the first one writes.
 
     Raises ValueError for a config that does not fit, ImportError without safetensors, and
     NonFiniteLoss.
@@ -81,7 +79,7 @@ def train_run(
         save_config(path, config)
     trainer = Trainer(
         net, sde, rows, settings, validation=held_out, folder=path, resume=resume,
-        accelerator=accelerator, workers=workers,
+        accelerator=accelerator,
     )  # fmt: skip
     if first:
         if resume:

@@ -6,7 +6,9 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,48 +64,51 @@ class _Safetensors(ShardFiles):
 
 
 class _Npy(ShardFiles):
-    """One array `samples.npy` (n, ...), its room taken at the start; `np.load` can map it.
+    """One array `samples.npy` (n, ...), and `labels.npy` (n,), which `np.load` can map.
 
-    Until all shards are there it has another name, and `shard-000000.done` says that one is.
+    Their room is taken at the start. Until all shards are there they have other names, and
+    `shard-000000.done` says that one is.
     """
-
-    def __init__(self, folder: Path, n: int, shape: tuple[int, ...]) -> None:
-        super().__init__(folder, n, shape)
-        self.whole, self.part = folder / "samples.npy", folder / ".samples.npy.part"
-        self._header = _npy_header((n, *shape))
 
     def path(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:06d}.done"
 
     def has(self, shard: int) -> bool:
-        return self.whole.exists() or self.path(shard).exists()
+        return (self.folder / "samples.npy").exists() or self.path(shard).exists()
 
     def write(self, shard: int, first: int, rows: Tensor, labels: Tensor | None) -> None:
+        self._put("samples", first, rows.float().contiguous().numpy(), self.shape)
         if labels is not None:
-            raise ValueError("an .npy file has no place for labels: take safetensors")
-        data = rows.float().contiguous().numpy().tobytes()
-        handle = os.open(self.part, os.O_RDWR | os.O_CREAT, 0o666)
+            self._put("labels", first, labels.contiguous().numpy(), ())
+        write_atomic(self.path(shard), b"")
+
+    def _put(self, name: str, first: int, rows: Any, shape: tuple[int, ...]) -> None:
+        made = BytesIO()
+        values = {"descr": rows.dtype.str, "fortran_order": False, "shape": (self.n, *shape)}
+        np.lib.format.write_array_header_1_0(made, values)
+        header, width = made.getvalue(), rows.nbytes // len(rows)
+        handle = os.open(self.folder / f".{name}.npy.part", os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            size = len(self._header) + self.n * 4 * int(np.prod(self.shape))
             # Where there is no room, the error comes now and not from a mapped page later.
-            os.posix_fallocate(handle, 0, size)
-            os.pwrite(handle, self._header, 0)
-            at = len(self._header) + first * 4 * int(np.prod(self.shape))
-            view = memoryview(data)
+            os.posix_fallocate(handle, 0, len(header) + self.n * width)
+            os.pwrite(handle, header, 0)
+            at, view = len(header) + first * width, memoryview(rows.tobytes())
             while view:
                 written = os.pwrite(handle, view, at)
                 view, at = view[written:], at + written
             os.fsync(handle)
         finally:
             os.close(handle)
-        write_atomic(self.path(shard), b"")
 
     def read(self, shard: int, first: int, count: int) -> Tensor:
-        return torch.from_numpy(np.load(self.whole, mmap_mode="r")[first : first + count].copy())
+        whole = np.load(self.folder / "samples.npy", mmap_mode="r")
+        return torch.from_numpy(whole[first : first + count].copy())
 
     def finish(self, shards: int) -> None:
-        if self.part.exists():
-            os.replace(self.part, self.whole)
+        for name in ("labels", "samples"):  # the second one tells that all is there
+            part = self.folder / f".{name}.npy.part"
+            if part.exists():
+                os.replace(part, self.folder / f"{name}.npy")
         for shard in range(shards):
             self.path(shard).unlink(missing_ok=True)
 
@@ -153,15 +158,6 @@ class _Png(ShardFiles):
 
 
 FORMATS: dict[str, type[ShardFiles]] = {"safetensors": _Safetensors, "npy": _Npy, "png": _Png}
-
-
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    from io import BytesIO
-
-    made = BytesIO()
-    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(made, header)
-    return made.getvalue()
 
 
 def _remove(path: Path) -> None:

@@ -222,14 +222,19 @@ def open_shards(folder: PathLike) -> Shards:
 
 def _check_same(path: Path, expected: dict[str, Any]) -> None:
     """ValueError that names the first thing in which a manifest differs."""
-
-    def flat(values: dict[str, Any]) -> dict[str, Any]:
-        own = {k: v for k, v in values.items() if k != "settings"}
-        settings = values.get("settings")
-        return own | (settings if isinstance(settings, dict) else {})
-
-    found, wanted = flat(read_json(path)), flat(expected)
+    found, wanted = _flat(read_json(path)), _flat(expected)
     for name in sorted(found.keys() | wanted.keys()):
         here, there = wanted.get(name), found.get(name)
         if here != there:
-            raise ValueError(f"{path}: made with {name} = {there!r}, expected {here!r}")
+            raise ValueError(
+                f"{path}: its samples are made with {name} = {there!r}, not {here!r}: choose "
+                "another folder"
+            )
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """All plain values by name, whatever holds them."""
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        made |= _flat(value) if isinstance(value, dict) else {name: value}
+    return made

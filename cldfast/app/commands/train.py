@@ -42,7 +42,7 @@ from cldfast.training.times import TIME_SAMPLING
 
 # Options that a resumed run may be given anew.
 _WITH_RESUME = {
-    "command", "run", "out", "resume", "steps", "threads", "quiet", "device", "track", "workers",
+    "command", "run", "out", "resume", "steps", "threads", "quiet", "device", "track",
 }  # fmt: skip
 
 USAGE = "[NAME | --data PATH] --out RUN [options]"
@@ -69,7 +69,6 @@ def add_options(parser: Any) -> None:
     shared.add_argument(
         "--track", nargs="+", default=(), choices=TRACKERS, help="report there, beside train.csv"
     )
-    add_numbers(shared, int, {"workers": "processes that load images ahead (0)"})
     add_device(parser)
     add_progress(parser)
 
@@ -140,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
         accelerator.init_trackers("cldfast", config=config.train)
     metrics = train_run(
         args.out, config, resume=args.resume, device=where, progress=not args.quiet,
-        accelerator=accelerator, workers=args.workers or 0,
+        accelerator=accelerator,
     )  # fmt: skip
     if accelerator is not None:
         accelerator.end_training()

@@ -236,7 +236,9 @@ def with_dropped(labels: Tensor, share: float, null: int, taken: Taken, step: in
 
 def parted(rows: Rows) -> Batch:
     """Rows and their labels, if they have some."""
-    return (rows[0], rows[1]) if isinstance(rows, tuple) and len(rows) == 2 else (rows, None)  # type: ignore[return-value]
+    if isinstance(rows, tuple) and len(rows) in (1, 2):
+        return rows[0], rows[1] if len(rows) == 2 else None
+    return rows, None  # type: ignore[return-value]
 
 
 def check_rows(name: str, rows: object, labels: object = None) -> None:

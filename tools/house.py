@@ -31,7 +31,8 @@ RULES = dict.fromkeys(BASE.split(), "") | {
     "info": f"{BASE} kernels",
     "model": f"{MIDDLE} fitting lab compat info",
     "bench": f"{MIDDLE} lab compat info",
-    "app": f"{MIDDLE} fitting lab compat info model bench",
+    "studies": f"{MIDDLE} fitting lab info",
+    "app": f"{MIDDLE} fitting lab compat info model bench studies",
     "__init__": f"{MIDDLE} fitting lab compat info model",
     "__main__": "app",
 }

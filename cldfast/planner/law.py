@@ -16,6 +16,7 @@ from cldfast.planner.parameterization import Parameterization, data_form, score_
 from cldfast.planner.path_forms import pair_network
 from cldfast.planner.stage import Stage
 from cldfast.process.path import Path, Process
+from cldfast.process.prior_gap import covariance_distance
 
 
 @dataclass(frozen=True)
@@ -29,28 +30,15 @@ class GaussianLaw:
 def wasserstein2(a: GaussianLaw, b: GaussianLaw, over: str = "x") -> float:
     """Wasserstein-2 distance per coordinate (not squared), between the laws of x or of (x, v).
 
-    over: "x" or "phase". Two dimensions: with T the optimal map from a to b the distance is
-    `E |T(U) - U|^2`; unlike the trace formula of Bures, that does not cancel for laws that are
-    close.
-
-    Raises ValueError for another `over`.
-    Sources: Dowson and Landau (1982); for T in two dimensions, a geometric mean, Bhatia (2007),
-    "Positive definite matrices", section 4.1.
+    over: "x" or "phase". Raises ValueError for another.
+    Source: Dowson and Landau (1982).
     """
     shift = b.mean - a.mean
     if over == "x":
         return math.hypot(shift[0], math.sqrt(b.cov[0, 0]) - math.sqrt(a.cov[0, 0]))
     if over != "phase":
         raise ValueError(f"over must be 'x' or 'phase', got {over!r}")
-    first, second = sorted((a.cov, b.cov), key=np.linalg.det, reverse=True)
-    det_first, det_second = (max(float(np.linalg.det(c)), 0.0) for c in (first, second))
-    size = math.sqrt(np.sum(first * second) + 2.0 * math.sqrt(det_first * det_second))
-    if det_first == 0.0 or size == 0.0:
-        squared = max(float(np.trace(first) + np.trace(second)) - 2.0 * size, 0.0)
-    else:
-        adjugate = np.array([[first[1, 1], -first[0, 1]], [-first[1, 0], first[0, 0]]])
-        move = (second + math.sqrt(det_second / det_first) * adjugate) / size - np.eye(2)
-        squared = max(float(np.trace(move @ first @ move.T)), 0.0)
+    squared = covariance_distance(a.cov, b.cov) ** 2
     return math.sqrt(float(shift @ shift) + squared)
 
 

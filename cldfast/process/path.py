@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cldfast.process.linear_flow import Covariance, stack_matrix
+from cldfast.process.prior_gap import PriorGap, prior_gap
 from cldfast.process.sde import LinearPhaseSDE, Marginal
 
 Array = Any
@@ -115,6 +116,18 @@ class Path(ABC):
         """The law of a pair from which sampling starts, of mean 0."""
         variance = self.sigma(self.T) ** 2 if self.prior_var is None else self.prior_var
         return Marginal(np.zeros(2), isotropic(np.float64(variance)))
+
+    def prior_gap(self, second_moment: float, dim: int = 1) -> PriorGap:
+        """How far the law at T is from `prior`, at most, over data of a second moment.
+
+        second_moment: `E |x0|^2`, summed over the coordinates. dim: number of coordinates. For
+        `Brownian(1)` the divergence is `E |x0|^2/(4 T)`.
+
+        Raises ValueError for a second moment < 0 or dim < 1.
+        """
+        cov = isotropic(np.float64(self.sigma(self.T) ** 2)).matrix
+        mean = np.array([self.alpha(self.T), 0.0])
+        return prior_gap(mean, cov, self.prior().cov, second_moment, dim / 2)
 
 
 def isotropic(variance: Array) -> Covariance:

@@ -14,6 +14,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from cldfast.process.linear_flow import Covariance, LinearFlow, Transition, WithCovariance
+from cldfast.process.prior_gap import PriorGap, prior_gap
 from cldfast.process.schedules import (
     Schedule,
     as_float64,
@@ -212,6 +213,16 @@ class LinearPhaseSDE:
     def prior(self) -> Marginal:
         """The stationary law, from which sampling starts: mean 0; x and v correlated if D_x > 0."""
         return Marginal(np.zeros(2), self._flow.stationary)
+
+    def prior_gap(self, second_moment: float, dim: int = 1) -> PriorGap:
+        """How far the law of (x, v) at T is from `prior`, at most, over data of a second moment.
+
+        second_moment: `E |x0|^2`, summed over the coordinates. dim: number of coordinates.
+
+        Raises ValueError for a second moment < 0 or dim < 1.
+        """
+        law = self.marginal(self.T)
+        return prior_gap(law.mean, law.cov, self.prior().cov, second_moment, dim)
 
     @property
     def reversed_drift(self) -> np.ndarray:

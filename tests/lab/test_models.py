@@ -219,6 +219,27 @@ def test_planes_that_the_network_sees(case, in_planes):
         net(u[:, : (3 - in_planes) * planes], torch.rand(5))
 
 
+@pytest.mark.parametrize(("in_planes", "out_planes"), [(1, 1), (2, 1), (2, 2), (1, 2)])
+def test_gates_multiply_the_input(in_planes, out_planes):
+    """A gate of g adds `g u` to each plane of outputs, from each plane of the input."""
+    net = MLPScore(3, 3 * out_planes, width=8, in_planes=in_planes, gated=True)
+    u, t = torch.randn(5, 3 * in_planes), torch.rand(5)
+    assert not net(u, t).any()  # the gates of a fresh network are closed
+    gates = torch.randn(out_planes, in_planes, 3)
+    with torch.no_grad():
+        net.gate.bias.copy_(gates.flatten())
+    expected = torch.einsum("oid,bid->bod", gates, u.view(5, in_planes, 3)).flatten(1)
+    torch.testing.assert_close(net(u, t), expected)
+    shared = t[:1].expand(5)
+    torch.testing.assert_close(awake(net)(u, shared), net(u, shared.clone()))
+    assert build_model(net.config()).gated
+
+
+def test_gates_need_whole_planes():
+    with pytest.raises(ValueError, match="gated: expected out_dim a multiple of 3, got 4"):
+        MLPScore(3, 4, gated=True)
+
+
 @CASES
 def test_labels(case):
     net, u = case(classes=3, label_dropout=0.5)

@@ -13,6 +13,11 @@ from strasman_cases import CASES, SAMPLERS, TOLERANCE, default_dtype, network  #
 
 from cldfast import make_plan
 from cldfast.compat import strasman
+from cldfast.lab.data import Funnel
+from cldfast.studies.position_noise import process
+from cldfast.studies.recipes import RECIPES
+from cldfast.training import Trainer
+from cldfast.training.data_scale import DataScale
 
 REASON = checkouts.missing(upstream.NAME)
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
@@ -215,3 +220,47 @@ def test_law_of_the_samples(both, epsilon, is_cld):
     )
     law = plan.gaussian_law(data_var=0.49).cov[0, 0]
     assert abs(variance["exact"] - law) < error
+
+
+@pytest.mark.parametrize("x_noise", [0.0, 0.25])
+def test_the_published_recipe_of_the_studies(theirs, x_noise):
+    """The network of `study funnel --published` is theirs, and its training falls like theirs.
+
+    Times, noise and rows are drawn by other generators, so losses are compared in the mean over
+    the last 100 of 200 steps, with the standard error of the difference of the two means.
+    """
+    dim, steps, last = 20, 200, 100
+    recipe = RECIPES["published"]
+    net = recipe.network(dim, x_noise)
+    other = theirs.model.DualDecoder(2 * dim, 512, 3, is_cld=x_noise == 0.0)
+    parts = [other.decoder1, *([] if other.decoder2 is None else [other.decoder2])]
+    for mine, their in zip(net.parts, parts, strict=True):
+        pairs = [(their.in_fc, mine.first), (their.out_fc, mine.last)]
+        pairs += [(layer.fc1, own) for layer, own in zip(their.temp_fc, mine.hidden, strict=True)]
+        pairs += [(layer.enc, own) for layer, own in zip(their.temp_fc, mine.times, strict=True)]
+        for layer, own in [*pairs, (their.t_proj[0], mine.embedding)]:
+            layer.load_state_dict(own.state_dict())
+    u, t = torch.randn(7, 2 * dim), torch.rand(7)
+    torch.testing.assert_close(net(u, t), other(u, t), rtol=1e-5, atol=1e-6)
+
+    rows = Funnel(dim).sample(5_000)
+    rows = DataScale.fit(rows).standardise(rows)
+    settings = config(x_noise, a=1.0, sigma=2.0**0.5, beta_min=4.0, beta_max=4.0)
+    up = upstream.process(theirs, settings)
+    optimiser = torch.optim.Adam(other.parameters(), lr=2e-4)
+    loss = theirs.loss.loss_hsm(other, up, 1e-5)
+    ema = theirs.ema.EMA(other, decay=0.9999)
+    trainer = Trainer(net, process(1.0, x_noise), rows, recipe.config(x_noise, steps, 0))
+    curves = [], []
+    for _ in range(steps):
+        batch = rows[torch.randint(len(rows), (256,))]
+        curves[0].append(
+            theirs.train.train_one_epoch(
+                loss, other, [batch], settings, optimiser, ema, x_noise == 0.0
+            )
+        )
+        curves[1].append(trainer.train_step()[0])
+    first, second = (torch.tensor(curve[-last:], dtype=F64) for curve in curves)
+    error = ((first.var() + second.var()) / last).sqrt()
+    assert abs(first.mean() - second.mean()) < 4 * error
+    assert second.mean() < 0.9 * curves[1][0]

@@ -1,12 +1,12 @@
-"""Compare CLD with the processes it grew out of.
+"""Run an experiment again, as a table and a picture.
 
-Samples a mixture by CLD, VP, VE, flow matching and kinetic Langevin dynamics with 6 to 50
-network evaluations, with exact networks or with networks trained alike, and writes
-processes.csv and processes.png. Some minutes.
+A study keeps every network and every result in its folder as they are made: killed and started
+again, it goes on where it was. docs/results.md says what each one showed.
 
 examples:
-  cldfast study processes --out study
-  cldfast study processes --data funnel --learned 3000
+  cldfast study processes --data funnel
+  cldfast study funnel --dim 100 --a 1 --x-noise 0 0.25 1 --runs 5 --workers 2
+  cldfast study bound --quick
 """
 
 from __future__ import annotations
@@ -14,30 +14,26 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from cldfast.app.options import add_numbers
-from cldfast.app.study import STUDIES, STUDY_DATA, study_processes
+from cldfast.app.options import device
+from cldfast.studies.registry import STUDIES
 
-USAGE = "WHAT [options]"
+USAGE = "NAME [options]"
 
 
 def add_options(parser: Any) -> None:
-    parser.add_argument("what", choices=STUDIES, help="what is compared")
-    parser.add_argument("--data", choices=STUDY_DATA, help="data set (gaussians25)")
-    parser.add_argument(
-        "--out", default="study", metavar="DIR", help="where to write (%(default)s)"
-    )
-    numbers = {
-        "samples": "samples a run (5000)",
-        "learned": "training steps; 0: exact networks",
-    }
-    add_numbers(parser, int, numbers)
+    names = parser.add_subparsers(dest="what", required=True, metavar="NAME")
+    for name, study in STUDIES.items():
+        one = names.add_parser(name, help=study.help, description=study.help)
+        one.add_argument("--out", metavar="DIR", help=f"the folder of the study (study-{name})")
+        one.add_argument("--quick", action="store_true", help="a trial of a minute")
+        one.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
+        one.add_argument("--device", default="cpu", help="of the networks (%(default)s)")
+        one.add_argument("--quiet", action="store_true", help="print no progress")
+        study.add_options(one)
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.samples is not None and args.samples < 2:
-        raise ValueError(f"--samples: expected at least 2, got {args.samples}")
-    if args.learned is not None and args.learned < 1:
-        raise ValueError(f"--learned: expected at least 1 step, got {args.learned}")
-    given = {"name": args.data, "samples": args.samples, "training": args.learned}
-    study_processes(args.out, **{name: value for name, value in given.items() if value is not None})
-    print(f"{args.out}: processes.csv, processes.png")
+    device(args)  # refused before the folder is made
+    args.out = args.out or f"study-{args.what}"
+    made = STUDIES[args.what].run(args)
+    print(f"{args.out}: {', '.join(made)}")

@@ -20,6 +20,10 @@ class MLPScore(ScoreNetwork):
     time embedding.
     in_planes: what the network sees of a coordinate: 2 for the state (x, v), 1 for a denoiser of y.
     conditioning: what t is: "time", "sigma" or "c_noise", see `TimeEmbedding`.
+    gated: the output has a second part, the input times a gate (one for each coordinate) that the
+        last hidden layer opens. A denoiser of data whose scale varies from row to row, such as the
+        funnel, shrinks its input by a factor that depends on the row; layers alone must make a
+        product of each coordinate of their units.
     classes: number of classes that labels name, or None. label_dropout: the share of labels that
     are left out in training, which teaches the network to do without.
 
@@ -41,6 +45,7 @@ class MLPScore(ScoreNetwork):
         conditioning: str = "time",
         classes: int | None = None,
         label_dropout: float = 0.0,
+        gated: bool = False,
     ) -> None:
         super().__init__(in_planes, time_width, conditioning, classes, label_dropout)
         self.dim, self.width, self.depth = dim, width, depth
@@ -50,6 +55,11 @@ class MLPScore(ScoreNetwork):
         self.first = nn.Linear(in_planes * dim, width)
         self.blocks = nn.ModuleList(_MLPBlock(width, time_width) for _ in range(depth))
         self.last = zero(nn.Linear(width, self.out_dim))
+        self.gated = gated
+        if gated:
+            if self.out_dim % dim:
+                raise ValueError(f"gated: expected out_dim a multiple of {dim}, got {self.out_dim}")
+            self.gate = zero(nn.Linear(width, self.out_dim * in_planes))
 
     def check(self, u: Tensor) -> None:
         if u.ndim != 2 or u.shape[1] != self.in_planes * self.dim:
@@ -64,7 +74,18 @@ class MLPScore(ScoreNetwork):
         h = F.linear(u, *layer(self, "first"))
         for block, bias in zip(self.blocks, biases, strict=True):
             h = _residual(block, h, bias)
-        return F.linear(silu(h), *layer(self, "last"))
+        h = silu(h)
+        out = F.linear(h, *layer(self, "last"))
+        return self._gate(out, h, u) if self.gated else out
+
+    def _gate(self, out: Tensor, h: Tensor, u: Tensor) -> Tensor:
+        """The output with the gated input added: each plane of it takes from each plane of u."""
+        gate = F.linear(h, *layer(self, "gate"))
+        if gate.shape == u.shape:
+            return torch.addcmul(out, gate, u)
+        planes, dim = self.in_planes, self.dim
+        parts = gate.unflatten(1, (-1, planes, dim)) * u.unflatten(1, (1, planes, dim))
+        return out + parts.sum(2).flatten(1)
 
 
 class _MLPBlock(nn.Module):

@@ -1,9 +1,8 @@
 """Variance of the targets of score matching over t, and how far the score is from a normal one.
 
-    python benchmarks/target_variance.py
-
-Writes benchmarks/results/target_variance.csv and .png, all per coordinate and exact but for a
-one-dimensional quadrature, for a coordinate of the 25 Gaussians: five equal ones at -2, ..., 2.
+All per coordinate and exact but for a one-dimensional quadrature, for a coordinate of the 25
+Gaussians: five equal ones at -2, ..., 2. The processes are CLD with and without noise on the
+position, and both of its damping regimes beside the critical one.
 
 * The velocity target of hybrid (HSM) and of denoising (DSM) score matching: the trace of its
   covariance, and what is left of it when the state is known, the noise that a batch averages over.
@@ -19,21 +18,26 @@ Source: Dockhorn, Vahdat, Kreis (2022), figure 2 for xi, and the appendix on the
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from output import new_parser, write_csv
 
-from cldfast import CLD, LinearPhaseSDE
 from cldfast.classical import OU, VP
+from cldfast.files import PathLike
 from cldfast.lab import plots
 from cldfast.lab.mixture import sufficient_statistic
+from cldfast.process.sde import CLD, LinearPhaseSDE
+from cldfast.studies.kept import write_table
 
 TIMES = np.geomspace(1e-3, 1.0, 121)
 PROCESSES = {
     "CLD": CLD(a=2.0, beta=4.0),
     "CLD, x_noise 0.5": CLD(a=2.0, beta=4.0, x_noise=0.5),
+    "underdamped, 0.5": CLD(a=2.0, beta=4.0, damping=0.5),
+    "overdamped, 2": CLD(a=2.0, beta=4.0, damping=2.0),
 }
 # Points of the quadrature; its error falls faster than any power of their distance.
 _NODES = 20_001
@@ -120,11 +124,12 @@ def vp_xi(process: OU, data: Mixture, t: float) -> float:
 def plot(
     results: dict[str, list[TargetVariance]], positions: list[float], times: np.ndarray, path: Path
 ) -> None:
-    """The targets of each of two processes, and xi of all."""
+    """The targets of the first two processes, and xi of all."""
     figure = plots.new_figure(13.0, 3.9)
     axes = figure.subplots(1, 3)
     *targets, right = axes
-    for axis, (process, rows) in zip(targets, results.items(), strict=True):
+    for axis, process in zip(targets, results, strict=False):
+        rows = results[process]
         for name, colour in (("hsm", "tab:blue"), ("dsm", "tab:orange")):
             label = name.upper()
             axis.loglog(times, [getattr(r, name) for r in rows], color=colour, label=label)
@@ -146,28 +151,29 @@ def plot(
     plots.save(figure, path)
 
 
-def main() -> None:
-    """Compute, write, and say where."""
-    folder = new_parser(__doc__).parse_args().out
+def targets_study(folder: PathLike, times: np.ndarray = TIMES) -> None:
+    """Compute, and write targets.csv and targets.png into a folder, which is made."""
     data = Mixture()
     results = {
-        name: [at_time(sde, data, float(t)) for t in TIMES] for name, sde in PROCESSES.items()
+        name: [at_time(sde, data, float(t)) for t in times] for name, sde in PROCESSES.items()
     }
-    positions = [vp_xi(VP(), data, float(t)) for t in TIMES]
-    table, picture = folder / "target_variance.csv", folder / "target_variance.png"
-    found = [
-        {"process": name} | {key: f"{value:.6e}" for key, value in asdict(row).items()}
-        for name, rows in results.items()
-        for row in rows
+    positions = [vp_xi(VP(), data, float(t)) for t in times]
+    found: list[dict[str, Any]] = [
+        {"process": name} | asdict(row) for name, rows in results.items() for row in rows
     ]
     empty = dict.fromkeys(found[0], "") | {"process": "VP"}
-    found += [
-        empty | {"t": f"{t:.6e}", "xi": f"{xi:.6e}"} for t, xi in zip(TIMES, positions, strict=True)
-    ]
-    write_csv(table, found)
-    plot(results, positions, TIMES, picture)
-    print(f"wrote {table} and {picture}")
+    found += [empty | {"t": float(t), "xi": xi} for t, xi in zip(times, positions, strict=True)]
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    write_table(path / "targets.csv", found)
+    plot(results, positions, times, path / "targets.png")
 
 
-if __name__ == "__main__":
-    main()
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """This study has no options: it takes seconds."""
+
+
+def run(args: argparse.Namespace) -> list[str]:
+    """The study of parsed options; the files it made."""
+    targets_study(args.out, TIMES[::20] if args.quick else TIMES)
+    return ["targets.csv", "targets.png"]

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import target_variance
 import torch
-from target_variance import Mixture, at_time, vp_xi
 
 from cldfast import CLD, LinearBeta, perturb
 from cldfast.classical import OU, VP
 from cldfast.lab.mixture import GaussianMixture
+from cldfast.studies import targets
+from cldfast.studies.targets import Mixture, at_time, vp_xi
 
 SDES = [CLD(), CLD(a=1.3, x_noise=0.4, beta=LinearBeta(0.5, 7.0))]
 
@@ -94,14 +94,14 @@ def test_the_shape_of_the_figures(tmp_path: Path) -> None:
     data = Mixture()
     results = {
         name: [at_time(sde, data, float(t)) for t in times]
-        for name, sde in target_variance.PROCESSES.items()
+        for name, sde in targets.PROCESSES.items()
     }
     for rows in results.values():
         assert all(r.hsm_given_u <= r.dsm_given_u and r.hsm <= r.dsm for r in rows)
-    plain, noisy = (rows[0] for rows in results.values())
+    plain, noisy, *_ = (rows[0] for rows in results.values())
     assert noisy.hsm_given_u < 0.01 * noisy.dsm_given_u < 0.01 * plain.dsm_given_u
     positions = [vp_xi(VP(), data, float(t)) for t in times]
     first = results["CLD"]
     assert all(position > row.xi for position, row in zip(positions[:4], first[:4], strict=True))
-    target_variance.plot(results, positions, times, tmp_path / "figure.png")
+    targets.plot(results, positions, times, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0

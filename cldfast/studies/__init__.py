@@ -1,0 +1,1 @@
+"""The experiments that the method is known for, in one command each: `cldfast study NAME`."""

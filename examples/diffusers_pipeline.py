@@ -1,8 +1,12 @@
-"""A diffusers pipeline on cldfast, from end to end: a tiny U-Net with random weights is sampled.
+"""
+A pipeline of diffusers, from end to end
+========================================
+
+A pipeline's loop on ``CLDScheduler``; a tiny U-Net with random weights is sampled::
 
     python examples/diffusers_pipeline.py --steps 20 --out images.png
 
-Needs the extra `diffusers`. Image i of a generator's seed is the same in a batch of any size.
+Needs the extra ``diffusers``. Image i of a generator's seed is the same in a batch of any size.
 """
 
 from __future__ import annotations

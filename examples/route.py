@@ -1,9 +1,15 @@
-"""The road from gradient ascent to CLD as pictures, each from a few lines of the public surface.
+"""
+The road from gradient ascent to CLD
+====================================
 
-    python examples/route.py --out route              # all pictures, about two minutes
-    python examples/route.py --only noising reversal  # some of them
+The processes CLD grew out of, as pictures, each from a few lines of the public surface. The page
+on the classical processes tells what they show. The script draws them into a folder, all or
+some::
 
-Needs the extra `demo`. What the pictures show is told in docs/classical.md.
+    python examples/route.py --out route
+    python examples/route.py --only noising reversal
+
+It needs the extra ``demo``.
 """
 
 from __future__ import annotations
@@ -31,11 +37,43 @@ RING = GaussianMixture(
 F64 = torch.float64
 
 
+# Name -> what draws it, and its size in inches.
+PICTURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {}
+
+
+def picture(
+    width: float, height: float
+) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+    """Enter a function among the pictures."""
+
+    def enter(draw: Callable[[Any], None]) -> Callable[[Any], None]:
+        PICTURES[draw.__name__] = (draw, (width, height))
+        return draw
+
+    return enter
+
+
 def exact_score(data: GaussianMixture) -> Callable[..., torch.Tensor]:
     """The score of the data themselves."""
     return data.network(classical.Langevin(1.0), "score")
 
 
+def draw_density(axes: Any, data: GaussianMixture, reach: float = 3.0) -> None:
+    """The density of one-dimensional data as a line."""
+    x = torch.linspace(-reach, reach, 600, dtype=F64)[:, None]
+    axes.plot(x, data.log_prob(x).exp(), color="black", linewidth=1)
+
+
+def cloud(axes: Any, x: torch.Tensor, title: str, reach: float) -> None:
+    """Points of the plane."""
+    axes.scatter(*x.T, s=1, color=COLOURS[0], linewidths=0)
+    axes.set(title=title, xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+
+
+# %%
+# Langevin dynamics
+# -----------------
+@picture(8, 3.2)
 def langevin(figure: Any) -> None:
     """Gradient ascent ends on the modes; with noise it draws the law around each mode."""
     start = torch.linspace(-3, 3, 2000)[:, None]
@@ -51,6 +89,10 @@ def langevin(figure: Any) -> None:
         axes.set(title=name, ylim=(0, 2.5))
 
 
+# %%
+# The bias of a finite step
+# -------------------------
+@picture(5, 3.6)
 def bias_of_ula(figure: Any) -> None:
     """The stationary variance for N(0, 1) against h, by the plan, by chains and by formula."""
     steps = np.linspace(0.05, 1.7, 34)
@@ -86,6 +128,10 @@ def learned_score(loss: Callable[..., torch.Tensor], steps: int = 1200) -> nn.Mo
     return net
 
 
+# %%
+# One score by four losses
+# ------------------------
+@picture(6, 4)
 def four_losses(figure: Any) -> None:
     """Four losses, one score where there are data; in one dimension the middle two are the same."""
 
@@ -108,6 +154,10 @@ def four_losses(figure: Any) -> None:
     axes.legend(frameon=False)
 
 
+# %%
+# Langevin dynamics at one noise level
+# ------------------------------------
+@picture(10, 3)
 def fixed_noise(figure: Any) -> None:
     """Langevin with the score at one noise level: little noise does not mix, much noise blurs."""
     for axes, sigma in zip(figure.subplots(1, 3), (0.1, 0.6, 1.5), strict=True):
@@ -119,6 +169,10 @@ def fixed_noise(figure: Any) -> None:
         axes.set(title=f"noise {sigma}", ylim=(0, 2))
 
 
+# %%
+# What noise does to two clusters
+# -------------------------------
+@picture(11, 3.2)
 def smoothing(figure: Any) -> None:
     """Two clusters under smoothing: density, potential and score."""
     x = torch.linspace(-4, 4, 500, dtype=F64)[:, None]
@@ -136,6 +190,10 @@ def smoothing(figure: Any) -> None:
     three[0].legend(frameon=False)
 
 
+# %%
+# Annealing
+# ---------
+@picture(10, 3.6)
 def annealed(figure: Any) -> None:
     """Annealed Langevin finds all modes with their weights; without levels it stays at one."""
     path = classical.VE(0.05, 5.0)
@@ -153,6 +211,10 @@ def annealed(figure: Any) -> None:
         cloud(axes, x, name, 4)
 
 
+# %%
+# Forward in time
+# ---------------
+@picture(10, 10)
 def noising(figure: Any) -> None:
     """Data on the way to noise: OU, VE, and CLD by position and velocity."""
     processes: dict[str, Any] = {
@@ -171,6 +233,10 @@ def noising(figure: Any) -> None:
                 cloud(grid[row, column], x, f"{name}, t = {t}", 5)
 
 
+# %%
+# Backward in time
+# ----------------
+@picture(8, 3.2)
 def reversal(figure: Any) -> None:
     """The reverse SDE and Langevin dynamics with the same scores: only one is a time reversal."""
     path = classical.VP()
@@ -181,6 +247,10 @@ def reversal(figure: Any) -> None:
         axes.set(title=solver, ylim=(0, 1.6))
 
 
+# %%
+# One Brownian path, three step counts
+# ------------------------------------
+@picture(6, 4)
 def coupled(figure: Any) -> None:
     """Three step counts on one Brownian path: the curves approach one another."""
     path, axes = classical.VP(), figure.subplots()
@@ -200,6 +270,10 @@ def coupled(figure: Any) -> None:
     axes.legend(frameon=False)
 
 
+# %%
+# Schedules are changes of time
+# -----------------------------
+@picture(8, 3.2)
 def schedules(figure: Any) -> None:
     """Schedules run along one curve at different speeds: alpha against t, and against tau."""
     rates: dict[str, Any] = {
@@ -216,6 +290,10 @@ def schedules(figure: Any) -> None:
     left.legend(frameon=False)
 
 
+# %%
+# Curvature: what makes errors grow
+# ---------------------------------
+@picture(6, 4)
 def curvature(figure: Any) -> None:
     """Data N(0, 0.3^2), log-concave: the backward drift of OU contracts, that of CLD does not.
 
@@ -238,34 +316,9 @@ def curvature(figure: Any) -> None:
     axes.legend(frameon=False)
 
 
-def draw_density(axes: Any, data: GaussianMixture, reach: float = 3.0) -> None:
-    """The density of one-dimensional data as a line."""
-    x = torch.linspace(-reach, reach, 600, dtype=F64)[:, None]
-    axes.plot(x, data.log_prob(x).exp(), color="black", linewidth=1)
-
-
-def cloud(axes: Any, x: torch.Tensor, title: str, reach: float) -> None:
-    """Points of the plane."""
-    axes.scatter(*x.T, s=1, color=COLOURS[0], linewidths=0)
-    axes.set(title=title, xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
-
-
-# Name -> what draws it, and its size in inches.
-PICTURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {
-    "langevin": (langevin, (8, 3.2)),
-    "bias_of_ula": (bias_of_ula, (5, 3.6)),
-    "four_losses": (four_losses, (6, 4)),
-    "fixed_noise": (fixed_noise, (10, 3)),
-    "smoothing": (smoothing, (11, 3.2)),
-    "annealed": (annealed, (10, 3.6)),
-    "noising": (noising, (10, 10)),
-    "reversal": (reversal, (8, 3.2)),
-    "coupled": (coupled, (6, 4)),
-    "schedules": (schedules, (8, 3.2)),
-    "curvature": (curvature, (6, 4)),
-}
-
-
+# %%
+# The command line
+# ----------------
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the pictures into a folder."""
     parser = argparse.ArgumentParser(description="The road from gradient ascent to CLD.")

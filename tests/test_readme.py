@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +48,34 @@ def test_paths_in_the_documents_exist(document: Path) -> None:
 def test_the_citation_is_of_this_version() -> None:
     text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {cldfast.__version__}\n" in text
+
+
+# What README.md says -> the file in benchmarks/results, values of the rows that count, the column.
+FIGURES = {
+    "1,000 calls: 0.0907": ("learned_study", "funnel", "em, linear", "1000", "sliced_w2"),
+    "20 calls: 0.0880": ("learned_study", "funnel", "stochastic_multistep 3", "20", "sliced_w2"),
+    "27 times": ("learned_speed", "funnel", "stochastic_multistep 3", "20", "times_faster"),
+    "1,000 calls: 0.0601": ("learned_study", "digits", "em, linear", "1000", "sliced_w2"),
+    "20 calls: 0.0603": ("learned_study", "digits", "stochastic_multistep 3", "20", "sliced_w2"),
+    "37 times": ("learned_speed", "digits", "stochastic_multistep 3", "20", "times_faster"),
+    "8 calls: 0.0955": ("fitted_study", "funnel", "fitted stochastic_multistep 3", "8", "0", "sliced_w2"),
+    ", 0.0923": ("fitted_study", "funnel", "fitted stochastic_multistep 3", "8", "1", "sliced_w2"),
+    "scores: 0.196": ("learning_study", "funnel", "0.25", "full_noise", "multistep 3, 20", "sliced_w2"),
+    "outputs: 0.078": ("learning_study", "funnel", "0.25", "edm", "multistep 3, 20", "sliced_w2"),
+    "floor is 0.076": ("learning_study", "funnel", "0.25", "edm", "multistep 3, 20", "floor"),
+    "47 times": ("loss_kernel", "256x3x32x32", "3.0924e-02", "hsm_loss_ratio"),
+    "1.8 times": ("training_step", "64", "128", "2.8248e-03", "ratio"),
+    "2.3 times": ("backends", "CLD-SGM", "SSCS, toy MLP, 512 x 2, 500 steps", "exact", "ratio"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", FIGURES)
+def test_the_figures_are_those_of_the_results(said: str) -> None:
+    assert said in " ".join(README.read_text(encoding="utf-8").split())
+    name, *keys, column = FIGURES[said]
+    with (ROOT / "benchmarks" / "results" / f"{name}.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if set(keys) <= set(row.values())]
+    mean = statistics.fmean(float(row[column]) for row in rows if row[column])
+    number = re.findall(r"[\d.]+\d", said)[-1]
+    digits = len(number.partition(".")[2])
+    assert f"{mean:.{digits}f}" == number

@@ -1,4 +1,4 @@
-"""`python -m cldfast.bench RESULTS.csv README.md`: put the table of a run between the markers."""
+"""`python -m cldfast.bench RESULTS.csv docs/speed.md`: put the tables of a run between markers."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from cldfast.files import write_atomic
 
 def _main(arguments: list[str]) -> int:
     if len(arguments) != 2:
-        print("usage: python -m cldfast.bench RESULTS.csv README.md", file=sys.stderr)
+        print("usage: python -m cldfast.bench RESULTS.csv docs/speed.md", file=sys.stderr)
         return 2
     source, document = map(Path, arguments)
     try:

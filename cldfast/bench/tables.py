@@ -1,4 +1,4 @@
-"""The tables of the README and their picture, made from the rows of one run."""
+"""The tables of docs/speed.md and their picture, made from the rows of one run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def markdown(where: Environment, rows: Sequence[Row]) -> str:
-    """The README's speed section from one run: stages, SIMD levels, whole runs, notes."""
+    """The speed tables from one run: stages, SIMD levels, whole runs, notes."""
     results = Results(where, rows)
     intro = (
         f"Nanoseconds per coordinate pair and stage, {results.threads} threads, {where.device}, "

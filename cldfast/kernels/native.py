@@ -9,18 +9,25 @@ cuda: Any = None
 core_missing = cuda_missing = ""
 
 try:
-    from cldfast import _core  # type: ignore[attr-defined]
+    import cldfast._core as _core  # type: ignore[import-not-found]
 
     core = _core
+except ModuleNotFoundError:
+    core_missing = (
+        "the compiled core was not built: there was no C++ compiler when cldfast was installed, or "
+        "CLDFAST_CORE=0"
+    )
 except ImportError as error:
     core_missing = str(error)
 
 try:
-    from cldfast import _cuda  # type: ignore[attr-defined]
+    import cldfast._cuda as _cuda  # type: ignore[import-not-found]
 
     cuda = _cuda
-except ImportError as error:
+except ModuleNotFoundError:
     cuda_missing = (
-        "the CUDA kernels were not built: nvcc was missing or failed when cldfast was installed "
-        f"({error})"
+        "the CUDA kernels were not built: nvcc was missing or failed when cldfast was installed, "
+        "or CLDFAST_CUDA=0"
     )
+except ImportError as error:
+    cuda_missing = str(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
@@ -227,6 +227,45 @@ def initial_state(
     )  # fmt: skip
 
 
+# For type checkers and editors; a test holds the first to the parameters of the function.
+@overload
+def sample(
+    net: Network,
+    sde: Process,
+    shape: Sequence[int],
+    solver: str = "auto",
+    steps: int | None = None,
+    grid: Grid | None = None,
+    *,
+    seed: int | None = 0,
+    first_index: int = 0,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
+    plan: Plan | None = None,
+    noise: GivenNoise = None,
+    init: torch.Tensor | None = None,
+    guidance: Guidance | None = None,
+    inpaint: Inpainting | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    return_velocity: Literal[False] = False,
+    graph: bool = False,
+    **plan_options: Any,
+) -> torch.Tensor: ...
+@overload
+def sample(
+    net: Network,
+    sde: Process,
+    shape: Sequence[int],
+    solver: str = "auto",
+    steps: int | None = None,
+    grid: Grid | None = None,
+    *,
+    return_velocity: Literal[True],
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
 def sample(
     net: Network,
     sde: Process,

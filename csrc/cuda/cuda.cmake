@@ -6,9 +6,9 @@ if(NOT CMAKE_CUDA_COMPILER)
 endif()
 
 # Machine code for the two generations that the kernels are written for, and PTX for what comes after.
-set(CLDFAST_ARCHITECTURES "80;90" CACHE STRING "CUDA architectures; the last one's PTX is kept too")
-list(TRANSFORM CLDFAST_ARCHITECTURES APPEND "-real" OUTPUT_VARIABLE CMAKE_CUDA_ARCHITECTURES)
-list(GET CLDFAST_ARCHITECTURES -1 newest)
+set(CLDFAST_CUDA_ARCHITECTURES "80;90" CACHE STRING "CUDA architectures; the last one's PTX is kept too")
+list(TRANSFORM CLDFAST_CUDA_ARCHITECTURES APPEND "-real" OUTPUT_VARIABLE CMAKE_CUDA_ARCHITECTURES)
+list(GET CLDFAST_CUDA_ARCHITECTURES -1 newest)
 list(APPEND CMAKE_CUDA_ARCHITECTURES "${newest}-virtual")
 enable_language(CUDA)
 set(CMAKE_CUDA_STANDARD 17)
@@ -19,7 +19,7 @@ set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 
 pybind11_add_module(_cuda MODULE NO_EXTRAS
   bind/cuda.cpp cuda/calls.cpp cuda/stage.cu cuda/residual.cu cuda/table.cu)
-string(REPLACE ";" " " names "${CLDFAST_ARCHITECTURES}")
+string(REPLACE ";" " " names "${CLDFAST_CUDA_ARCHITECTURES}")
 target_compile_definitions(_cuda PRIVATE "CLDFAST_ARCHITECTURES=\"${names}\"")
 target_include_directories(_cuda PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 # No product is fused unless the source says so, as on the host.

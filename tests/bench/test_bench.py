@@ -354,12 +354,12 @@ def test_table_command(
     assert "markers" in capsys.readouterr().err
 
 
-def test_readme_table_is_that_of_the_committed_results() -> None:
+def test_the_table_is_that_of_the_committed_results() -> None:
     if not RESULTS.exists():
         pytest.skip("no results are committed yet (benchmarks/results/cpu.csv)")
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
     expected = with_table(text, markdown(*read_csv(RESULTS)))
-    assert text == expected, "run python -m cldfast.bench benchmarks/results/cpu.csv README.md"
+    assert text == expected, "run python -m cldfast.bench benchmarks/results/cpu.csv docs/speed.md"
 
 
 def test_cases_do_not_share_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Several processes, and what happens to them: `make faults-scale`, some minutes on two cores.
+"""Several processes, and what happens to them: `make scale-faults`, some minutes on two cores.
 
 Trains in 1, 2 and 4 processes and compares; kills one of two at random moments, again and again;
 samples 20,000 rows in 1, 2 and 3 processes with kills; fills a small disk (as root on Linux);
@@ -42,7 +42,7 @@ CONFIG = TrainConfig(
     steps=200, batch_size=64, accumulate=2, lr=2e-3, warmup=20, times="stratified", log_every=50,
     checkpoint_every=10,
 )  # fmt: skip
-_port = 29_700
+_port = 20_000 + os.getpid() % 10_000
 _held = True
 
 
@@ -60,8 +60,9 @@ def fork(work: Callable[[], object], rank: int, processes: int, **env: str) -> i
     code = 1
     try:
         os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1",
-            LOCAL_WORLD_SIZE=str(processes), MASTER_PORT=str(_port), ACCELERATE_USE_CPU="1",
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes),
+            LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_port),
+            ACCELERATE_USE_CPU="1",
         )  # fmt: skip
         os.environ.update(env)
         log = os.open(
@@ -250,6 +251,9 @@ def full_disk(folder: Path) -> None:
             again = wait(start(lambda o=out, f=files: sample(run, o, 20_000, "--files", f), 2))  # type: ignore[misc]
             whole = not half and again == [0, 0]
             tell("no half file, and the same command goes on after room is made", whole, whole)
+
+
+def full_disk_in_training(folder: Path) -> None:
     with small_disk(folder / "training", "500k") as disk:
         (filler := disk / "filler").write_bytes(bytes(350_000))
         wide = replace(CONFIG, steps=20)
@@ -337,7 +341,7 @@ def two_machines(folder: Path) -> None:
 
 CASES: dict[str, Callable[[Path], None]] = {
     "equal": equal_training, "kills": lambda folder: kills_in_training(folder, 25),
-    "sampling": kills_in_sampling, "disk": full_disk, "memory": memory, "machines": two_machines,
+    "sampling": kills_in_sampling, "disk": full_disk, "disk-training": full_disk_in_training, "memory": memory, "machines": two_machines,
 }  # fmt: skip
 
 

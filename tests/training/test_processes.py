@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import runpy
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import shared_training
@@ -108,3 +113,21 @@ def test_batches_that_cannot_be_shared_out():
 
     with pytest.raises(ValueError, match="multiple of 3 processes x accumulate = 6, got 16"):
         Trainer(shared_training.network(), CLD(), shared_training.data(), shared_training.CONFIG, accelerator=Three())  # fmt: skip
+
+
+def test_a_user_program_alone_and_launched_trains_alike(tmp_path, monkeypatch):
+    """A `Dataset`, a `DataLoader` and a network of one's own, by `accelerate launch`."""
+    program = Path(__file__).parents[2] / "examples" / "train_in_processes.py"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    done = subprocess.run(
+        [*launch, str(program), str(tmp_path / "launched")],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 processes trained UNet" in done.stdout
+    monkeypatch.setattr(sys, "argv", [str(program), str(tmp_path / "alone")])
+    runpy.run_path(str(program))
+    launched, alone = (read_rows(tmp_path / name / LOG) for name in ("launched", "alone"))
+    assert [row["step"] for row in launched] == [row["step"] for row in alone] == [50, 60]
+    for a, b in zip(launched, alone, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)

@@ -340,9 +340,14 @@ def two_machines(folder: Path) -> None:
 
 
 CASES: dict[str, Callable[[Path], None]] = {
-    "equal": equal_training, "kills": lambda folder: kills_in_training(folder, 25),
-    "sampling": kills_in_sampling, "disk": full_disk, "disk-training": full_disk_in_training, "memory": memory, "machines": two_machines,
-}  # fmt: skip
+    "equal": equal_training,
+    "kills": lambda folder: kills_in_training(folder, 25),
+    "sampling": kills_in_sampling,
+    "disk": full_disk,
+    "disk-training": full_disk_in_training,
+    "memory": memory,
+    "machines": two_machines,
+}
 
 
 def main() -> int:

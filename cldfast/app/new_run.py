@@ -102,7 +102,8 @@ def _network(
         raise ValueError("--label-dropout goes with --conditional")
     channels = data.rows.shape[1]
     if data.rows.ndim == 2:
-        return MLPScore(channels, planes * channels, **sizes)
+        # A gate serves a network that sees y, whose output is near a multiple of its input.
+        return MLPScore(channels, planes * channels, gated="in_planes" in sizes, **sizes)
     if "depth" in given:
         raise ValueError("--depth does not go with images")
     net = UNetScore(channels, planes * channels, **sizes)

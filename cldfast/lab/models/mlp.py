@@ -81,7 +81,7 @@ class MLPScore(ScoreNetwork):
     def _gate(self, out: Tensor, h: Tensor, u: Tensor) -> Tensor:
         """The output with the gated input added: each plane of it takes from each plane of u."""
         gate = F.linear(h, *layer(self, "gate"))
-        if gate.shape == u.shape:
+        if gate.shape == out.shape == u.shape:
             return torch.addcmul(out, gate, u)
         planes, dim = self.in_planes, self.dim
         parts = gate.unflatten(1, (-1, planes, dim)) * u.unflatten(1, (1, planes, dim))

@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint types house sanitize bench docs linkcheck wheels check-install gpu-check gpu-bench \
-    scale-faults clean
+.PHONY: demo test lint types house sanitize sanitize-all sanitize-threads fuzz faults soak bench docs \
+    linkcheck wheels check-install gpu-check gpu-bench scale-faults clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m cldfast demo --out demo
@@ -29,16 +29,46 @@ house:
 	$(PYTHON) tools/house.py
 
 # The sanitizers' runtimes must be loaded before Python; its own leaks are none of ours.
+SANITIZED := LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+    ASAN_OPTIONS=detect_leaks=0 CLDFAST_SANITIZE=address,undefined PYTHONPATH=build/sanitized/lib
 sanitize: $(VENV)/installed
 	CLDFAST_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build \
 	    --build-base build/sanitized --build-lib build/sanitized/lib
-	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 CLDFAST_SANITIZE=address,undefined \
-	    PYTHONPATH=build/sanitized/lib $(BIN)/pytest -q tests/kernels/test_core.py \
+	$(SANITIZED) $(BIN)/pytest -q tests/kernels/test_core.py \
 	    tests/kernels/test_core_residual.py tests/kernels/test_core_seen.py \
-	    tests/kernels/test_core_module.py \
+	    tests/kernels/test_core_module.py tests/kernels/test_core_fuzz.py \
 	    tests/kernels/test_philox.py tests/kernels/test_time_tables.py \
 	    tests/kernels/test_cuda_on_host.py
+	$(SANITIZED) PYTHONMALLOC=malloc $(BIN)/python tools/leaks.py
+
+# The operations' whole suite under both, which takes longer than CI has.
+sanitize-all: sanitize
+	$(SANITIZED) $(BIN)/pytest -q tests/kernels tests/sampling
+
+# PyTorch and Python are not built for the thread sanitizer, which leaves them alone. It must find a race.
+RACES := LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" OMP_NUM_THREADS=2 PYTHONPATH=build/threads/lib \
+    TSAN_OPTIONS="ignore_noninstrumented_modules=1 die_after_fork=0 exitcode=66"
+sanitize-threads: $(VENV)/installed
+	CLDFAST_SANITIZE=thread $(BIN)/python setup.py --quiet build \
+	    --build-base build/threads --build-lib build/threads/lib
+	$(RACES) $(BIN)/pytest -q tests/kernels/test_threads.py -k "not interrupt and not refused"
+	$(RACES) $(BIN)/python tools/planted_race.py 2> build/threads/race; test $$? = 66
+	grep -q "data race" build/threads/race
+
+# A million inputs for each reader of files and arguments; RUNS=... for another number.
+RUNS ?= 1000000
+fuzz: $(VENV)/installed
+	$(PIP) atheris
+	for target in config plan header arguments; do $(BIN)/python -m fuzz $$target --runs $(RUNS) || exit 1; done
+
+# Kills, full disks, folders that cannot be written, two writers; with root on Linux all of them.
+faults: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py
+
+# Mixed calls for so many minutes: memory, open files and threads must stay as they are.
+MINUTES ?= 60
+soak: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python tools/soak.py $(MINUTES)
 
 bench: $(VENV)/installed
 	$(BIN)/python -m cldfast bench --out benchmarks/results

@@ -181,7 +181,7 @@ def judge(
             continue
         x = cldfast.sample(
             given.net, given.sde, (given.samples, *given.shape), plan=plan, seed=seed,
-            batch_size=given.batch,
+            batch_size=given.batch, nonfinite="return",
         )  # fmt: skip
         assert isinstance(x, Tensor)
         finite = bool(x.isfinite().all())

@@ -130,7 +130,7 @@ def measure(
     x = cldfast.sample(
         net, sde, (given.samples, *given.config.shape), solver, evaluations, grid,
         t_min=given.config.t_min, parameterization=given.config.parameterization, seed=seed,
-        batch_size=BATCH[given.config.data["name"]], **options,
+        batch_size=BATCH[given.config.data["name"]], nonfinite="return", **options,
     )  # fmt: skip
     assert isinstance(x, Tensor)
     distance = given.distance(x) if bool(x.isfinite().all()) else float("inf")

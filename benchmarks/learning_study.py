@@ -162,22 +162,12 @@ def judge(
     for name, (solver, evaluations, options) in SAMPLERS.items():
         with torch.no_grad():
             x = cldfast.sample(
-                net, sde, shape, solver, steps_for(sde, solver, evaluations, options),
-                parameterization=form, seed=12345, **options,
+                net, sde, shape, solver, nfe=evaluations, parameterization=form, seed=12345,
+                nonfinite="return", **options,
             )  # fmt: skip
         assert isinstance(x, Tensor)
         result[name] = distance(x) if bool(x.isfinite().all()) else float("inf")
     return result
-
-
-def steps_for(
-    sde: cldfast.LinearPhaseSDE, solver: str, evaluations: int, options: dict[str, Any]
-) -> int:
-    """The most steps that cost at most so many evaluations."""
-    steps = evaluations
-    while cldfast.make_plan(sde, solver, steps, **options).evaluations > evaluations:
-        steps -= 1
-    return steps
 
 
 def main() -> None:

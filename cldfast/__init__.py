@@ -6,6 +6,7 @@ from cldfast.fitting.fit import FitResult, fit_plan
 from cldfast.info import info
 from cldfast.kernels import BackendWarning, NoiseAddress, stage
 from cldfast.lab.compare import compare
+from cldfast.model.model import Model
 from cldfast.planner.data_forms import Preconditioned
 from cldfast.planner.error_budget import ErrorBudget
 from cldfast.planner.grid_search import optimise_grid
@@ -21,12 +22,14 @@ from cldfast.process.schedules import (
     LinearBeta,
 )
 from cldfast.process.sde import CLD, PSLD, LinearPhaseSDE, sde_from_config
+from cldfast.sampling.callbacks import StepInfo
 from cldfast.sampling.graphs import GraphWarning
 from cldfast.sampling.inpainting import Inpainting
 from cldfast.sampling.likelihood import Likelihood, likelihood
 from cldfast.sampling.probability_flow import pflow
 from cldfast.sampling.run import StopSampling, initial_state, run, sample
 from cldfast.sampling.trajectory import Trajectory
+from cldfast.training.data_scale import DataScale
 from cldfast.training.losses import BlindLossWarning, dsm_loss, hsm_loss, perturb
 from cldfast.training.times import sample_times
 from cldfast.training.uncertainty import Uncertainty
@@ -40,6 +43,7 @@ __all__ = [
     "CallableBeta",
     "ConstantBeta",
     "CosineBeta",
+    "DataScale",
     "ErrorBudget",
     "ExponentialBeta",
     "FitResult",
@@ -48,10 +52,12 @@ __all__ = [
     "Likelihood",
     "LinearBeta",
     "LinearPhaseSDE",
+    "Model",
     "NoiseAddress",
     "Plan",
     "Preconditioned",
     "Stage",
+    "StepInfo",
     "StopSampling",
     "Trajectory",
     "Uncertainty",

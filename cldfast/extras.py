@@ -1,4 +1,4 @@
-"""Packages that only some parts of the library need, and the extra that installs them."""
+"""Packages that only some parts of the library need, and the extra that installs each."""
 
 from __future__ import annotations
 
@@ -17,19 +17,31 @@ class Sized(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
 
-def extra_module(module: str, purpose: str, extra: str = "demo") -> Any:
+# Module -> extra of pyproject.toml.
+EXTRAS = {
+    "sklearn": "demo", "matplotlib": "demo", "ot": "demo", "torchdiffeq": "ode",
+    "diffusers": "diffusers", "huggingface_hub": "hub", "arviz": "mcmc",
+}  # fmt: skip
+
+
+def extra_module(module: str, purpose: str) -> Any:
     """Import a module of an extra; ImportError that says what needs it and how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{purpose}: pip install 'cldfast[{extra}]'") from error
+        raise ImportError(f"{purpose}: {_install(module)}") from error
 
 
 def require(*modules: str) -> None:
-    """ImportError that names the missing modules and the extra that installs them."""
+    """ImportError that names the missing modules and the extras that install them."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"this needs {', '.join(missing)}: pip install 'cldfast[demo]'")
+        raise ImportError(f"this needs {', '.join(missing)}: {_install(*missing)}")
+
+
+def _install(*modules: str) -> str:
+    extras = dict.fromkeys(EXTRAS[module.split(".")[0]] for module in modules)
+    return f"pip install 'cldfast[{','.join(extras)}]'"
 
 
 def progress_bar(things: Sized | None = None, **settings: Any) -> Any:
@@ -38,8 +50,9 @@ def progress_bar(things: Sized | None = None, **settings: Any) -> Any:
     things: to go through, or `total=` of what `update` counts. settings: `desc`, `unit`, `initial`.
     """
     if sys.stderr.isatty() or "ipykernel" in sys.modules:
-        bar = extra_module("tqdm.auto", "progress=True needs tqdm").tqdm
-        return bar(things, leave=False, **settings)
+        from tqdm.auto import tqdm  # here, so that `import cldfast` need not wait for it
+
+        return tqdm(things, leave=False, **settings)
     return ProgressLines(things, **settings)
 
 

@@ -1,8 +1,10 @@
-"""What the library asks of a network, and where its seeds and its device come from."""
+"""What the library asks of a network, and where its device comes from."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,9 +46,37 @@ def at_times(net: Network, t: torch.Tensor) -> Sequence[Network]:
     return made
 
 
-def draw_seed() -> int:
-    """A seed from PyTorch's default generator, so that `torch.manual_seed` governs it."""
-    return int(torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device="cpu").item())
+# What PyTorch says where a layer meets numbers of another dtype than its weights.
+_OTHER_DTYPE = re.compile("same dtype|scalar type|should be the same", re.IGNORECASE)
+
+
+def output_tensor(result: object) -> torch.Tensor:
+    """What a network returned, which must be a tensor; TypeError that says how to return one."""
+    if isinstance(result, torch.Tensor):
+        return result
+    got = type(result).__name__
+    if isinstance(getattr(result, "sample", None), torch.Tensor):
+        raise TypeError(
+            f"the network's output must be a tensor, got {got}: return its .sample, as in "
+            "lambda u, t: net(u, t).sample (cldfast.from_diffusers makes a denoiser of one)"
+        )
+    raise TypeError(f"the network's output must be a tensor, got {got}: return a tensor")
+
+
+def explain_failure(error: Exception, net: Network, seen: torch.Tensor, where: str) -> None:
+    """Add to an error that a network raised what the network was given, where, and what to do.
+
+    seen: what the network was given. where: the step, or the loss, and the parameterisation.
+    """
+    given, own = str(seen.dtype).removeprefix("torch."), network_dtype(net)
+    note = f"the network was called with {tuple(seen.shape)} {given} {where}"
+    if _OTHER_DTYPE.search(str(error)):
+        dtype = "dtype" if own in (None, seen.dtype) else own
+        note += f"; the state is {given}: cast with u.to({dtype}) before the network's first layer"
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+    elif error.args and isinstance(error.args[0], str):  # Python 3.10
+        error.args = (f"{error.args[0]}\n{note}", *error.args[1:])
 
 
 def device_of(net: Network) -> torch.device:
@@ -95,9 +125,14 @@ class ClassifierFree(nn.Module):
             )
         labels = self.labels.expand(rows)
         labels = torch.cat([labels, torch.full_like(labels, self.null)])
-        # An expanded view stays one: it tells the network that all rows share t.
-        t = torch.cat([t, t]) if t.stride(0) else t[:1].expand(2 * rows)
-        both = self.net(torch.cat([u, u]), t, labels)  # type: ignore[call-arg]
-        if not isinstance(both, torch.Tensor):
-            raise TypeError(f"the network's output must be a tensor, got {type(both).__name__}")
-        return both.chunk(2)
+        call: Callable[..., Any] = self.net
+        return both_halves(lambda *doubled: call(*doubled, labels), u, t)
+
+
+def both_halves(
+    call: Callable[[torch.Tensor, torch.Tensor], Any], u: torch.Tensor, t: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Both halves of the output of one call, on a state u twice and its times t (B,) twice."""
+    # An expanded view stays one: it tells the network that all rows share t.
+    t = torch.cat([t, t]) if t.stride(0) else t[:1].expand(2 * len(u))
+    return output_tensor(call(torch.cat([u, u]), t)).chunk(2)

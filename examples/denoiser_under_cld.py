@@ -16,19 +16,19 @@ from diffusers import DDPMScheduler, UNet2DModel
 import cldfast
 from cldfast.lab.data import Digits
 
-TRAIN_STEPS = 300
+TRAIN_STEPS = 200
 torch.manual_seed(0)
 images, scheduler = Digits().train_x, DDPMScheduler(num_train_timesteps=1000)
 unet = UNet2DModel(
     sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, norm_num_groups=8,
-    block_out_channels=(32, 64), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+    block_out_channels=(16, 32), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
     up_block_types=("AttnUpBlock2D", "UpBlock2D"),
 )  # fmt: skip
 optimiser = torch.optim.Adam(unet.parameters(), 2e-3)
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, TRAIN_STEPS)
 for _ in range(TRAIN_STEPS):
-    clean = images[torch.randint(len(images), (64,))]
-    noise, t = torch.randn_like(clean), torch.randint(1000, (64,))
+    clean = images[torch.randint(len(images), (48,))]
+    noise, t = torch.randn_like(clean), torch.randint(1000, (48,))
     noisy = scheduler.add_noise(clean, noise, t)
     loss = torch.nn.functional.mse_loss(unet(noisy, t).sample, noise)
     optimiser.zero_grad()

@@ -14,7 +14,7 @@ from cldfast.lab.data import Funnel
 from cldfast.lab.metrics import sliced_w2
 from cldfast.lab.models import MLPScore
 
-DIM, TRAIN_STEPS, SAMPLES = 5, 1500, 5000
+DIM, TRAIN_STEPS, SAMPLES = 5, 1000, 4000
 torch.manual_seed(0)
 data, sde = Funnel(DIM), cldfast.CLD()
 rows = data.sample(50_000)

@@ -109,7 +109,9 @@ def bias_of_ula(figure: Any) -> None:
                 plan = cldfast.make_plan(process, "ula", 300, "linear", t_min=0.0)
                 law.append(plan.gaussian_law().cov[0, 0])
         axes.plot(h, law, "o" if "plan" in name else "x", label=name)
-    x, _ = classical.mala(lambda x: -0.5 * x.square().sum(1), torch.zeros(20_000, 1), 0.5, 100)
+    x, _ = classical.mala(
+        lambda x: -0.5 * x.square().sum(1), torch.zeros(20_000, 1), 0.5, 100, seed=0
+    )
     axes.plot([0.5], [float(x.var())], "D", color=COLOURS[2], label="MALA")
     axes.set(xlabel="step h", ylabel="variance", yscale="log")
     axes.legend(frameon=False)

@@ -42,3 +42,9 @@ def test_what_type_checkers_read_of_sample_is_its_signature() -> None:
     told = dict(signature(typing.get_overloads(cldfast.sample)[0]).parameters)
     assert own.pop("return_velocity").default is told.pop("return_velocity").default is False
     assert own == told
+
+
+def test_each_page_of_the_site_is_listed() -> None:
+    listed = (ROOT / "docs" / "index.md").read_text(encoding="utf-8").split()
+    pages = [path.stem for path in (ROOT / "docs").glob("*.md") if path.stem != "index"]
+    assert [page for page in pages if page not in listed] == []

@@ -89,6 +89,25 @@ def sampling(net: Net, sde: cldfast.LinearPhaseSDE, folder: Path) -> Tensor:
     return found.nll
 
 
+def model(net: Net, sde: cldfast.LinearPhaseSDE, x0: Tensor, folder: Path) -> cldfast.Model:
+    made = cldfast.Model(net, sde, "mixed", cldfast.DataScale.fit(x0), shape=(2,))
+    assert_type(made.loss(x0, labels=torch.zeros(10)), Tensor)
+    made.fit(x0)
+
+    def watch(info: cldfast.StepInfo) -> None:
+        assert_type(info.x0, Tensor | None)
+
+    x = made.sample(10, 8, labels=3, batch_size=4, callback=watch)
+    assert_type(x, Tensor)
+    assert_type(made.denoise(torch.zeros(10, 4), 0.5), Tensor)
+    assert_type(made.likelihood(x0), cldfast.Likelihood)
+    assert_type(made.fit_plan(x0, 8), cldfast.FitResult)
+    made.save_pretrained(folder)
+    again = cldfast.Model.from_pretrained(folder, net)
+    assert_type(again, cldfast.Model)
+    return again
+
+
 def own_stage(u: Tensor, output: Tensor) -> None:
     address = cldfast.NoiseAddress(seed=1, stage_index=3)
     weights = torch.zeros(1, 2, 5, dtype=torch.float64)

@@ -39,7 +39,7 @@ tests_of_the_sdist() {
 
 sed -n '/^```python$/,/^```$/{/^```/d;p}' README.md >"$work/ten_lines.py"
 cp tests/wheel_check.py tests/user_program.py "$work/"
-demo=${DEMO:-cldfast demo --minutes 0.2}
+demo=${DEMO-cldfast demo --minutes 0.2}  # empty for none
 first=yes
 for python in $(pythons); do
     rm -rf "$work/venv"
@@ -47,7 +47,7 @@ for python in $(pythons); do
     bin=$work/venv/bin
     if [ -n "$first" ]; then
         "$bin/pip" install -q build
-        "$bin/python" -m build --outdir "$work/dist" . >"$work/log" 2>&1 || { tail -40 "$work/log"; exit 1; }
+        step "$bin/python" -m build --sdist --outdir "$work/dist" .
         sdist=$(ls "$work"/dist/*.tar.gz)
     fi
     "$bin/pip" wheel -q --no-deps -w "$work/wheels" "$sdist"
@@ -69,8 +69,12 @@ for python in $(pythons); do
         row="$row | $took"
         step "$bin/cldfast" info
         row="$row | $took"
-        step "$bin"/$demo --out "$work/demo-$tag-$kind"
-        row="$row | $took"
+        if [ -n "$demo" ]; then
+            step "$bin"/$demo --out "$work/demo-$tag-$kind"
+            row="$row | $took"
+        else
+            row="$row | -"
+        fi
         step "$bin/mypy" --strict --cache-dir "$work/mypy-$tag" user_program.py
         echo "$row | $took |" | tee -a "$table"
         if [ -n "$first" ]; then

@@ -16,9 +16,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "cldfast"
 
 # What each room may import of the others. README.md and docs/architecture.md draw the same.
 BASE = "network files extras version caller"  # files that import nothing of ours
-CORE = f"{BASE} process planner kernels"
+CORE = f"{BASE} conditions process planner kernels"
 MIDDLE = f"{CORE} sampling training classical"
 RULES = dict.fromkeys(BASE.split(), "") | {
+    "conditions": "network",
     "process": "caller",
     "planner": "caller files process",
     "kernels": BASE,

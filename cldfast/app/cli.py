@@ -44,7 +44,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (argparse itself may raise SystemExit)."""
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     try:
         if args.threads is not None:
             if args.threads < 1:
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="cldfast",
         description="Critically-damped Langevin diffusion: train score networks, draw samples.",

@@ -69,7 +69,7 @@ def run_demo(
 
     Raises ValueError for bad numbers or a path that is no folder, ImportError for missing extras.
     """
-    require("sklearn", "matplotlib", "ot", "safetensors")
+    require("sklearn", "matplotlib", "ot")
     if samples < 2:
         raise ValueError(f"samples: expected at least 2, got {samples}")
     started = time.perf_counter()

@@ -69,4 +69,6 @@ def named_values(option: str, texts: Sequence[str]) -> dict[str, Any]:
             values[name] = json.loads(value)
         except json.JSONDecodeError:
             values[name] = value
+        except RecursionError:
+            raise ValueError(f"--{option}: {name} has too many brackets") from None
     return values

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cldfast.app.training_data import training_data
-from cldfast.files import PathLike, member
+from cldfast.files import PathLike, locked, member
 from cldfast.fitting.fit import FitResult, fit_plan
 from cldfast.lab.metrics import nearest_ratio
 from cldfast.model.run_folder import PLANS, RunConfig, load_run
@@ -35,9 +35,23 @@ def fit_run(
     device: of the fit; None is the CPU. options: of `cldfast.fit_plan`. The data are those that
         the run was trained on.
 
-    Raises ValueError for a run without data, or options that do not fit.
+    Raises ValueError for a run without data, options that do not fit, and a folder that another
+    process writes.
     """
     loaded, sde, config = load_run(folder)
+    with locked(folder):
+        return _fit(folder, loaded, sde, config, evaluations, device, options)
+
+
+def _fit(
+    folder: PathLike,
+    loaded: nn.Module,
+    sde: LinearPhaseSDE,
+    config: RunConfig,
+    evaluations: int,
+    device: torch.device | None,
+    options: dict[str, Any],
+) -> tuple[FitResult, dict[str, Any]]:
     net: Network = loaded.to(device)
     if config.data is None:
         raise ValueError(f"{folder} says nothing of its data: there is nothing to fit a plan to")
@@ -48,7 +62,8 @@ def fit_run(
         net, sde, data.rows, evaluations, t_min=config.t_min, parameterization=config.form,
         **options,
     )  # fmt: skip
-    drawn: Any = sample(net, sde, (_LOOKED_AT, *config.shape), plan=result.plan, batch_size=256)
+    shape = (_LOOKED_AT, *config.shape)
+    drawn: Any = sample(net, sde, shape, plan=result.plan, batch_size=256, seed=0)
     figures = {
         "evaluations": evaluations, "shape": list(config.shape), "improved": result.improved,
         "base": result.before, "fitted": result.after, "seconds": round(result.seconds, 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cldfast.app.training_data import training_data
-from cldfast.files import PathLike
+from cldfast.files import PathLike, locked
 from cldfast.lab.models import build_model
 from cldfast.lab.plots import loss_curve
 from cldfast.model.run_folder import (
@@ -18,6 +19,7 @@ from cldfast.model.run_folder import (
     METRICS,
     MODEL,
     RunConfig,
+    make_folder,
     remove_plans,
     save_config,
     save_run,
@@ -49,15 +51,13 @@ def train_run(
     device: of the training; None is the CPU. progress: a bar, or lines where there is no terminal.
     accelerator: of several processes, all of which must call; the first one writes.
 
-    Raises ValueError for a config that does not fit, ImportError without safetensors, and
+    Raises ValueError for a config that does not fit and a folder that another process writes, and
     NonFiniteLoss.
     """
     path = Path(folder)
     if config.data is None or config.train is None:
         raise ValueError("the config says nothing of data or training: there is nothing to train")
     first = accelerator is None or accelerator.is_main_process
-    if not resume and any((path / name).exists() for name in (CONFIG, MODEL, CHECKPOINT)):
-        raise ValueError(f"{path} has a run already: resume it or choose another folder")
     settings = TrainConfig.from_dict(config.train)
     sde = sde_from_config(config.sde)
     # Everything that can be refused is refused before the first file is written.
@@ -73,31 +73,35 @@ def train_run(
     # The initial weights are the seed's, also where a run was killed before its first checkpoint.
     torch.manual_seed(settings.seed)
     net = build_model(config.model).to(device)
-    if accelerator is not None:
-        accelerator.wait_for_everyone()  # all have looked before the first one writes
-    if first and not resume:
-        save_config(path, config)
-    trainer = Trainer(
-        net, sde, rows, settings, validation=held_out, folder=path, resume=resume,
-        accelerator=accelerator,
-    )  # fmt: skip
-    if first:
-        if resume:
-            # The checkpoint fits, so the new settings may replace those in the folder.
+    make_folder(path)
+    with locked(path) if first else nullcontext():
+        if not resume and any((path / name).exists() for name in (CONFIG, MODEL, CHECKPOINT)):
+            raise ValueError(f"{path} has a run already: resume it or choose another folder")
+        if accelerator is not None:
+            accelerator.wait_for_everyone()  # all have looked before the first one writes
+        if first and not resume:
             save_config(path, config)
-        remove_plans(path)
-    average = trainer.fit(progress=progress)
-    metrics = {
-        "steps": trainer.step,
-        "validation_loss": trainer.validate(),
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "seconds": round(trainer.seconds, 3),
-    }
-    if trainer.skipped:
-        metrics["skipped_steps"] = trainer.skipped
-    if first:
-        save_run(path, average, config, metrics)
-    return metrics
+        trainer = Trainer(
+            net, sde, rows, settings, validation=held_out, folder=path, resume=resume,
+            accelerator=accelerator,
+        )  # fmt: skip
+        if first:
+            if resume:
+                # The checkpoint fits, so the new settings may replace those in the folder.
+                save_config(path, config)
+            remove_plans(path)
+        average = trainer.fit(progress=progress)
+        metrics = {
+            "steps": trainer.step,
+            "validation_loss": trainer.validate(),
+            "parameters": sum(p.numel() for p in net.parameters()),
+            "seconds": round(trainer.seconds, 3),
+        }
+        if trainer.skipped:
+            metrics["skipped_steps"] = trainer.skipped
+        if first:
+            save_run(path, average, config, metrics)
+        return metrics
 
 
 def plot_losses(folder: PathLike) -> None:
@@ -143,7 +147,7 @@ def sample_run(
                 sample(conditional, sde, first_index=first + start, device=own.device, **given)
             )
             start += len(own)
-    return _in_units(torch.cat(parts), config)
+    return config.restore(torch.cat(parts).cpu())
 
 
 def _with_labels(net: Network, labels: Tensor) -> Network:
@@ -156,7 +160,7 @@ def flow_run(
 ) -> tuple[Tensor, int]:
     """n samples by the adaptive flow, with options of `cldfast.pflow`, and its evaluations."""
     drawn, evaluations = pflow(net, sde, **_arguments(config, n, options))
-    return _in_units(drawn, config), evaluations
+    return config.restore(drawn.cpu()), evaluations
 
 
 def _arguments(config: RunConfig, n: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -164,17 +168,6 @@ def _arguments(config: RunConfig, n: int, options: dict[str, Any]) -> dict[str, 
     if options.get("plan") is None:
         own["t_min"] = config.t_min  # a plan has its own
     return {"shape": (n, *config.shape)} | own | options
-
-
-def _in_units(drawn: Tensor, config: RunConfig) -> Tensor:
-    """The samples in the units of the run's data; ValueError where some are not finite."""
-    lost = int((~drawn.flatten(1).isfinite()).any(1).sum())
-    if lost:
-        raise ValueError(
-            f"{lost} of {len(drawn)} samples diverged to infinity: "
-            "take more steps, another solver or grid"
-        )
-    return config.restore(drawn.cpu())
 
 
 def likelihood_run(

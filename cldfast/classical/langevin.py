@@ -18,7 +18,7 @@ import torch
 from cldfast import kernels
 from cldfast.classical.paths import EDM, GaussianPath
 from cldfast.classical.solvers import Stages, kicks
-from cldfast.kernels import NoiseAddress, Stream
+from cldfast.kernels import Stream
 from cldfast.network import Network
 from cldfast.planner.parameterization import LinearMap
 from cldfast.planner.solvers import Solver, solver
@@ -134,18 +134,18 @@ def ula(score: Network, x: torch.Tensor, step: float, steps: int, **options: Any
 
 def kinetic_langevin(
     score: Network, x: torch.Tensor, step: float, steps: int, *, v: torch.Tensor | None = None,
-    friction: float = 1.0, scheme: str = "baoab", seed: int = 0, first_index: int = 0,
-    **options: Any,
+    friction: float = 1.0, scheme: str = "baoab", seed: int | None = None, first_index: int = 0,
+    generator: torch.Generator | None = None, **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Kinetic Langevin from x and v like it, drawn from N(0, 1) if None; returns both.
 
     scheme: "baoab", "obabo" or "euler". score, options: see `ula`; a callback sees (x, v).
     """
+    where = kernels.noise_address(seed, first_index, generator, stream=Stream.VELOCITY)
     if v is None:
-        where = NoiseAddress(seed, first_index, stream=Stream.VELOCITY)
         v = kernels.normals(x.shape, where, dtype=x.dtype, device=x.device)[:, : x.shape[1]]
     process, start = KineticLangevin(step * steps, friction), torch.cat([x, v], dim=1)
-    options |= {"seed": seed, "first_index": first_index, "return_velocity": True}
+    options |= {"seed": where.seed, "first_index": where.first_index, "return_velocity": True}
     return _run(score, process, x.shape, start, scheme, steps, options)
 
 

@@ -9,10 +9,13 @@ import torch
 
 from cldfast import kernels
 from cldfast.classical.paths import EDM, FlowMatching, GaussianPath
+from cldfast.conditions import Conditions, conditioned
 from cldfast.kernels import NoiseAddress, Stream
-from cldfast.network import Network, draw_seed
+from cldfast.network import Network, output_tensor
 from cldfast.planner.parameterization import Parameterization
 from cldfast.planner.path_forms import change, parts, view
+from cldfast.training.times import given_times
+from cldfast.training.trained import remember_training
 
 Tensor = torch.Tensor
 
@@ -20,33 +23,40 @@ Tensor = torch.Tensor
 def dsm_loss(
     net: Network, path: GaussianPath, x0: Tensor, t: Tensor | None = None, *,
     parameterization: Parameterization | None = None, weighting: str = "noise", t_min: float = 1e-3,
-    seed: int | None = None, first_index: int = 0, noise: Tensor | None = None,
+    seed: int | None = None, first_index: int = 0, generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+    conditions: Conditions | None = None,
 ) -> Tensor:  # fmt: skip
     """Denoising score matching, summed over the coordinates of a row and averaged over rows.
 
     net: `net(x, t)` returns what `parameterization` says, see `cldfast.planner.path_forms`.
-    x0: data (B, ...). t: (B,) times > 0; None draws them uniformly on [t_min, T].
+    x0: data (B, ...). t: (B,) times in (0, T]; None draws them uniformly on [t_min, T].
     weighting: the form in which errors are counted: "noise" is `|sigma (s - s*)|^2`.
-    seed, first_index: of times and noise; None draws a seed. noise: normals like x0 to use instead.
+    seed, first_index: of times and noise; None draws a seed from `generator`, see
+        `cldfast.sample`. noise: normals like x0 to use instead.
+    conditions: further arguments of the network by name, see `cldfast.run`.
 
     Raises ValueError for an unknown form, or an output that is not of the shape of x0.
     Source: Vincent (2011); Song et al. (2021), eq. 7.
     """
     parameterization = path.parameterization if parameterization is None else parameterization
-    address = NoiseAddress(draw_seed() if seed is None else seed, first_index)
+    address = kernels.noise_address(seed, first_index, generator)
     if t is None:
         t = t_min + (path.T - t_min) * _uniform(address, x0)
+    else:
+        t = given_times(t, path.T, len(x0), x0.device)
     if noise is None:
         where = address.in_stream(Stream.PERTURBATION)
         pairs = kernels.normals(x0.shape, where, dtype=x0.dtype, device=x0.device)
         noise = pairs[:, : x0.shape[1]]
-    t = label = t.to(torch.float64)
+    label = t
     p, q = parts(path, t, parameterization)
     gain, _ = change(path, t, parameterization, weighting)
     x = _rows(path.alpha(t), x0) * x0 + _rows(path.sigma(t), x0) * noise
     if (seen := view(path, t, parameterization)) is not None:
         x, label = _rows(seen[0], x0) * x, seen[1]
-    output = _checked(net(x, label.to(x0.dtype)), x0)
+    output = _checked(conditioned(net, conditions)(x, label.to(x0.dtype)), x0)
+    remember_training(net, parameterization)
     error = _rows(gain, x0) * (output - _rows(p, x0) * x0 - _rows(q, x0) * noise)
     return error.square().flatten(1).sum(1).mean()
 
@@ -63,18 +73,20 @@ def flow_matching_loss(
 
 
 def multi_scale_loss(
-    net: Network, x0: Tensor, sigmas: Sequence[float], *, seed: int | None = None, **options: Any
-) -> Tensor:
+    net: Network, x0: Tensor, sigmas: Sequence[float], *, seed: int | None = None,
+    first_index: int = 0, generator: torch.Generator | None = None, **options: Any,
+) -> Tensor:  # fmt: skip
     """Denoising score matching at given noise levels, `sigma^2` weighted; one level is fixed noise.
 
     net: `net(x, sigma)`; every row draws one of the levels. options: of `dsm_loss`. Source: Song
     and Ermon (2019), eq. 6.
     """
-    seed = draw_seed() if seed is None else seed
-    share = _uniform(NoiseAddress(seed, options.get("first_index", 0)), x0)
+    address = kernels.noise_address(seed, first_index, generator)
+    share = _uniform(address, x0)
     levels = torch.tensor(list(sigmas), dtype=torch.float64, device=x0.device)
     t = levels[(share * len(levels)).long()]
-    return dsm_loss(net, EDM(max(sigmas)), x0, t, seed=seed, **options)
+    options |= {"seed": address.seed, "first_index": address.first_index}
+    return dsm_loss(net, EDM(max(sigmas)), x0, t, **options)
 
 
 def implicit_loss(net: Network, x: Tensor, t: Tensor, directions: Tensor | None = None) -> Tensor:
@@ -119,7 +131,8 @@ def _rows(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype).reshape(-1, *([1] * (like.dim() - 1)))
 
 
-def _checked(output: Any, x: Tensor) -> Tensor:
+def _checked(result: object, x: Tensor) -> Tensor:
+    output = output_tensor(result)
     if output.shape != x.shape:
         raise ValueError(f"the network must return {tuple(x.shape)}, got {tuple(output.shape)}")
     return output

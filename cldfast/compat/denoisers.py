@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from cldfast.compat.noise_tables import FAR, FlowTable, NoiseTable, SigmaTable, Table, Values
+from cldfast.conditions import Conditions, null_of
+from cldfast.training.trained import remember_training
 
 # How x0 follows from y and the output: the factors of both, of the noise level r and of alpha.
 _FACTORS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
@@ -43,6 +45,11 @@ class Denoiser(nn.Module):
     def __init__(self, net: Callable[..., Tensor], predicts: str, table: Table) -> None:
         super().__init__()
         self.net, self.predicts, self.table = net, predicts, table
+        remember_training(self, "denoiser")
+
+    @property
+    def null(self) -> Conditions:
+        return null_of(self.net)
 
     @property
     def sigma_range(self) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from cldfast import kernels
-from cldfast.compat.diffusers_noise import Generators, draw_seeds, seeded_normals
+from cldfast.compat.diffusers_noise import Generators, Seeds, draw_seeds, seeded_normals
 from cldfast.compat.diffusers_state import HiddenState, SeenPlane
 from cldfast.compat.diffusers_table import (
     PREDICTIONS,
@@ -120,8 +121,23 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         self._begin_index: int | None = None
         self._steps: Steps | None = None
         self._step_index: int | None = None
-        self._seeds: int | list[int] | None = None
+        self._seeds: Seeds | None = None
         self._forget_run()
+
+    @classmethod
+    def from_config(cls, config: Any = None, **options: Any) -> Any:
+        """As for every scheduler of diffusers, from a config that a `CLDScheduler` has written.
+
+        Raises ValueError for the config of another scheduler: its keys would mean nothing here.
+        """
+        own = inspect.signature(cls.__init__).parameters
+        other = [key for key in config or () if not key.startswith("_") and key not in own]
+        if other:
+            raise ValueError(
+                f"the config is that of another scheduler, with {', '.join(other[:3])}: call "
+                f"{cls.__name__}.from_scheduler(pipeline.scheduler)"
+            )
+        return super().from_config(config, **options)
 
     @classmethod
     def from_scheduler(
@@ -338,7 +354,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
             address = NoiseAddress(0, 0, index)
             return seeded_normals(shape, self._seeds, address, state.dtype, state.device)
         assert self._seeds is not None  # drawn with the first noise of a run
-        return NoiseAddress(self._seeds, first_index, index)
+        return NoiseAddress(self._seeds.seed, self._seeds.first_index + first_index, index)
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor

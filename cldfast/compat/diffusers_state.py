@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from cldfast import kernels
-from cldfast.compat.diffusers_noise import seeded_normals
+from cldfast.compat.diffusers_noise import Seeds, seeded_normals
 from cldfast.kernels import NoiseAddress, Stream
 from cldfast.sampling.steps import look
 
@@ -72,7 +72,7 @@ class HiddenState:
         self._state: torch.Tensor | None = None  # after the first step
 
     def behind(
-        self, sample: torch.Tensor, plane: SeenPlane, seeds: int | list[int], first_index: int
+        self, sample: torch.Tensor, plane: SeenPlane, seeds: Seeds, first_index: int
     ) -> torch.Tensor:
         """The state of which the network sees the sample; drawn in the first step of a run."""
         if self._state is not None:

@@ -47,7 +47,7 @@ def odeint(
     times = torch.tensor(ends, dtype=torch.float64, device=first.device)
     # torchdiffeq makes tensors on the default device: when it is imported, and when it solves.
     with torch.device(first.device):
-        solver = extra_module("torchdiffeq", "the probability flow needs torchdiffeq", "ode")
+        solver = extra_module("torchdiffeq", "the probability flow needs torchdiffeq")
         if method in probability_flow.ADAPTIVE:
             options = {"step_t": times[1:], **(options or {})}
         path = solver.odeint(rate, start, times, method=method, options=options, **tolerances)

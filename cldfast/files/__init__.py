@@ -5,12 +5,13 @@ file that is read is input from a stranger: what it asks for is checked before m
 runs no code, and it leads out of no folder. SECURITY.md says what is promised.
 """
 
+from cldfast.files.lock import locked
 from cldfast.files.opening import PathLike, located, member, opened, read_bytes
 from cldfast.files.plain_json import parse_json, read_json
 from cldfast.files.tensors import read_tensors, write_tensors
 from cldfast.files.writing import remove_stale, write_atomic, write_json
 
 __all__ = [
-    "PathLike", "located", "member", "opened", "parse_json", "read_bytes", "read_json",
+    "PathLike", "located", "locked", "member", "opened", "parse_json", "read_bytes", "read_json",
     "read_tensors", "remove_stale", "write_atomic", "write_json", "write_tensors",
 ]  # fmt: skip

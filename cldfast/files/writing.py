@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ def write_atomic(path: PathLike, data: bytes) -> None:
     """Write a file so that its readers see the old content or the new, also after a crash."""
     target = Path(path)
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    _remove_those_of_the_dead(target)
     try:
         with open(beside, "wb") as file:
             file.write(data)
@@ -29,6 +31,26 @@ def write_atomic(path: PathLike, data: bytes) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _remove_those_of_the_dead(target: Path) -> None:
+    """Remove what killed writers of the same file have left beside it."""
+    if os.name != "posix":
+        return
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        process = leftover.name.split(".")[-2]
+        if process.isdecimal() and not _lives(int(process)):
+            leftover.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # asks, and sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass  # somebody else's
+    return True
 
 
 def remove_stale(folder: PathLike) -> None:

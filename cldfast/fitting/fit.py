@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cldfast import kernels
+from cldfast.conditions import Conditions, conditioned
 from cldfast.extras import progress_bar
 from cldfast.fitting.free_plan import FreePlan
 from cldfast.fitting.objective import Features, Objective, Target, objective_weights
@@ -70,6 +71,8 @@ def fit_plan(
     held_out: Tensor | None = None,
     parameterization: Parameterization | None = None,
     t_min: float = 1e-3,
+    conditions: Conditions | None = None,
+    null: Conditions | None = None,
     seed: int = 0,
     steps: int = 150,
     batch_size: int = 2048,
@@ -97,6 +100,8 @@ def fit_plan(
         out a fifth of `data`.
     parameterization, t_min, backend: as for `cldfast.make_plan` and `cldfast.run`; those of a base
         that is a plan are its own.
+    conditions, null: see `cldfast.run`; of one row, which all samples share. The pair that a base
+        made with `guidance_scale` reads has its coefficients fitted apart.
     seed: of noise, data and directions; the fit is a function of it.
     steps, step_size: of Adam. batch_size: samples in a step. projections: directions in a step.
     chunk_size: rows that go through the network at once. A batch of more is sampled first, without
@@ -119,6 +124,7 @@ def fit_plan(
     seed = kernels.check_seed(seed)
     weights = objective_weights(objective)
     plan = base_plan(sde, base, evaluations, parameterization, t_min, noise="paths" not in weights)
+    net = conditioned(net, conditions, null, plan.pair)
     if data is not None:
         rows, shape = split_rows(data, held_out, seed), tuple(data.shape[1:])
     elif shape is not None:

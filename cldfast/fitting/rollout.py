@@ -59,7 +59,7 @@ def _walk(
     free: FreePlan, vector: Tensor, net: Network, u: Tensor, address: NoiseAddress, backend: str
 ) -> Iterator[tuple[tuple[Tensor, ...], StageResult]]:
     """For each stage the tensors that it reads and what it makes."""
-    outputs = Outputs(net, free.base.parameterization)
+    outputs = Outputs(net, free.base)
     times = free.times(vector)
     rows_seen, arguments = free.inputs(times)
     times, arguments = (t.to(device=u.device, dtype=u.dtype) for t in (times, arguments))

@@ -60,7 +60,7 @@ class Source:
             u = self.start(rows, where, plan)
             u = run(
                 plan, self.net, u, seed=self.seed, first_index=where.first_index,
-                backend=self.backend,
+                backend=self.backend, nonfinite="return",
             )  # fmt: skip
             made.append(u.chunk(2, dim=1)[0])
         return torch.cat(made)

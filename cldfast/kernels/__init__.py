@@ -30,6 +30,7 @@ from cldfast.kernels.checks import (
 from cldfast.kernels.normals import normals
 from cldfast.kernels.perturb import covers, matrices, perturb
 from cldfast.kernels.residual import REDUCTIONS, check_gradients, residual
+from cldfast.kernels.seeds import noise_address
 from cldfast.kernels.stage import stage
 from cldfast.kernels.time_tables import AtTimes, OutsideTableError
 
@@ -68,6 +69,7 @@ __all__ = [
     "get_backend",
     "matrices",
     "missing_backend",
+    "noise_address",
     "noise_planes",
     "normals",
     "pair_words",

@@ -135,6 +135,17 @@ def _span(tensor: torch.Tensor) -> tuple[int, int]:
     return start, start + (last + 1) * tensor.element_size()
 
 
+def _overlaps_itself(tensor: torch.Tensor) -> bool:
+    """Whether elements may share memory: a stride that does not go past what shorter ones span."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False
+
+
 def check_out(
     out: object,
     shape: tuple[int, ...],
@@ -143,6 +154,11 @@ def check_out(
     inputs: Sequence[torch.Tensor],
 ) -> None:
     target = check_like("out", out, shape, like)
+    if not target.is_contiguous() and _overlaps_itself(target):
+        raise ValueError(
+            f"out has several elements in one place (strides {target.stride()}), as an expanded "
+            "tensor has: give memory of its own, such as torch.empty_like(u)"
+        )
     if target.requires_grad:
         raise ValueError("out must not require gradients")
     start, end = _span(target)

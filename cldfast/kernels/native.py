@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 core: Any = None
@@ -19,6 +20,12 @@ except ModuleNotFoundError:
     )
 except ImportError as error:
     core_missing = str(error)
+
+# The core asks a free-threaded Python to take its lock, which PYTHON_GIL=0 forbids.
+if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    raise ImportError(
+        "cldfast was never tested without Python's global lock: start Python with PYTHON_GIL=1"
+    )
 
 try:
     import cldfast._cuda as _cuda  # type: ignore[import-not-found]

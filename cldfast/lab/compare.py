@@ -111,7 +111,7 @@ def compare(
                 process = KineticLangevin(process.T * steps, process.friction)
             drawn: Any = sample(
                 net, process, (samples * repeats, data.dim), one.solver, steps, one.grid, seed=seed,
-                parameterization=form, **one.options,
+                parameterization=form, nonfinite="return", **one.options,
             )  # fmt: skip
             distance, error = _distance(drawn.chunk(repeats), references)
             rows.append(

@@ -25,7 +25,7 @@ def chain_diagnostics(states: Any) -> dict[str, np.ndarray]:
             "states: expected (draws, chains, ...) with at least 4 draws of 2 chains, "
             f"got {array.shape}"
         )
-    arviz = extra_module("arviz", "chain_diagnostics needs ArviZ", "mcmc")
+    arviz = extra_module("arviz", "chain_diagnostics needs ArviZ")
     chains = arviz.convert_to_dataset({"x": np.swapaxes(array, 0, 1)})
     return {
         "ess": np.asarray(arviz.ess(chains)["x"]), "rhat": np.asarray(arviz.rhat(chains)["x"])

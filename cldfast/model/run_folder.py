@@ -39,13 +39,16 @@ from cldfast.planner.parameterization import (
     output_planes,
 )
 from cldfast.process.sde import LinearPhaseSDE, sde_from_config
-from cldfast.training import TrainConfig
+from cldfast.training import CHECKPOINT, TrainConfig
 from cldfast.training.data_scale import DataScale
+from cldfast.training.trained import remember_training
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
 METRICS = "metrics.json"
 PLANS = "plans"
+# The kind of a network that no config describes; "class" has the name of its class.
+OWN = "own"
 
 # Numbers of one sample: an image of 2,048 x 2,048 in three colours has 12.6 million.
 _MOST_NUMBERS = 1 << 24
@@ -64,6 +67,7 @@ class RunConfig:
         the data was multiplied by before training, a "standardised" the "mean" and "std" of
         `cldfast.training.data_scale.DataScale`.
     train: the training's settings, or None. versions: of the libraries that wrote the folder.
+    null: numbers that stand for no condition of the network, by name; None where it says so itself.
 
     Raises ValueError for a value that does not fit.
     """
@@ -76,11 +80,12 @@ class RunConfig:
     data: dict[str, Any] | None = None
     train: dict[str, Any] | None = None
     versions: dict[str, str | None] = field(default_factory=versions)
+    null: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("sde", "model", "data", "train", "versions"):
-            value = getattr(self, name)
-            if not isinstance(value, dict) and not (value is None and name in ("data", "train")):
+        for name in ("sde", "model", "data", "train", "versions", "null"):
+            value, optional = getattr(self, name), name in ("data", "train", "null")
+            if not isinstance(value, dict) and not (value is None and optional):
                 raise ValueError(f"{name}: expected an object, got {type(value).__name__}")
         shape = self.shape
         if (
@@ -100,6 +105,12 @@ class RunConfig:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not 0 < value < math.inf:
                 raise ValueError(f"{name}: expected a number > 0, got {value!r}")
+        for name, value in (self.null or {}).items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(
+                    f"null of {name!r}: expected a number to write, got {type(value).__name__}; "
+                    "leave it out, and give it when the folder is read"
+                )
         self._check_data()
         if self.train is not None:
             TrainConfig.from_dict(self.train)
@@ -139,6 +150,14 @@ class RunConfig:
             )
         return found
 
+    @property
+    def data_scale(self) -> DataScale | None:
+        """The standardisation, or a factor of the data as one; None for neither."""
+        if self.standardised is not None or self.scale == 1.0:
+            return self.standardised
+        entries = self.shape[0]
+        return DataScale((0.0,) * entries, (1.0 / self.scale,) * entries)
+
     def restore(self, rows: Tensor) -> Tensor:
         """Rows of the network, (n, *shape), in the units of the data."""
         standardised = self.standardised
@@ -153,20 +172,27 @@ class RunConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """The inverse of `dataclasses.asdict`; ValueError for unknown or missing keys."""
         known = [f.name for f in fields(cls)]
-        unknown, missing = sorted(values.keys() - known), sorted(set(known) - values.keys())
+        unknown = sorted(values.keys() - known)
+        missing = sorted(set(known) - values.keys() - {"null"})
         if unknown or missing:
             what = f"unknown {', '.join(unknown)}" if unknown else f"no {', '.join(missing)}"
             raise ValueError(f"{what}; expected {', '.join(known)}")
         return cls(**values)
 
 
-def save_config(folder: PathLike, config: RunConfig) -> Path:
-    """Write `config.json`, making the folder where it does not exist; returns the folder."""
+def make_folder(folder: PathLike) -> Path:
+    """Make a folder where it does not exist; returns it. ValueError for a path that is a file."""
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise ValueError(f"{path}: expected a folder, found a file") from error
+    return path
+
+
+def save_config(folder: PathLike, config: RunConfig) -> Path:
+    """Write `config.json`, making the folder where it does not exist; returns the folder."""
+    path = make_folder(folder)
     write_json(path / CONFIG, asdict(config))
     return path
 
@@ -179,8 +205,7 @@ def save_run(
     model: the network to sample from (averaged weights), of the layout that `config.model` says.
     metrics: plain numbers and texts for `metrics.json`; None writes no such file.
 
-    Raises ValueError for weights or metrics that are not finite and for a path that is a file,
-    ImportError without safetensors.
+    Raises ValueError for weights or metrics that are not finite and for a path that is a file.
     """
     # Everything that can be refused is refused before the first file is written.
     weights = dict(model.state_dict())
@@ -213,30 +238,49 @@ def load_config(folder: PathLike) -> RunConfig:
         raise located(path / CONFIG, error) from error
 
 
-def load_run(folder: PathLike) -> tuple[nn.Module, LinearPhaseSDE, RunConfig]:
+def load_run(
+    folder: PathLike, net: nn.Module | None = None
+) -> tuple[nn.Module, LinearPhaseSDE, RunConfig]:
     """Read a run folder: the network in evaluation mode on the CPU, the process, the config.
 
+    net: the network to be filled with the weights, of a class of one's own; None builds it.
+
     Raises ValueError, in one line that names the file, for a missing, unreadable or cut file,
-    unknown keys or kinds, and weights that do not fit or are not finite; ImportError without
-    safetensors.
+    unknown keys or kinds, weights that do not fit or are not finite, and an unfinished training.
     """
     path = Path(folder)
     config = load_config(path)
     try:
         sde = sde_from_config(config.sde)
-        # Without memory: the description may ask for any amount, until the file says the same.
-        with torch.device("meta"):
-            sketch = build_model(config.model)
-        _check_sizes(sketch, config)
+        sketch = _sketch(config) if net is None else net
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise located(path / CONFIG, error) from error
     if not 0 < config.t_min < sde.T:
         raise ValueError(f"{path / CONFIG}: expected t_min in (0, T = {sde.T}), got {config.t_min}")
+    if not (path / MODEL).exists() and (path / CHECKPOINT).exists():
+        raise ValueError(
+            f"{path}: the training is unfinished, it has no {MODEL} yet: go on with "
+            f"cldfast train --resume --out {path}"
+        )
     weights, _ = read_tensors(member(path, MODEL), like=sketch.state_dict())
     _check_finite(weights, str(path / MODEL))
-    net = build_model(config.model)
+    net = build_model(config.model) if net is None else net
     net.load_state_dict(weights)
+    remember_training(net, config.form)
     return net.eval(), sde, config
+
+
+def _sketch(config: RunConfig) -> nn.Module:
+    """The network without memory: a description may ask for any amount, as the file may not."""
+    if config.model.get("kind") == OWN:
+        raise ValueError(
+            f"the network is of a class of its own, {config.model.get('class')!r}: pass such a "
+            "network as net="
+        )
+    with torch.device("meta"):
+        sketch = build_model(config.model)
+    _check_sizes(sketch, config)
+    return sketch
 
 
 def _check_sizes(net: MLPScore | UNetScore, config: RunConfig) -> None:

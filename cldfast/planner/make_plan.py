@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ def make_plan(
     denoise: bool = False,
     guidance_scale: float | None = None,
     guidance_term: bool = False,
+    *,
+    nfe: int | None = None,
     **options: Any,
 ) -> Plan:
     """A sampler on a fixed grid as a `Plan`.
@@ -56,6 +59,7 @@ def make_plan(
     guidance_scale: classifier-free guidance, for a network that returns (conditional,
         unconditional).
     guidance_term: read one more output, the last, added to the score with weight 1.
+    nfe: a budget of network evaluations in place of steps: the most steps within it.
     options: the solver's own, e.g. `order=3` for multistep, and `rho` for the power grid.
 
     Raises ValueError or TypeError naming what was expected. What the solver's own code raises is
@@ -66,6 +70,16 @@ def make_plan(
             "sde must be a LinearPhaseSDE such as cldfast.CLD, or a path such as "
             f"cldfast.classical.VP, got {type(sde).__name__}"
         )
+    if nfe is not None:
+        if steps is not None or not (grid is None or isinstance(grid, str)):
+            raise ValueError(
+                "give nfe= or steps=, not both; a grid given as times has its own steps"
+            )
+        build = partial(
+            make_plan, sde, solver, grid=grid, t_min=t_min, parameterization=parameterization,
+            denoise=denoise, guidance_scale=guidance_scale, guidance_term=guidance_term, **options,
+        )  # fmt: skip
+        return _longest(nfe, lambda steps: build(steps=steps))
     solvers = sde.solvers if isinstance(sde, Path) else SOLVERS
     solver, grid, options = resolved(solver, steps, grid, options, solvers)
     if solver == "pflow":
@@ -93,15 +107,47 @@ def make_plan(
         )
     if denoise:
         stages = (*stages, denoising_stage(sde, float(times[-1]), parameterization))
-    if guidance_term:
-        stages = added_score(stages, sde, parameterization)
-    if guidance_scale is not None:
-        # The first output's blocks are split last, so the term stays behind both of its parts.
-        stages = classifier_free(stages, guidance_scale)
+    stages = _guided(stages, sde, parameterization, guidance_term, guidance_scale)
     stages = with_inputs(stages, sde, parameterization)
     return Plan(
-        stages, sde, solver, method.order_in_law(settings), parameterization, times, guidance_term
-    )
+        stages, sde, solver, method.order_in_law(settings), parameterization, times, guidance_term,
+        guidance_scale,
+    )  # fmt: skip
+
+
+def _guided(
+    stages: tuple[Stage, ...],
+    sde: Process,
+    parameterization: Parameterization,
+    term: bool,
+    scale: float | None,
+) -> tuple[Stage, ...]:
+    if term:
+        stages = added_score(stages, sde, parameterization)
+    if scale is not None:
+        # The first output's blocks are split last, so the term stays behind both of its parts.
+        stages = classifier_free(stages, scale)
+    return stages
+
+
+def _longest(nfe: int, build: Callable[[int], Plan]) -> Plan:
+    """The plan of the most steps whose evaluations are at most nfe; ValueError where none is."""
+    if isinstance(nfe, bool) or not isinstance(nfe, int | np.integer) or nfe < 1:
+        raise ValueError(f"nfe must be an integer >= 1, got {nfe!r}")
+    steps = int(nfe)
+    plan = build(steps)
+    while plan.evaluations > nfe:
+        if steps == 1:
+            raise ValueError(
+                f"one step of solver {plan.solver!r} needs {plan.evaluations} evaluations, more "
+                f"than nfe = {nfe}: give more, or take another solver"
+            )
+        # Evaluations are proportional to steps, up to a few at the ends.
+        steps = max(1, min(steps - 1, steps * nfe // plan.evaluations))
+        plan = build(steps)
+    while plan.evaluations < nfe and (longer := build(plan.steps + 1)).evaluations <= nfe:
+        plan = longer
+    return plan
 
 
 def with_inputs(
@@ -120,6 +166,14 @@ def with_inputs(
             stage = replace(stage, seen=seen, argument=float(argument))
         result.append(stage)
     return tuple(result)
+
+
+def prediction_stage(plan: Plan, t: float) -> Stage:
+    """`E[u_0 | u_t]` from what a plan's networks return at time t, guidance included."""
+    stages = (denoising_stage(plan.sde, t, plan.parameterization),)
+    return _guided(
+        stages, plan.sde, plan.parameterization, plan.guidance_term, plan.guidance_scale
+    )[0]
 
 
 def denoising_stage(sde: Process, t: float, parameterization: Parameterization) -> Stage:

@@ -181,6 +181,18 @@ def named_form(name: str, sigma_data: float = 1.0) -> Parameterization:
     return Preconditioned(sigma_data) if name == Preconditioned.name else name
 
 
+def form_name(parameterization: Parameterization) -> tuple[str, float]:
+    """The inverse of `named_form`; ValueError for a form that no name says."""
+    name, sigma_data = str(parameterization), 1.0
+    if isinstance(parameterization, Preconditioned):
+        name, sigma_data = Preconditioned.name, parameterization.sigma_data
+    if name not in PARAMETERIZATIONS or not same_parameterization(
+        named_form(name, sigma_data), parameterization
+    ):
+        raise ValueError(f"{parameterization!r} cannot be written: no name says it")
+    return name, sigma_data
+
+
 def output_planes(parameterization: Parameterization) -> int:
     """Planes per coordinate of a network's output, 1 or 2."""
     return 2 if parameterization in FULL_MAPS else 1

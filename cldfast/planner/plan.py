@@ -25,6 +25,7 @@ class Plan:
     stages: the affine updates. sde, solver, parameterization: what the stages were made from.
     order: of convergence in law, 0 for fitted coefficients. grid: (steps + 1,) descending times.
     guidance_term: whether the last output is a term added to the score, not a network's.
+    guidance_scale: of classifier-free guidance, None for none; stages have it folded in.
     """
 
     stages: tuple[Stage, ...]
@@ -34,6 +35,7 @@ class Plan:
     parameterization: Parameterization
     grid: np.ndarray
     guidance_term: bool = False
+    guidance_scale: float | None = None
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -69,6 +71,11 @@ class Plan:
             if stage.evaluates:
                 return tuple(e.shape[1] for e in stage.E)
         return ()
+
+    @property
+    def pair(self) -> bool:
+        """Whether stages read two outputs of a network: conditional and unconditional."""
+        return len(self.output_planes) == 2 + self.guidance_term
 
     @property
     def history_length(self) -> int:

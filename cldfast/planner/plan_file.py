@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from cldfast.files import PathLike, read_json
-from cldfast.planner.data_forms import Preconditioned
-from cldfast.planner.parameterization import named_form, same_parameterization
+from cldfast.planner.parameterization import form_name, named_form
 from cldfast.planner.stage import Stage
 from cldfast.process.path import Path, Process
 from cldfast.process.sde import sde_from_config
@@ -36,13 +35,10 @@ def plan_config(fields: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[s
     """
     if isinstance(fields["sde"], Path):
         raise ValueError(f"a plan of {fields['sde']!r} cannot be written: no plain data say it")
-    parameterization = fields["parameterization"]
-    name, sigma_data = str(parameterization), 1.0
-    if isinstance(parameterization, Preconditioned):
-        name, sigma_data = Preconditioned.name, parameterization.sigma_data
-    if not same_parameterization(named_form(name, sigma_data), parameterization):
-        raise ValueError(f"a plan for {parameterization!r} cannot be written: no name says it")
-    return {
+    name, sigma_data = form_name(fields["parameterization"])
+    scale = fields["guidance_scale"]
+    guided = {} if scale is None else {"guidance_scale": float(scale)}
+    return guided | {
         "format": FORMAT, "version": VERSION, "sde": fields["sde"].config(),
         "solver": fields["solver"], "order": fields["order"], "parameterization": name,
         "sigma_data": sigma_data, "guidance_term": fields["guidance_term"],
@@ -84,8 +80,8 @@ def plan_fields(values: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"expected format {FORMAT!r}, got {values.get('format')!r}")
     if values.get("version") != VERSION:
         raise ValueError(f"expected version {VERSION}, got {values.get('version')!r}")
-    if values.keys() != _KEYS:
-        wrong = sorted(values.keys() ^ _KEYS)
+    if values.keys() - {"guidance_scale"} != _KEYS:
+        wrong = sorted((values.keys() - {"guidance_scale"}) ^ _KEYS)
         raise ValueError(f"unknown or missing {', '.join(wrong)}")
     for name, kind in (
         ("sde", dict), ("solver", str), ("order", int), ("parameterization", str),
@@ -96,6 +92,8 @@ def plan_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     if not values["solver"].isprintable() or len(values["solver"]) > _MOST_CHARACTERS:
         raise ValueError(f"solver: expected a name, got {values['solver']!r:.40}")
     fields = {k: values[k] for k in ("solver", "order", "guidance_term")}
+    if (scale := values.get("guidance_scale")) is not None:
+        fields["guidance_scale"] = float(_array("guidance_scale", scale, 0))
     sigma_data = float(_array("sigma_data", values["sigma_data"], 0))
     fields["parameterization"] = named_form(values["parameterization"], sigma_data)
     fields["sde"] = sde_from_config(values["sde"])

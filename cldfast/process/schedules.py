@@ -300,6 +300,7 @@ def as_schedule(beta: object, T: float) -> Schedule:
     if isinstance(beta, Schedule):
         return beta
     if isinstance(beta, int | float | np.number) and not isinstance(beta, bool):
+        require("> 0", beta=float(beta))
         return ConstantBeta(float(beta))
     return CallableBeta(beta, T)  # type: ignore[arg-type]
 

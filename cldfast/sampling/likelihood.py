@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from cldfast import kernels
+from cldfast.conditions import Conditions, conditioned
 from cldfast.kernels import NoiseAddress, Stream
 from cldfast.network import Network
 from cldfast.planner.parameterization import Parameterization, score_map, x0_map
@@ -73,8 +74,10 @@ def likelihood(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     method: str = "dopri5",
-    seed: int = 0,
+    conditions: Conditions | None = None,
+    seed: int | None = None,
     first_index: int = 0,
+    generator: torch.Generator | None = None,
     **options: Any,
 ) -> Likelihood:
     """Upper bounds on the negative log-likelihood of rows x0, (B, d) or (B, C, H, W).
@@ -84,8 +87,9 @@ def likelihood(
     probe: Hutchinson's estimator of the divergence with "rademacher" or "gaussian" probes, one per
         row and draw, kept along the path; "exact" takes d vector-Jacobian products (2d for full
         scores) per evaluation instead.
+    conditions: further arguments of the network by name, see `cldfast.run`.
     rtol, atol, method, options: see `cldfast.pflow`. seed, first_index: row i draws by
-        (seed, first_index + i) alone.
+        (seed, first_index + i) alone; None draws a seed from `generator`, see `cldfast.sample`.
 
     Sources: Song et al. (2021), appendix D.2; Hutchinson (1990); Grathwohl et al. (2019) for the
         fixed probe.
@@ -97,7 +101,9 @@ def likelihood(
         raise ValueError(f"unknown probe {probe!r}; expected one of {', '.join(PROBES)}")
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
         raise ValueError(f"draws must be an integer >= 1, got {draws!r}")
-    flow = Flow(net, sde, parameterization)
+    flow = Flow(conditioned(net, conditions), sde, parameterization)
+    address = kernels.noise_address(seed, first_index, generator)
+    seed, first_index = address.seed, address.first_index
     # Each draw has a key of its own; the first is the caller's.
     total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
     for draw in range(draws):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from cldfast import kernels
-from cldfast.kernels import NoiseAddress, Stream
+from cldfast.kernels import Stream
 from cldfast.process.schedules import require
 
 Tensor = torch.Tensor
@@ -15,7 +15,8 @@ Tensor = torch.Tensor
 
 def mala(
     log_prob: Callable[[Tensor], Tensor], x: Tensor, step: float, steps: int, *,
-    score: Callable[[Tensor], Tensor] | None = None, seed: int = 0, first_index: int = 0,
+    score: Callable[[Tensor], Tensor] | None = None, seed: int | None = None,
+    first_index: int = 0, generator: torch.Generator | None = None,
     callback: Callable[[int, float, Tensor], object] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Chains from x (B, ...), whose law tends to the target, and their acceptance rates (B,).
@@ -24,8 +25,9 @@ def mala(
     `min(1, p(x') q(x | x')/(p(x) q(x' | x)))`, q the proposal's density.
 
     log_prob: log density (B,), up to a constant. score: its gradient; None takes that of PyTorch.
-    seed, first_index: chain i has the noise of sample `first_index + i`. callback: `callback(index,
-    time, x)` after each step, such as `cldfast.Trajectory()`.
+    seed, first_index: chain i has the noise of sample `first_index + i`; None draws a seed from
+        `generator`, see `cldfast.sample`. callback: `callback(index, time, x)` after each step,
+        such as `cldfast.Trajectory()`.
     Source: Roberts and Tweedie (1996).
     """
     require("> 0", step=step, steps=steps)
@@ -39,9 +41,14 @@ def mala(
             (gradient,) = torch.autograd.grad(value.sum(), x)
         return value.detach(), gradient
 
-    address = NoiseAddress(seed, first_index)
+    address = kernels.noise_address(seed, first_index, generator)
     rows = (-1, *[1] * (x.dim() - 1))
     density, slope = look(x)
+    lost = int((~density.isfinite()).sum())
+    if lost:
+        raise ValueError(
+            f"the log density is not finite for {lost} of {len(x)} rows: start where it is"
+        )
     accepted = torch.zeros(len(x), device=x.device)
     for index in range(steps):
         z = kernels.normals(x.shape, address.at_stage(index), dtype=x.dtype, device=x.device)

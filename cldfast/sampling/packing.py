@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from cldfast.conditions import null_of
 from cldfast.network import Network
+from cldfast.sampling.callbacks import InfoCallback, StepInfo
 
 Tensor = torch.Tensor
 
@@ -48,11 +50,11 @@ class Packing:
         """A guidance term of samples as one of states."""
         return lambda u, t: self.pack("the guidance term", term(self.unpack(u), t))
 
-    def callback(self, callback: Callable[..., Any]) -> Callable[..., Any]:
+    def callback(self, callback: InfoCallback) -> InfoCallback:
         """A callback that looks at samples as one that looks at states."""
 
-        def packed(step: int, t: float, u: Tensor) -> Tensor | None:
-            replacement = callback(step, t, self.unpack(u))
+        def packed(info: StepInfo) -> Tensor | None:
+            replacement = callback(info.changed(self.unpack(info.state), self.unpack))
             return None if replacement is None else self.pack("the callback's state", replacement)
 
         return packed
@@ -63,10 +65,10 @@ class _Packed(nn.Module):
 
     def __init__(self, net: Network, packing: Packing) -> None:
         super().__init__()
-        self.net, self.packing = net, packing
+        self.net, self.packing, self.null = net, packing, null_of(net)
 
-    def forward(self, u: Tensor, t: Tensor) -> Tensor | tuple[Tensor, ...]:
-        result = self.net(self.packing.unpack(u), t)
+    def forward(self, u: Tensor, t: Tensor, **conditions: Any) -> Tensor | tuple[Tensor, ...]:
+        result = self.net(self.packing.unpack(u), t, **conditions)
         if isinstance(result, Tensor):
             return self.packing.pack("the network's output", result)
         return tuple(self.packing.pack("the network's output", part) for part in result)

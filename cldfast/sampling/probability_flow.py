@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from cldfast import kernels
+from cldfast.conditions import Conditions, conditioned
 from cldfast.extras import extra_module
-from cldfast.network import Network, device_of, network_dtype
+from cldfast.network import Network, device_of, explain_failure, network_dtype, output_tensor
 from cldfast.planner.parameterization import (
     Parameterization,
     check_parameterization,
@@ -22,6 +23,7 @@ from cldfast.planner.parameterization import (
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.sampling.run import initial_state
 from cldfast.sampling.steps import look
+from cldfast.training.trained import check_training
 
 # Methods of torchdiffeq that choose their steps.
 ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
@@ -37,11 +39,13 @@ def pflow(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     method: str = "dopri5",
-    seed: int = 0,
+    seed: int | None = None,
     first_index: int = 0,
+    generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     init: torch.Tensor | None = None,
+    conditions: Conditions | None = None,
     reverse: bool = False,
     return_velocity: bool = False,
     **options: Any,
@@ -51,8 +55,9 @@ def pflow(
     net, sde, parameterization: as for `cldfast.sample`. shape: (n, d) or (n, C, H, W).
     rtol, atol, method: of `torchdiffeq.odeint`; the error is controlled for all rows together.
     options: its options, e.g. `first_step=0.1` (in log t, which is what is integrated over).
-    seed, first_index, device, dtype: of the initial states, see `cldfast.sample`; or init: states
-        (n, 2d) or (n, 2C, H, W) to start from instead.
+    seed, first_index, generator, device, dtype: of the initial states, see `cldfast.sample`; or
+        init: states (n, 2d) or (n, 2C, H, W) to start from instead.
+    conditions: further arguments of the network by name, see `cldfast.run`.
     reverse: from t_min up to T (encoding `init`) instead. return_velocity: states x and v together,
         as in `init`; else x alone.
 
@@ -65,10 +70,11 @@ def pflow(
             raise ValueError("pflow needs init to start from, or a shape to draw it at T")
         where = device_of(net) if device is None else device
         init = initial_state(
-            sde, shape, seed=seed, first_index=first_index, device=where, dtype=dtype
-        )
+            sde, shape, seed=seed, first_index=first_index, generator=generator, device=where,
+            dtype=dtype,
+        )  # fmt: skip
     kernels.check_state("init", init)
-    flow = Flow(net, sde, parameterization)
+    flow = Flow(conditioned(net, conditions), sde, parameterization)
     ends = (t_min, sde.T) if reverse else (sde.T, t_min)
     with torch.no_grad():
         u = solve(flow, init, ends, rtol=rtol, atol=atol, method=method, **options)
@@ -95,7 +101,7 @@ def solve(
     for name, value in (("rtol", rtol), ("atol", atol)):
         if not (math.isfinite(value) and value > 0.0):
             raise ValueError(f"{name} must be finite and > 0, got {value}")
-    odeint = extra_module("torchdiffeq", "adaptive ODE solving needs torchdiffeq", "ode").odeint
+    odeint = extra_module("torchdiffeq", "adaptive ODE solving needs torchdiffeq").odeint
     first = start[0] if isinstance(start, tuple) else start
     s = torch.tensor([math.log(t) for t in ends], dtype=torch.float64, device=first.device)
     low, high = min(ends), max(ends)
@@ -129,6 +135,7 @@ class Flow:
         if parameterization is None:
             parameterization = default_parameterization(sde)
         check_parameterization(parameterization)
+        check_training(net, parameterization)
         self.net, self.sde, self.parameterization = net, sde, parameterization
         self.evaluations = 0
 
@@ -148,10 +155,20 @@ class Flow:
         if inputs is not None:
             seen = look(inputs[0][0], u, network_dtype(self.net) or u.dtype)
             argument = torch.full_like(t, float(inputs[1][0]))
-        result = self.net(seen, argument.to(u.dtype).expand(u.shape[0]))
-        if not isinstance(result, torch.Tensor):
-            raise TypeError(f"the network must return one tensor, got {type(result).__name__}")
-        return result
+        try:
+            result = self.net(seen, argument.to(u.dtype).expand(u.shape[0]))
+        except Exception as error:
+            where = f"in the probability flow at t = {float(t):.6g}"
+            explain_failure(error, self.net, seen, where)
+            raise
+        output = output_tensor(result)
+        if not bool(output.detach().isfinite().all()):
+            cause = "output is" if bool(u.isfinite().all()) else "state and output are"
+            raise ValueError(
+                f"the probability flow diverged: at t = {float(t):.6g} the network's {cause} not "
+                "finite; train it there, or end at a larger t_min"
+            )
+        return output
 
     def __call__(self, t: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         state, gain = self.blocks(float(t))

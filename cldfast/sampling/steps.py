@@ -11,10 +11,10 @@ import torch
 
 from cldfast import kernels
 from cldfast.kernels import Backend, Noise, StageResult
-from cldfast.network import Network
-from cldfast.planner.parameterization import Parameterization
+from cldfast.network import Network, explain_failure, output_tensor
 from cldfast.planner.plan import Plan, looks
 from cldfast.planner.stage import Stage
+from cldfast.process.path import Path
 
 Guidance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -79,13 +79,12 @@ def look(seen: np.ndarray | torch.Tensor, u: torch.Tensor, dtype: torch.dtype) -
 class Outputs:
     """Calls a network and checks what it returns, again only where that has changed.
 
-    term: a function of (u, t) that is one more output, the last, or None.
+    plan: whose stages read the outputs. term: a function of (u, t) that is one more output, the
+    last, or None.
     """
 
-    def __init__(
-        self, net: Network, parameterization: Parameterization, term: Guidance | None = None
-    ) -> None:
-        self.net, self.parameterization, self.term = net, parameterization, term
+    def __init__(self, net: Network, plan: Plan, term: Guidance | None = None) -> None:
+        self.net, self.plan, self.term = net, plan, term
         # What was checked last: the blocks' shapes, and shape, dtype and device of each output.
         self._known: tuple[object, ...] = ()
 
@@ -101,16 +100,22 @@ class Outputs:
 
         u, t: the state and the times of its rows. seen, argument: what the network gets.
 
-        Raises ValueError or TypeError for outputs that do not fit.
+        Raises ValueError or TypeError for outputs that do not fit. An error of the network passes,
+        with a note that says where it was raised.
         """
-        result = self.net(seen, argument)
+        try:
+            result = self.net(seen, argument)
+        except Exception as error:
+            explain_failure(error, self.net, seen, f"in {self._place(stage)}")
+            raise
         outputs: tuple[torch.Tensor, ...]
         known: tuple[object, ...]
         if isinstance(result, torch.Tensor) and len(stage.E) == 1:
             outputs = (result,)
             known = (stage.E[0].shape, result.shape, result.dtype, result.device)
         else:
-            outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
+            several = isinstance(result, list | tuple)
+            outputs = tuple(result) if several else (output_tensor(result),)
             if self.term is not None:
                 outputs = (*outputs, self.term(u, t))
             known = tuple(block.shape for block in stage.E)
@@ -125,14 +130,37 @@ class Outputs:
         self, outputs: Sequence[torch.Tensor], planes: Sequence[int], u: torch.Tensor
     ) -> None:
         if len(outputs) != len(planes):
-            raise ValueError(
-                f"the network must return {len(planes)} tensor(s) here, got {len(outputs)}"
-            )
+            raise ValueError(self._miscounted(len(outputs), len(planes)))
         channels = u.shape[1] // 2
         for output, wanted in zip(outputs, planes, strict=True):
             kernels.check_output(
-                "the network's output", output, u, channels, wanted, str(self.parameterization)
+                "the network's output", output_tensor(output), u, channels, wanted,
+                str(self.plan.parameterization),
+            )  # fmt: skip
+
+    def _miscounted(self, got: int, wanted: int) -> str:
+        """What to do about another number of outputs than a stage reads."""
+        term = self.term is not None
+        got, wanted = got - term, wanted - term
+        message = f"the network must return {wanted} tensor(s) here, got {got}: "
+        if wanted == 2 and got == 1:
+            return message + (
+                "guidance_scale needs the pair (conditional, unconditional), which "
+                "cldfast.network.ClassifierFree(net, labels) makes of a network of classes"
             )
+        return message + "return one, or ask for guidance_scale= where they are a guided pair"
+
+    def _place(self, stage: Stage) -> str:
+        """Where in a run a network is called, and what for."""
+        at = next((k for k, own in enumerate(self.plan.stages) if own is stage), None)
+        number = "a stage" if at is None else f"stage {at} of {len(self.plan.stages)}"
+        shown = "the state, x and v side by side" if stage.seen is None else "y"
+        if isinstance(self.plan.sde, Path):
+            shown = "positions alone"
+        return (
+            f"{number} of solver {self.plan.solver!r}, at t = {stage.t:.6g}; parameterization "
+            f"{str(self.plan.parameterization)!r} shows the network {shown}"
+        )
 
 
 class Steps:

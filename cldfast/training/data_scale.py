@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -62,15 +63,32 @@ class DataScale:
         mean, std = self._like(rows)
         return rows * std + mean
 
+    def stretch(self, rows: Tensor) -> Tensor:
+        """`rows * std`: velocities and differences of rows in the units of the data."""
+        return rows * self._like(rows)[1]
+
+    def log_volume(self, shape: Sequence[int]) -> float:
+        """The log of the volume of one unit of standardised data of a shape, (d,) or (C, H, W)."""
+        return math.prod(shape[1:]) * math.fsum(math.log(std) for std in self.std)
+
     def _like(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         if rows.dim() < 2 or rows.shape[1] != len(self.mean):
             raise ValueError(
                 f"rows: expected {len(self.mean)} entries along dimension 1, "
                 f"got {tuple(rows.shape)}"
             )
-        shape = (1, -1, *[1] * (rows.dim() - 2))
+        return _tensors(self, rows.dtype, rows.device, rows.dim())
+
+
+@lru_cache(maxsize=32)
+def _tensors(
+    scale: DataScale, dtype: torch.dtype, device: torch.device, dim: int
+) -> tuple[Tensor, Tensor]:
+    """Mean and std on a device, kept: a copy to it would be waited for in each step."""
+    shape = (1, -1, *[1] * (dim - 2))
+    with torch.inference_mode(False):
         mean, std = (
-            torch.tensor(v, dtype=rows.dtype, device=rows.device).reshape(shape)
-            for v in (self.mean, self.std)
+            torch.tensor(values, dtype=dtype, device=device).reshape(shape)
+            for values in (scale.mean, scale.std)
         )
-        return mean, std
+    return mean, std

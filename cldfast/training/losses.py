@@ -24,8 +24,9 @@ import torch
 
 from cldfast import kernels
 from cldfast.caller import caller_level
+from cldfast.conditions import Conditions, check_arguments, condition_rows
 from cldfast.kernels import REDUCTIONS, Backend, Noise, NoiseAddress, Stream, check_gradients
-from cldfast.network import Network, draw_seed
+from cldfast.network import Network, explain_failure, output_tensor
 from cldfast.planner.data_forms import Preconditioned
 from cldfast.planner.parameterization import (
     VELOCITY_MAPS,
@@ -38,7 +39,8 @@ from cldfast.planner.parameterization import (
 )
 from cldfast.process.sde import OBJECTIVES, LinearPhaseSDE, Marginal
 from cldfast.training.row_weights import WEIGHTINGS, RowKernels, row_loss, row_perturbation
-from cldfast.training.times import sample_times
+from cldfast.training.times import given_times, sample_times
+from cldfast.training.trained import remember_training
 from cldfast.training.uncertainty import Uncertainty
 
 Weighting = str | Callable[[torch.Tensor], torch.Tensor]
@@ -107,8 +109,8 @@ def drawn_coefficients(
     *,
     t_min: float,
     times: str,
+    seed: int,
     batch: int | None = None,
-    seed: int = 0,
     first_index: int = 0,
     device: torch.device | str = "cpu",
     objective: str = "hsm",
@@ -156,24 +158,27 @@ def perturb(
     t: torch.Tensor,
     *,
     v0: torch.Tensor | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     first_index: int = 0,
+    generator: torch.Generator | None = None,
     noise: torch.Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[torch.Tensor, Marginal]:
     """Noise data: `u = mean + L z` with a time for each row, one stage with per-row coefficients.
 
-    x0: (B, d) or (B, C, H, W), float32 or float64. t: (B,) times > 0 on the same device.
+    x0: (B, d) or (B, C, H, W), float32 or float64. t: (B,) times in (0, T] on the same device.
     v0: initial velocities like x0; the mean is then `Phi (x0, v0)` (denoising score matching), else
         `m x0` with the velocity integrated out (hybrid score matching).
     noise: (B, 2d) or (B, 2C, H, W) normals z; None takes those addressed by (seed, first_index).
+    seed, generator: see `cldfast.sample`; None draws a seed.
     Returns u, in the layout of noise, and the float64 kernels of the rows, which are computed when
     they are first looked at.
     """
-    t, objective = t.to(torch.float64), "hsm" if v0 is None else "dsm"
+    _check_data(x0)
+    t, objective = given_times(t, sde.T, len(x0), x0.device), "hsm" if v0 is None else "dsm"
     u, _ = kernels.perturb(
         (x0,) if v0 is None else (x0, v0), row_perturbation(sde, t, objective),
-        noise=_noise(seed, first_index, noise), backend=backend,
+        noise=_noise(seed, first_index, generator, noise), backend=backend,
     )  # fmt: skip
     return u, RowKernels(lambda: sde.marginal(t, objective))
 
@@ -190,10 +195,12 @@ def hsm_loss(
     t_min: float = 1e-3,
     times: str = "uniform",
     first_index: int = 0,
+    generator: torch.Generator | None = None,
     noise: torch.Tensor | None = None,
     reduction: str = "mean",
     objective: str = "hsm",
     uncertainty: Uncertainty | None = None,
+    conditions: Conditions | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
     """Hybrid score matching loss, summed over the coordinates of a row and averaged over rows.
@@ -206,14 +213,17 @@ def hsm_loss(
         `beta D_vv / 2`. "likelihood": `beta |D^1/2 (s - s*)|^2 / 2` (the path-measure bound).
         "det": `det(Sigma) |s - s*|^2`. "edm": "reweighted" times `1 + sigma_y^2/sigma_data^2`. A
         function of t (B,) that returns w (B,): w times "reweighted".
-    seed: of times and noise; None draws one from PyTorch's default generator.
-    t: (B,) times; None draws them on [t_min, T] as `times` says, see `cldfast.sample_times`. Their
-        distribution weights the loss, but for "importance" and for the weighting "likelihood",
-        whose mean is an unbiased estimate of the integral over [t_min, T]; for times that are given
-        it is the mean over rows alone.
+    seed: of times and noise; None draws one from `generator`, see `cldfast.sample`. A graph of
+        `torch.compile(fullgraph=True)` cannot draw one: see docs/seeds.md.
+    t: (B,) times in (0, T]; None draws them on [t_min, T] as `times` says, see
+        `cldfast.sample_times`. Their distribution weights the loss, but for "importance" and the
+        weighting "likelihood", whose mean is an unbiased estimate of the integral over [t_min, T];
+        for times that are given it is the mean over rows alone.
     first_index: global index of row 0. noise: (B, 2d) or (B, 2C, H, W) normals to use instead; of a
         parameterisation of y, which takes one plane of noise, shaped like x0.
     reduction: "mean" or "sum" over rows, or "none", (B,). backend: see `cldfast.stage`.
+    conditions: further arguments of the network by name, such as labels, with a row for each row of
+        x0 or one for all; see `cldfast.conditions.condition_rows`.
     objective: "hsm" integrates the initial velocity out; "dsm" is `dsm_loss`.
 
     Raises ValueError or TypeError naming what was expected.
@@ -223,34 +233,36 @@ def hsm_loss(
     parameterization = checked_parameterization(sde, parameterization, objective)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-    if isinstance(weighting, str) and weighting not in WEIGHTINGS:
+    if not callable(weighting) and weighting not in WEIGHTINGS:
         raise ValueError(
             f"unknown weighting {weighting!r}; "
-            f"expected a function or one of {', '.join(WEIGHTINGS)}"
+            f"expected a function of t or one of {', '.join(WEIGHTINGS)}"
         )
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
     if not 0.0 < t_min < sde.T:
         raise ValueError(f"t_min must lie in (0, T) with T = {sde.T}, got {t_min}")
+    if conditions is not None:
+        if not torch.compiler.is_compiling():
+            check_arguments(net, conditions)
+        conditions = condition_rows(conditions, len(x0), x0.device)
     found = kernels.resolve_backend(backend, x0.device)
     if found.fuses_gradients:
         check_gradients()  # before the perturbation meets a transform's tensors
-    seed = draw_seed() if seed is None else kernels.check_seed(seed)
+    address = kernels.noise_address(seed, first_index, generator)
+    seed, first_index = address.seed, address.first_index
     if t is None:
         rows = drawn_coefficients(
             x0.shape[0], sde, weighting, parameterization, t_min=t_min, times=times, seed=seed,
             first_index=first_index, device=x0.device, objective=objective,
         )  # fmt: skip
-    elif t.shape != (x0.shape[0],) or t.device != x0.device:
-        raise ValueError(
-            f"t must be ({x0.shape[0]},) on {x0.device}, got {tuple(t.shape)} on {t.device}"
-        )
     else:
+        t = given_times(t, sde.T, x0.shape[0], x0.device)
         rows = row_coefficients(sde, t, weighting, parameterization, objective=objective)
     v0 = drawn_velocity(sde, x0, seed, first_index, found) if objective == "dsm" else None
     return prepared_loss(
         net, x0, rows, parameterization, seed=seed, first_index=first_index, v0=v0, noise=noise,
-        reduction=reduction, uncertainty=uncertainty, backend=found,
+        reduction=reduction, uncertainty=uncertainty, conditions=conditions, backend=found,
     )  # fmt: skip
 
 
@@ -279,12 +291,14 @@ def prepared_loss(
     noise: torch.Tensor | None = None,
     reduction: str = "mean",
     uncertainty: Uncertainty | None = None,
+    conditions: Conditions | None = None,
     backend: str | Backend = "auto",
 ) -> torch.Tensor:
     """The loss where the rows' coefficients are already known.
 
     Arguments as in `hsm_loss`, which prepares `rows` itself: a training loop can do so for many
     steps at once. v0: initial velocities for coefficients of the objective "dsm".
+    conditions: those of the rows, as `condition_rows` makes them.
 
     Raises TypeError or ValueError for an output of the network that does not fit.
     """
@@ -302,7 +316,7 @@ def prepared_loss(
     else:
         data = (x0,) if v0 is None else (x0, v0)
     seen, offset = kernels.perturb(
-        data, rows.perturbation, noise=_noise(seed, first_index, noise), backend=backend
+        data, rows.perturbation, noise=_noise(seed, first_index, None, noise), backend=backend
     )
     if offset is None:
         raise ValueError("rows.perturbation must have rows for the residual's offset, got none")
@@ -312,13 +326,19 @@ def prepared_loss(
             offset[:, width:] = 0.0  # of the coordinate that fills the last pair
             seen = seen[:, :width]
         seen = seen.reshape(x0.shape)
-    output = net(seen, rows.argument.to(seen.dtype))
-    if not isinstance(output, torch.Tensor):
-        raise TypeError(f"the network's output must be a tensor, got {type(output).__name__}")
+    try:
+        result = net(seen, rows.argument.to(seen.dtype), **(conditions or {}))  # type: ignore[call-arg]
+    except Exception as error:
+        shown = "y" if isotropic else "the state, x and v side by side"
+        where = f"in a loss; parameterization {str(parameterization)!r} shows the network {shown}"
+        explain_failure(error, net, seen, where)
+        raise
+    output = output_tensor(result)
     kernels.check_output(
         "the network's output", output, x0, x0.shape[1], output_planes(parameterization),
         str(parameterization),
     )  # fmt: skip
+    remember_training(net, parameterization)
     if isotropic:
         output = _paired(output)
     losses = kernels.residual(
@@ -382,11 +402,16 @@ def _pairs(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return first, second
 
 
-def _noise(seed: int, first_index: int, given: torch.Tensor | None) -> Noise:
+def _noise(
+    seed: int | None,
+    first_index: int,
+    generator: torch.Generator | None,
+    given: torch.Tensor | None,
+) -> Noise:
     """The noise by which data are perturbed: that given, else that of the address."""
     if given is not None:
         return given
-    return NoiseAddress(seed, first_index, stream=Stream.PERTURBATION)
+    return kernels.noise_address(seed, first_index, generator, stream=Stream.PERTURBATION)
 
 
 def drawn_velocity(

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 import torch
 
-from cldfast.kernels import NoiseAddress, Stream, pair_words
+from cldfast.kernels import Stream, noise_address, pair_words
 from cldfast.process.sde import LinearPhaseSDE
 
 TIME_SAMPLING = ("uniform", "stratified", "importance", "log", "half_log", "log_snr", "edm")
@@ -28,8 +28,9 @@ def sample_times(
     t_min: float = 1e-3,
     method: str = "uniform",
     batch: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     first_index: int = 0,
+    generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
     sigma_data: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,7 +46,8 @@ def sample_times(
         `1 / ((T - t_min) density)`.
     batch: rows of one stratified grid; `rows` must be whole batches. None: all rows are one.
     sigma_data: standard deviation of the data, to which the noise levels of "edm" are relative.
-    seed, first_index: row i takes the addressed uniform of sample `first_index + i`.
+    seed, first_index: row i takes the addressed uniform of sample `first_index + i`; None draws a
+        seed from `generator`, see `cldfast.sample`.
 
     Raises ValueError for an unknown method, or rows that are no whole batches. Source of the
     importance density: Song, Durkan, Murray, Ermon (2021), "Maximum likelihood training of
@@ -58,7 +60,8 @@ def sample_times(
     batch = rows if batch is None else batch
     if batch < 1 or rows % batch:
         raise ValueError(f"rows must be whole batches of {batch}, got {rows}")
-    word, _ = pair_words(NoiseAddress(seed, first_index, stream=Stream.TIMES), rows, device)
+    address = noise_address(seed, first_index, generator, stream=Stream.TIMES)
+    word, _ = pair_words(address, rows, device)
     # The half keeps the draw inside (0, 1).
     uniform = (word.to(torch.float64) + 0.5) * 2.0**-32
     if method == "stratified":
@@ -82,6 +85,32 @@ def sample_times(
     inside = (uniform - cumulative[cell]) / (cumulative[cell + 1] - cumulative[cell])
     t = nodes[cell] + inside * (nodes[cell + 1] - nodes[cell])
     return t, 1.0 / ((sde.T - t_min) * density[cell])
+
+
+def given_times(t: object, T: float, rows: int, device: torch.device) -> torch.Tensor:
+    """Times (B,) that a user gives, float64.
+
+    Raises TypeError for what is no float tensor, ValueError for another shape or device or for a
+    time outside (0, T]. Where the host would have to wait for a GPU to say so, such a time becomes
+    NaN, and so does what is made of it.
+    """
+    if not isinstance(t, torch.Tensor):
+        raise TypeError(f"t must be a tensor, got {type(t).__name__}")
+    if t.shape != (rows,) or t.device != device:
+        raise ValueError(f"t must be ({rows},) on {device}, got {tuple(t.shape)} on {t.device}")
+    advice = f"for a step number k of N pass T * (k + 1) / N, here T = {T:g}"
+    if not t.is_floating_point():
+        raise TypeError(f"t must be float times in (0, {T:g}], got {t.dtype}: {advice}")
+    t = t.to(torch.float64)
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return t  # nobody can look at values there
+    last = T * (1.0 + 2.0**-20)  # T rounded to a float32 is no mistake
+    if t.device.type != "cpu":
+        return torch.where((t > 0.0) & (t <= last), t, torch.nan)
+    low, high = (float(end) for end in t.detach().aminmax())
+    if not (low > 0.0 and high <= last):
+        raise ValueError(f"t must lie in (0, {T:g}], got {low:g} to {high:g}: {advice}")
+    return t
 
 
 # A process is not changed after it was made, so its table can be kept.

@@ -48,6 +48,7 @@ from cldfast.training.rows import (
     with_dropped,
 )
 from cldfast.training.sharded import ShardedEMA
+from cldfast.training.trained import remember_training
 from cldfast.training.uncertainty import Uncertainty
 from cldfast.training.update import LEFT_OUT, STEP_FAILED, WeightUpdate
 
@@ -92,7 +93,6 @@ class Trainer:
 
     Raises:
         TypeError, ValueError: arguments that do not fit each other or the checkpoint.
-        ImportError: a folder is given and safetensors is missing.
     """
 
     def __init__(
@@ -146,6 +146,7 @@ class Trainer:
             scale=LossScale(device) if self.half == torch.float16 else None,
         )  # fmt: skip
         self.optimizer, self.ema = self._update.optimizer, self._update.ema
+        remember_training(self.ema.model, self.parameterization)
         self._coefficients = CoefficientsAhead(sde, config, self.parameterization, device)
         self.step = self.skipped = 0
         self._saved = 0
@@ -190,8 +191,8 @@ class Trainer:
     def fit(self, *, steps: int | None = None, progress: bool = False) -> nn.Module:
         """Train up to step number `steps` (None: the settings'); returns the averaged network.
 
-        progress: a tqdm bar. Raises NonFiniteLoss, `cldfast.training.LostProcess` where another
-        process has ended, and ImportError where tqdm is missing.
+        progress: a tqdm bar. Raises NonFiniteLoss, and `cldfast.training.LostProcess` where another
+        process has ended.
         """
         end = self.config.steps if steps is None else min(steps, self.config.steps)
         bar = None

@@ -25,9 +25,20 @@ T* pointer(const py::tuple& tuple, Py_ssize_t i) {
   return reinterpret_cast<T*>(integer(tuple, i));
 }
 
+inline double real(const py::tuple& tuple, Py_ssize_t i) {
+  const double value = PyFloat_AsDouble(PyTuple_GET_ITEM(tuple.ptr(), i));
+  if (value == -1.0 && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
 // The operations of cldfast.kernels say more of what a user got wrong, and say it before.
 inline void require(bool fits, const char* what) {
   if (!fits) throw std::invalid_argument(what);
+}
+
+inline py::tuple as_tuple(const py::object& object) {
+  require(PyTuple_Check(object.ptr()), "tables and noise are described by tuples");
+  return py::reinterpret_borrow<py::tuple>(object);
 }
 
 inline void require_four(const py::tuple& tuple) {
@@ -120,7 +131,7 @@ inline StageArgs read_stage(const py::tuple& shape, const py::tuple& inputs, con
   args.weights = weights.entries;
   args.matrices = weights.count;
   args.addressed_noise = !noise.is_none();
-  if (args.addressed_noise) args.noise = read_noise(py::reinterpret_borrow<py::tuple>(noise));
+  if (args.addressed_noise) args.noise = read_noise(as_tuple(noise));
   require(args.results == weights.rows && args.columns() == weights.columns,
           "the weights do not fit the planes that are read, written and made of noise");
   return args;

@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
+
 #include "bind/arguments.h"
 #include "cpu/levels.h"
 #include "cpu/run.h"
@@ -18,7 +20,7 @@ Table read_table(const py::tuple& table) {
   require(PyTuple_GET_SIZE(table.ptr()) == 7, "a table is described by 7 numbers");
   const Table made = {pointer<const double>(table, 0), pointer<const int64_t>(table, 1),
                       integer(table, 2), integer(table, 3), integer(table, 4),
-                      table[5].cast<double>(), static_cast<uint64_t>(integer(table, 6))};
+                      real(table, 5), static_cast<uint64_t>(integer(table, 6))};
   require(made.stride % 8 == 0 && made.stride > 0, "a table holds whole vectors of 8 entries");
   require(made.terms > 0 && made.count > 0 && made.count <= MOST_OCTAVES,
           "a table has some terms and octaves");
@@ -37,7 +39,7 @@ bool place_matrices(Call& call, const MatrixShape& weights, const py::object& de
     call.used = weights.used_columns();
     return true;
   }
-  table = read_table(py::reinterpret_borrow<py::tuple>(described));
+  table = read_table(as_tuple(described));
   call.table = &table;
   call.times = reinterpret_cast<const double*>(times);
   check_entries(table, weights.rows * weights.columns);
@@ -45,14 +47,30 @@ bool place_matrices(Call& call, const MatrixShape& weights, const py::object& de
   return covers_all(table, call.times, call.rows);
 }
 
-// A short call keeps the interpreter's lock, because releasing it would take longer.
+// Lets Python look at its signals from time to time, so that an interrupt ends a long call.
+class Signals {
+ public:
+  void operator()() {
+    const Clock::time_point now = Clock::now();
+    if (now - last_ < std::chrono::milliseconds(100)) return;
+    last_ = now;
+    py::gil_scoped_acquire acquire;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point last_ = Clock::now();
+};
+
+// A short call keeps the interpreter's lock, because releasing it would take longer; it has no pauses.
 template <class Body>
 void run(const Call& call, const Body& body) {
   if (call.pairs() < SERIAL_PAIRS) {
-    body();
+    body([] {});
   } else {
     py::gil_scoped_release release;
-    body();
+    body(Signals());
   }
 }
 
@@ -67,7 +85,7 @@ bool stage(const py::tuple& shape, const py::tuple& inputs, const py::tuple& out
   if (!place_matrices(args, matrices, described, times, table)) return false;
   if (!args.table && matrices.count == 1) matrices.check_finite();
   const Kernels& kernels = kernels_for(level);
-  run(args, [&] { run_stage(args, kernels, threads); });
+  run(args, [&](const Pause& pause) { run_stage(args, kernels, threads, pause); });
   return true;
 }
 
@@ -81,7 +99,9 @@ bool residual(const py::tuple& shape, const py::tuple& outputs, const py::tuple&
                                     reinterpret_cast<const double*>(scale), factor);
   if (!place_matrices(args, matrices, described, times, table)) return false;
   const Kernels& kernels = kernels_for(level);
-  run(args, [&] { run_residual(args, kernels, threads, reinterpret_cast<void*>(loss), reduce); });
+  run(args, [&](const Pause& pause) {
+    run_residual(args, kernels, threads, reinterpret_cast<void*>(loss), reduce, pause);
+  });
   return true;
 }
 
@@ -91,7 +111,8 @@ bool matrices(const py::tuple& described, uintptr_t t, int64_t rows, int64_t ent
   check_entries(table, entries);
   const double* times = reinterpret_cast<const double*>(t);
   if (!covers_all(table, times, rows)) return false;
-  run_matrices(table, kernels_for(level), times, rows, entries, reinterpret_cast<double*>(to), threads);
+  run_matrices(table, kernels_for(level), times, rows, entries, reinterpret_cast<double*>(to), threads,
+               [] {});
   return true;
 }
 
@@ -99,6 +120,7 @@ bool matrices(const py::tuple& described, uintptr_t t, int64_t rows, int64_t ent
 
 PYBIND11_MODULE(_core, module) {
   using namespace py::literals;
+  expect_forks();
   module.doc() = "Fused kernels of cldfast. Pointers and strides only: it knows no tensor library.";
   module.attr("SERIAL_PAIRS") = SERIAL_PAIRS;
   show_limits(module);

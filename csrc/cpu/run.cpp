@@ -3,7 +3,6 @@
 #include <vector>
 
 #include "cpu/planes.h"
-#include "cpu/threads.h"
 
 namespace cldfast {
 
@@ -56,22 +55,22 @@ constexpr int64_t PAIRS_OF_A_ROW = 8;
 
 }  // namespace
 
-void run_stage(StageArgs& args, const Kernels& kernels, int threads) {
+void run_stage(StageArgs& args, const Kernels& kernels, int threads, const Pause& pause) {
   if (args.channels <= scalar::PIXEL_CHANNELS) scalar::walk_by_pixel(args);
   const bool past_cache = writes_past_cache(args);
   // 64 pairs are a multiple of what a Philox counter, a vector and a cache line hold.
-  run_parts(args.pairs(), 64, args.pairs(), threads, [&](int64_t begin, int64_t end) {
-    kernels.stage(args, begin, end, past_cache);
-  });
+  const Part part = [&](int64_t begin, int64_t end) { kernels.stage(args, begin, end, past_cache); };
+  run_parts(args.pairs(), 64, args.pairs(), threads, part, pause);
 }
 
-void run_residual(ResidualArgs& args, const Kernels& kernels, int threads, void* loss, bool reduce) {
+void run_residual(ResidualArgs& args, const Kernels& kernels, int threads, void* loss, bool reduce,
+                  const Pause& pause) {
   scalar::walk_by_pixel(args);
   args.tiling = tiling_of(args);
   std::vector<double> sums(static_cast<size_t>(args.rows * args.tiling.pieces));
   args.sums = sums.data();
-  run_parts(args.tiling.tiles, 1, args.pairs(), threads,
-            [&](int64_t begin, int64_t end) { kernels.residual(args, begin, end); });
+  const Part part = [&](int64_t begin, int64_t end) { kernels.residual(args, begin, end); };
+  run_parts(args.tiling.tiles, 1, args.pairs(), threads, part, pause);
   if (args.compute == Dtype::float32) {
     write_losses(args, static_cast<float*>(loss), reduce);
   } else {
@@ -86,10 +85,11 @@ bool covers_all(const Table& table, const double* t, int64_t rows) {
 }
 
 void run_matrices(const Table& table, const Kernels& kernels, const double* t, int64_t rows,
-                  int64_t entries, double* to, int threads) {
-  run_parts(rows, 64, rows * PAIRS_OF_A_ROW, threads, [&](int64_t begin, int64_t end) {
+                  int64_t entries, double* to, int threads, const Pause& pause) {
+  const Part part = [&](int64_t begin, int64_t end) {
     kernels.matrices(table, t + begin, end - begin, entries, to + begin * entries);
-  });
+  };
+  run_parts(rows, 64, rows * PAIRS_OF_A_ROW, threads, part, pause);
 }
 
 }  // namespace cldfast

@@ -19,6 +19,7 @@ ARGUMENTS = {
     # Each picture is drawn below the function that draws it, see `drawn`.
     "route": ["--out", str(OUT / "again"), "--only", "schedules"],
     "diffusers_pipeline": ["--out", str(OUT / "images.png")],
+    "conditional_digits": ["60"],
 }
 _shown: set[str] = set()
 

@@ -190,7 +190,16 @@ def test_flow_matching_euler_in_plain_code() -> None:
         t = 1.0 - k / steps
         x = x - velocity(x, torch.full((n,), t, dtype=F64)) / steps
     got = sample(
-        velocity, FlowMatching(), (n, 3), "euler", steps, "linear", t_min=0.0, init=start, dtype=F64
+        velocity,
+        FlowMatching(),
+        (n, 3),
+        "euler",
+        steps,
+        "linear",
+        t_min=0.0,
+        init=start,
+        dtype=F64,
+        seed=0,
     )
     torch.testing.assert_close(got, x, rtol=1e-9, atol=1e-9)
 
@@ -234,7 +243,8 @@ def test_dpm_solver_2m_in_plain_code() -> None:
     sample(
         data, path, (5, 2), "multistep", None, times, init=start, dtype=F64, parameterization="x0",
         callback=lambda step, t, x: states.append(x.clone()),
-    )  # fmt: skip
+    seed=0,
+)  # fmt: skip
     alpha, sigma = path.alpha(times), path.sigma(times)
     lam = np.log(alpha / sigma)
     for i in range(3, 7):
@@ -259,7 +269,9 @@ def test_samples_have_the_law_of_the_plan(solver: str) -> None:
     data = GaussianMixture([1.0], [[MEAN]], [[VAR]])
     plan = make_plan(path, solver, 12, "linear", 0.05)
     law = plan.gaussian_law(data_mean=MEAN, data_var=VAR)
-    x = sample(data.network(path), path, (n, 1), solver, 12, "linear", t_min=0.05, dtype=F64)
+    x = sample(
+        data.network(path), path, (n, 1), solver, 12, "linear", t_min=0.05, dtype=F64, seed=0
+    )
     mean, var = float(law.mean[0]), float(law.cov[0, 0])
     assert abs(float(x.mean()) - mean) < 4.5 * math.sqrt(var / n)
     assert abs(float(x.var()) - var) < 4.5 * var * math.sqrt(2.0 / n)

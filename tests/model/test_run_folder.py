@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import asdict
 
 import pytest
@@ -193,19 +191,6 @@ def test_nothing_is_unpickled(run):
     """A pickle in the place of the weights is refused, not run."""
     torch.save({"last.weight": torch.zeros(1)}, run / MODEL)
     _refused(run, MODEL)
-
-
-def test_missing_safetensors_says_what_to_install(run):
-    code = (
-        "import sys; sys.modules['safetensors'] = None\n"
-        "from cldfast.model.run_folder import load_run\n"
-        f"try: load_run({str(run)!r})\n"
-        "except ImportError as e: print(e)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True
-    )
-    assert "pip install 'cldfast[demo]'" in done.stdout
 
 
 def test_config_is_the_inverse_of_asdict(run, net):

@@ -25,7 +25,7 @@ def unconditional(u, t):
 def test_classifier_free_guidance_combines_the_outputs(backend, solver, parameterization):
     common = {
         "solver": solver, "steps": 10, "parameterization": parameterization, "backend": backend,
-        "dtype": torch.float64, "t_min": 0.05,
+        "dtype": torch.float64, "t_min": 0.05, "seed": 0,
     }  # fmt: skip
     fused = sample(
         lambda u, t: (conditional(u, t), unconditional(u, t)),
@@ -71,7 +71,7 @@ def test_a_guidance_term_is_added_to_the_score(parameterization, solver):
             )
         return (s - state[1, 0] * u[:, :D] - state[1, 1] * u[:, D:]) / out[1, 0]
 
-    common = {"solver": solver, "steps": 8, "dtype": torch.float64, "t_min": 0.05}
+    common = {"solver": solver, "steps": 8, "dtype": torch.float64, "t_min": 0.05, "seed": 0}
     guided = sample(
         as_output, SDE, (8, D), parameterization=parameterization, guidance=term, **common
     )
@@ -90,7 +90,7 @@ def test_both_kinds_of_guidance_at_once():
 
     common = {
         "solver": "multistep", "steps": 8, "dtype": torch.float64, "t_min": 0.05,
-        "parameterization": "score",
+        "parameterization": "score", "seed": 0,
     }  # fmt: skip
     fused = sample(
         lambda u, t: (conditional(u, t), unconditional(u, t)), SDE, (8, D),
@@ -161,7 +161,9 @@ def test_inpainting_keeps_the_known_and_follows_the_joint_law(backend, solver, o
 def test_inpainting_of_everything_returns_the_data(backend):
     known = torch.randn(4, 2, 3, 3)
     every = Inpainting(known, torch.ones(1, 1, 1, 1, dtype=torch.bool))
-    x = sample(lambda u, t: -u[:, 2:], SDE, (4, 2, 3, 3), steps=3, inpaint=every, backend=backend)
+    x = sample(
+        lambda u, t: -u[:, 2:], SDE, (4, 2, 3, 3), steps=3, inpaint=every, backend=backend, seed=0
+    )
     assert torch.equal(x, known)
 
 
@@ -199,13 +201,20 @@ def test_trajectory_in_memory_and_in_a_file(tmp_path, every, backend):
     plan = make_plan(SDE, "em", 10)
     u = torch.randn(5, 2 * D)
     seen = []
-    run(plan, unconditional, u, callback=lambda k, t, u: seen.append(u.clone()), backend=backend)
+    run(
+        plan,
+        unconditional,
+        u,
+        callback=lambda k, t, u: seen.append(u.clone()),
+        backend=backend,
+        seed=0,
+    )
     memory = Trajectory(every)
-    run(plan, unconditional, u, callback=memory, backend=backend)
+    run(plan, unconditional, u, callback=memory, backend=backend, seed=0)
     assert torch.equal(memory.states, torch.stack(seen[::every]).cpu())
     assert memory.times == pytest.approx(plan.grid[1:][::every])
     mapped = Trajectory(every, tmp_path / "states.npy", len(plan.stages))
-    run(plan, unconditional, u, callback=mapped, backend=backend)
+    run(plan, unconditional, u, callback=mapped, backend=backend, seed=0)
     assert isinstance(mapped.states, np.memmap)
     assert np.array_equal(
         np.load(tmp_path / "states.npy"), torch.stack(seen[::every]).cpu().numpy()

@@ -115,7 +115,7 @@ def test_given_noise_replaces_the_addressed_one(backend):
     plan = make_plan(sde, "em", 3)
     u = torch.randn(4, 2 * D)
     noise = torch.randn(3, 4, 2 * D)
-    result = run(plan, RowNetwork(), u, noise=noise, backend=backend)
+    result = run(plan, RowNetwork(), u, noise=noise, backend=backend, seed=0)
     state = u
     for stage, z in zip(plan.stages, noise, strict=True):
         o = RowNetwork()(state, torch.full((4,), stage.t))
@@ -142,7 +142,9 @@ def test_initial_states_are_not_changed_and_views_as_outputs_are_safe(backend):
     def copied(u, t):
         return u[:, 1 : D + 1].clone()
 
-    assert torch.equal(run(plan, view, u, backend=backend), run(plan, copied, u, backend=backend))
+    assert torch.equal(
+        run(plan, view, u, backend=backend, seed=0), run(plan, copied, u, backend=backend, seed=0)
+    )
     assert torch.equal(u, before)
 
 
@@ -159,7 +161,7 @@ def test_callback_sees_replaces_and_stops(backend):
 
     plan = make_plan(CLD(), "em", 8, "linear")
     u = torch.randn(4, 2 * D)
-    result = run(plan, RowNetwork(), u, callback=callback, backend=backend)
+    result = run(plan, RowNetwork(), u, callback=callback, backend=backend, seed=0)
     assert [step for step, _, _ in seen] == [0, 1, 2, 3, 4]
     assert [t for _, t, _ in seen] == pytest.approx(plan.grid[1:6])
     assert torch.equal(result, seen[-1][2])
@@ -173,7 +175,9 @@ def test_callback_sees_replaces_and_stops(backend):
 def test_differentiable_run_matches_finite_differences():
     plan = make_plan(CLD(), "sscs", 4)
     u = torch.randn(2, 2 * D, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda u: run(plan, RowNetwork(), u, differentiable=True), (u,))
+    assert torch.autograd.gradcheck(
+        lambda u: run(plan, RowNetwork(), u, differentiable=True, seed=0), (u,)
+    )
 
 
 def test_default_seed_follows_torch():
@@ -197,7 +201,7 @@ def test_network_in_another_dtype(backend):
     def net(u, t):
         return (-u[:, D:] * 4.0).to(torch.bfloat16)
 
-    x = sample(net, CLD(), (4, D), steps=3, backend=backend)
+    x = sample(net, CLD(), (4, D), steps=3, backend=backend, seed=0)
     assert x.dtype == torch.float32
 
 
@@ -256,11 +260,11 @@ def test_a_network_is_prepared_for_the_times_of_a_run(solver):
     calls = []
     net.time.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
     plan = make_plan(CLD(), solver, 6, denoise=True)
-    u = initial_state(plan.sde, (5, 2), dtype=torch.float64)
-    prepared = run(plan, net, u)
+    u = initial_state(plan.sde, (5, 2), dtype=torch.float64, seed=0)
+    prepared = run(plan, net, u, seed=0)
     assert calls == [len(plan.stages)]
     calls.clear()
-    torch.testing.assert_close(run(plan, lambda u, t: net(u, t), u), prepared)
+    torch.testing.assert_close(run(plan, lambda u, t: net(u, t), u, seed=0), prepared)
     assert calls == [1] * plan.evaluations
 
 
@@ -268,7 +272,7 @@ def test_calls_that_a_hook_must_see_are_made():
     net, seen = MLPScore(2, width=16), []
     net.register_forward_hook(lambda _, inputs, __: seen.append(inputs[1]))
     plan = make_plan(CLD(), "em", 3)
-    run(plan, net, initial_state(plan.sde, (5, 2)))
+    run(plan, net, initial_state(plan.sde, (5, 2), seed=0), seed=0)
     assert len(seen) == 3 and all(t.shape == (5,) and t.stride() == (0,) for t in seen)
 
 
@@ -281,18 +285,20 @@ def test_a_forward_of_ones_own_is_called():
     torch.nn.init.normal_(net.last.weight)
     plain.load_state_dict(net.state_dict())
     plan = make_plan(CLD(), "em", 3)
-    u = initial_state(plan.sde, (5, 2))
-    wanted = run(plan, lambda u, t: 0.5 * plain(u, t), u)
-    torch.testing.assert_close(run(plan, net, u), wanted)
+    u = initial_state(plan.sde, (5, 2), seed=0)
+    wanted = run(plan, lambda u, t: 0.5 * plain(u, t), u, seed=0)
+    torch.testing.assert_close(run(plan, net, u, seed=0), wanted)
     plain.forward = net.forward
-    torch.testing.assert_close(run(plan, plain, u), wanted)
+    torch.testing.assert_close(run(plan, plain, u, seed=0), wanted)
 
 
 def test_a_differentiable_run_calls_the_network_itself():
     net = MLPScore(2, width=16)
     torch.nn.init.normal_(net.last.weight)
     plan = make_plan(CLD(), "em", 3)
-    run(plan, net, initial_state(plan.sde, (5, 2)), differentiable=True).sum().backward()
+    run(
+        plan, net, initial_state(plan.sde, (5, 2), seed=0), differentiable=True, seed=0
+    ).sum().backward()
     assert all(p.grad is not None for p in net.parameters())
 
 

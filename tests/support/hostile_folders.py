@@ -15,7 +15,8 @@ import torch
 
 from cldfast import CLD, make_plan
 from cldfast.app.cli import main
-from cldfast.app.runs import run_config, train_run
+from cldfast.app.new_run import run_config
+from cldfast.app.runs import train_run
 from cldfast.compat import cld_sgm
 from cldfast.files import located
 

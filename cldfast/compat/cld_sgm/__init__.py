@@ -3,7 +3,7 @@
 Every function has the signature and the result of the codebase's function, and takes `mode`.
 """
 
-from cldfast.compat.cld_sgm.checkpoint import load_checkpoint, restore_checkpoint
+from cldfast.compat.cld_sgm.checkpoint import load_checkpoint, load_model, restore_checkpoint
 from cldfast.compat.cld_sgm.install import install, installed, uninstall
 from cldfast.compat.cld_sgm.likelihood import get_likelihood_fn
 from cldfast.compat.cld_sgm.losses import get_loss_fn
@@ -27,6 +27,7 @@ __all__ = [
     "install",
     "installed",
     "load_checkpoint",
+    "load_model",
     "restore_checkpoint",
     "uninstall",
 ]

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from cldfast import kernels
 from cldfast.compat.cld_sgm.sde import PublishedInterface, as_served, objective_of
 from cldfast.compat.losses import row_losses
 from cldfast.compat.published import check_name
-from cldfast.kernels import NoiseAddress, Stream
-from cldfast.network import draw_seed
+from cldfast.kernels import Stream
 
 Tensor = torch.Tensor
 WEIGHTINGS = ("reweightedv1", "likelihood", "reweightedv2")
@@ -60,7 +60,7 @@ def get_loss_fn(
         if noise is None and served.mode == "published":
             noise = torch.randn(shape, dtype=x.dtype, device=x.device)
         if noise is None:
-            z: Any = NoiseAddress(draw_seed(), stream=Stream.PERTURBATION)
+            z: Any = kernels.noise_address(stream=Stream.PERTURBATION)
         else:
             z = served.pack(noise).to(dtype)
         net = served.network(model, shape)

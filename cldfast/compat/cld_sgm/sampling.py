@@ -15,7 +15,7 @@ from cldfast.compat.draws import Draws, StageNoise
 from cldfast.compat.flow import Flow, odeint
 from cldfast.compat.published import check_name
 from cldfast.compat.steps import denoising, fold, published_splitting, rows_of_score
-from cldfast.network import Network, draw_seed
+from cldfast.network import Network
 from cldfast.planner.grids import make_grid
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
@@ -90,25 +90,25 @@ class _Sampler:
         noise: Sequence[Tensor] | None = None,
         seed: int | None = None,
     ) -> Samples:
-        sde, exact, key = self.sde, self.sde.mode == "exact", 0
+        sde, exact = self.sde, self.sde.mode == "exact"
         if isinstance(model, torch.nn.Module):
             model.eval()
-        if exact:
-            key = draw_seed() if seed is None else kernels.check_seed(seed)
-        u = sde.prior(self.shape, key) if u is None else u
+        where = kernels.noise_address(seed if exact else 0)
+        key: dict[str, Any] = {"seed": where.seed, "first_index": where.first_index}
+        u = sde.prior(self.shape, where) if u is None else u
         net = sde.network(model, sde.state_shape(self.shape))
         calls = self.config.n_discrete_steps
         if self.solver == "ode":
             state, calls = self._flow(net, u)
         elif exact:
             plan = self._plan(fold(self.stages(), sde.output_map))
-            state = run(plan, net, sde.pack(u), seed=key, noise=noise)
+            state = run(plan, net, sde.pack(u), **key, noise=noise)
         else:
             state = self._published(net, u, Draws(noise))
         if self.config.denoising:
             last = denoising(sde.process, self.eps, self.eps)
             if exact:
-                state = run(self._plan(fold(last, sde.output_map)), net, state)
+                state = run(self._plan(fold(last, sde.output_map)), net, state, **key)
             else:
                 narrow = 0 if self.solver == "em" else 1
                 state = self._scored(last, net, u, narrow, state.to(torch.float64))
@@ -193,7 +193,9 @@ class _Sampler:
                 score = score - own.to(dtype) / variance
             return score
 
-        return run(self._plan(fold(stages, rows_of_score(sde.rows))), net, state, noise=noise)
+        # All noise is given: a seed drawn here would be one draw too many.
+        plan = self._plan(fold(stages, rows_of_score(sde.rows)))
+        return run(plan, net, state, seed=0, noise=noise)
 
     def _flow(self, net: Network, u: Tensor) -> tuple[Tensor, int]:
         """States of the probability flow at eps, and the network's calls with that of denoising."""

@@ -19,6 +19,7 @@ from cldfast.compat.draws import Draws, widened
 from cldfast.compat.laws import LAWS, checked, jittered
 from cldfast.compat.published import check_mode, check_name
 from cldfast.compat.schedule import FunctionBeta, Rate
+from cldfast.kernels import NoiseAddress
 from cldfast.planner.parameterization import LinearMap
 from cldfast.process.linear_flow import Covariance, Transition
 from cldfast.process.sde import CLD as CriticallyDamped
@@ -130,7 +131,7 @@ class PublishedInterface(nn.Module, ABC):
         """The shape of the states whose positions have `shape`."""
         return widened(shape) if self.is_augmented else tuple(shape)
 
-    def prior(self, shape: Sequence[int], seed: int) -> Tensor:
+    def prior(self, shape: Sequence[int], noise: NoiseAddress) -> Tensor:
         """States of the stationary law whose positions have `shape`.
 
         Exact: by addressed noise. Published: from PyTorch's generator, in the codebase's order.
@@ -140,8 +141,9 @@ class PublishedInterface(nn.Module, ABC):
         states = self.state_shape(shape)
         _, planes, *rest = self.pack(torch.empty((1, *states[1:]), device="meta")).shape
         u = initial_state(
-            self.process, (shape[0], planes // 2, *rest), seed=seed, device=self.config.device
-        )
+            self.process, (shape[0], planes // 2, *rest), seed=noise.seed,
+            first_index=noise.first_index, device=self.config.device,
+        )  # fmt: skip
         return self.unpack(u, states)
 
     def samples(self, u: Tensor, shape: Sequence[int], evaluations: int) -> Samples:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from cldfast import kernels
 from cldfast.compat.draws import Draws, StageNoise, widened
 from cldfast.compat.psld.process import factor, law_of, process_of, training_mode
 from cldfast.compat.psld.samplers import Request, Sampler
-from cldfast.kernels import NoiseAddress
-from cldfast.network import draw_seed
 from cldfast.planner.plan import Plan
 from cldfast.sampling.inpainting import Inpainting
 from cldfast.sampling.run import initial_state, run
@@ -32,15 +32,15 @@ class ES3EulerMaruyamaInpainter(Sampler):
         if bool(((mask != 0) & (mask != 1)).any()):
             raise ValueError("mask must hold zeros and ones; fractions mix states of unequal law")
         known = Inpainting(data, mask != 0)
-        process, seed, steps = plan.sde, draw_seed(), len(plan.stages)
-        u = initial_state(process, data.shape, seed=seed, device=device, dtype=data.dtype)
+        process, noise, steps = plan.sde, kernels.noise_address(), len(plan.stages)
+        key: dict[str, Any] = {"seed": noise.seed, "first_index": noise.first_index}
+        u = initial_state(process, data.shape, **key, device=device, dtype=data.dtype)
         backend = kernels.resolve_backend("auto", u.device)
         correct = self._corrected(asked.ts)
 
         def replaced(u: torch.Tensor, t: float, index: int) -> torch.Tensor:
             # The data themselves are put in only where a step leads to time 0.
-            address = NoiseAddress(seed, stage_index=index)
-            return known.apply(process, u, t, t == 0.0, address, backend)
+            return known.apply(process, u, t, t == 0.0, noise.at_stage(index), backend)
 
         def callback(index: int, t: float, u: torch.Tensor) -> torch.Tensor:
             u = replaced(u, t, index)
@@ -49,7 +49,7 @@ class ES3EulerMaruyamaInpainter(Sampler):
 
         # The draw at T has the stage index after the last one.
         u = replaced(u, float(plan.grid[0]), steps)
-        return run(plan, self._network, u, seed=seed, noise=asked.noise, callback=callback)
+        return run(plan, self._network, u, **key, noise=asked.noise, callback=callback)
 
     def _published(
         self, plan: Plan, data: torch.Tensor, mask: torch.Tensor, asked: Request
@@ -76,7 +76,7 @@ class ES3EulerMaruyamaInpainter(Sampler):
         spread = float(process_of(self.sde).mass_inv) ** -0.5
         u = mixed(torch.cat([x, m * spread], dim=1).to(torch.float64), plan.sde.T, False)
         noise = StageNoise(plan.stages, normals)
-        return run(plan, self._network, u, noise=noise, callback=callback)
+        return run(plan, self._network, u, seed=0, noise=noise, callback=callback)
 
     def _perturbed(
         self, data: torch.Tensor, t: float, draws: Draws, mean_only: bool

@@ -13,8 +13,7 @@ from cldfast.compat.losses import row_losses
 from cldfast.compat.psld.process import factor, law_of, process_of, rows_of, training_mode
 from cldfast.compat.psld.samplers import Score
 from cldfast.compat.published import check_mode
-from cldfast.kernels import NoiseAddress, Stream
-from cldfast.network import draw_seed
+from cldfast.kernels import Stream
 
 
 class PSLDScoreLoss(torch.nn.Module):
@@ -57,7 +56,7 @@ class PSLDScoreLoss(torch.nn.Module):
         process, shape = process_of(self.sde), x_0.shape
         law = law_of(self.sde, t.to(torch.float64), self.training_mode, self.mode)
         # Published draws come from PyTorch's generator alone, in the order of the codebase.
-        address = NoiseAddress(draw_seed() if self.mode == "exact" else 0)
+        address = kernels.noise_address(None if self.mode == "exact" else 0)
         if self.mode == "published":
             # The codebase draws momenta for "hsm", too, and does not use them there.
             given = Draws(None if momentum is None else [momentum])

@@ -13,11 +13,11 @@ from cldfast.compat.psld.process import factor, output_map_of, process_of, train
 from cldfast.compat.published import check_mode
 from cldfast.compat.steps import denoising, fold, published_splitting
 from cldfast.kernels import stage as stage_op
-from cldfast.network import draw_seed
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
 from cldfast.planner.stage import Stage
-from cldfast.sampling.run import Callback, run
+from cldfast.sampling.callbacks import StateCallback
+from cldfast.sampling.run import run
 
 Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Corrector = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -98,14 +98,13 @@ class Sampler:
 
     def _run(self, asked: Request) -> torch.Tensor:
         plan, self.nfe = self.plan(asked), len(asked.ts) - 1
-        u, noise, seed = asked.batch, asked.noise, 0
-        if self.mode == "exact":
-            seed = draw_seed()
-        else:
+        u, noise = asked.batch, asked.noise
+        if self.mode == "published":
             # Published draws come from PyTorch's generator alone, in the order of the codebase.
             noise = StageNoise(plan.stages, self._normals(u, Draws(noise)))
             u = u.to(torch.float64)
         callback = self._corrected(asked.ts)
+        seed = None if self.mode == "exact" else 0
         return run(plan, self._network, u, seed=seed, noise=noise, callback=callback)
 
     def plan(self, asked: Request) -> Plan:
@@ -150,7 +149,7 @@ class Sampler:
     def _network(self, u: torch.Tensor, t: torch.Tensor) -> Any:
         return self.score_fn(u.to(torch.float32), t.to(torch.float32))
 
-    def _corrected(self, ts: torch.Tensor) -> Callback | None:
+    def _corrected(self, ts: torch.Tensor) -> StateCallback | None:
         corrector, every = self.corrector_fn, self.stages_per_step
         if corrector is None:
             return None

@@ -18,7 +18,6 @@ from cldfast.compat.strasman import published
 from cldfast.compat.strasman.published import Entries
 from cldfast.compat.strasman.schedule import beta_parametric
 from cldfast.kernels import NoiseAddress, Stream
-from cldfast.network import draw_seed
 from cldfast.planner.grids import make_grid
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
@@ -142,7 +141,7 @@ class CriticallyDampedLangevin:
             noise = Draws().normal(widened(u.shape) if hsm else u.shape, u.dtype, u.device)
         state, rows, _ = kernels.stage(
             None if hsm else u, (u,) if hsm else (), (), weights,
-            noise=NoiseAddress(draw_seed(), stream=Stream.PERTURBATION) if noise is None else noise,
+            noise=kernels.noise_address(stream=Stream.PERTURBATION) if noise is None else noise,
         )  # fmt: skip
         assert rows is not None
         scaled, z = rows.chunk(2, dim=1)
@@ -188,9 +187,7 @@ class CriticallyDampedLangevin:
         """States from the stationary law: dim d gives (n, 2d), (C, H, W) (n, 2C, H, W)."""
         channels, *rest = [dim] if isinstance(dim, int) else dim
         if noise is None and self.mode == "exact":
-            return initial_state(
-                self.process, (num_samples, channels, *rest), seed=draw_seed(), device=self.device
-            )
+            return initial_state(self.process, (num_samples, channels, *rest), device=self.device)
         if noise is None:
             shape = widened((num_samples, channels, *rest))
             noise = Draws().normal(shape, torch.get_default_dtype(), self.device)
@@ -238,7 +235,7 @@ class CriticallyDampedLangevin:
             z: kernels.Noise = NoiseAddress(stage_index=index)
             if np.any(stage.L):
                 given = self.mode == "published" or noise is not None
-                z = _halves(u, Draws(noise)) if given else NoiseAddress(draw_seed(), 0, index)
+                z = _halves(u, Draws(noise)) if given else kernels.noise_address().at_stage(index)
             table = torch.from_numpy(stage.matrix())[None]
             u = kernels.stage(u, (score,), (), table, noise=z).state
         return u
@@ -264,10 +261,9 @@ class CriticallyDampedLangevin:
         noise: exact: normals per stage, see `cldfast.run`; published: the codebase's draws in its
         order.
         """
-        name, process, seed, normals = _score_name(is_cld), self.process, 0, noise
+        name, process, normals = _score_name(is_cld), self.process, noise
         if self.mode == "exact":
             plan = make_plan(process, solver, num_steps, "linear", epsilon_s, name)
-            seed = draw_seed()
         else:
             times = published.time_steps(num_steps, epsilon_s, self.device)
             stages = self.stages(solver, times, (times[0] - times[1]).item(), is_cld)
@@ -279,6 +275,7 @@ class CriticallyDampedLangevin:
         def score(u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return score_theta(u, t if solver == "em" else t[0])
 
+        seed = None if self.mode == "exact" else 0
         u = run(plan, score, init, seed=seed, noise=normals)
         return u.chunk(2, dim=1)[0].contiguous()
 

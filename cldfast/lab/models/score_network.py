@@ -56,6 +56,11 @@ class ScoreNetwork(nn.Module):
         values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
         return {"kind": self.KIND} | values
 
+    @property
+    def null(self) -> dict[str, int]:
+        """The label of no class, where there are classes."""
+        return {} if self.classes is None else {"labels": self.classes}
+
     def forward(self, u: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Evaluate on u (B, ...) at times or noise levels t (B,).
 

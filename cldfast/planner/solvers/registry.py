@@ -70,9 +70,10 @@ SOLVERS: dict[str, Solver] = {}
 # What `make_plan` and `sample` take for themselves, so that no solver would see it.
 RESERVED = {
     "sde", "solver", "steps", "grid", "t_min", "parameterization", "denoise", "guidance_scale",
-    "guidance_term", "rho", "net", "shape", "seed", "first_index", "batch_size", "device", "dtype",
-    "backend", "noise", "init", "guidance", "inpaint", "callback", "progress", "return_velocity",
-    "graph",
+    "guidance_term", "rho", "net", "shape", "seed", "first_index", "generator",
+    "batch_size", "device", "dtype", "backend", "noise", "init", "guidance", "inpaint", "callback",
+    "progress", "return_velocity", "graph", "nonfinite", "nfe", "conditions",
+    "null",
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Fuzzing of what reads files and arguments of strangers; see `python -m fuzz --help`."""

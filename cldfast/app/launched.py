@@ -37,7 +37,7 @@ def launched(trackers: Sequence[str], folder: PathLike, *, cpu: bool = False) ->
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ  # set by its launcher
     if process()[1] == 1 and not trackers and not by_accelerate:
         return None
-    accelerate = extra_module("accelerate", "several processes need Accelerate", "train")
+    accelerate = extra_module("accelerate", "several processes need Accelerate")
     _end_with_a_word()
     options: dict[str, Any] = {"kwargs_handlers": []}
     if process()[1] > 1:

@@ -124,5 +124,6 @@ $(VENV)/wheels: $(VENV)/tools
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist wheelhouse docs/_build docs/api docs/gallery *.egg-info
+	rm -rf $(VENV) build dist wheelhouse docs/_build docs/api docs/gallery docs/sg_*.rst \
+	    *.egg-info
 	rm -f cldfast/_core*.so cldfast/_cuda*.so

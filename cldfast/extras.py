@@ -19,7 +19,7 @@ class Sized(Protocol):
 
 # Module -> extra of pyproject.toml.
 EXTRAS = {
-    "sklearn": "demo", "matplotlib": "demo", "ot": "demo", "torchdiffeq": "ode",
+    "sklearn": "demo", "matplotlib": "demo", "ot": "demo", "PIL": "demo", "torchdiffeq": "ode",
     "diffusers": "diffusers", "huggingface_hub": "hub", "arviz": "mcmc", "accelerate": "train",
 }  # fmt: skip
 

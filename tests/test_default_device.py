@@ -33,7 +33,7 @@ FACTORIES = {
 Case = Callable[[], object]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def net() -> MLPScore:
     torch.manual_seed(1)
     made = MLPScore(3, width=16, depth=1, time_width=8)

@@ -17,6 +17,9 @@ folder = Path(cldfast.__file__).parent
 assert folder.is_relative_to(sys.prefix), folder
 # Type checkers read the package's annotations only where this file stands.
 assert (folder / "py.typed").exists()
+# The network of the demo.
+network = folder / "app" / "demo" / "network"
+assert (network / "model.safetensors").exists() and any((network / "plans").iterdir()), network
 report = cldfast.info()
 pure = "pure" in sys.argv[1:]
 assert report["auto"]["cpu"] == ("reference" if pure else "cpu"), report

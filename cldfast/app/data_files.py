@@ -86,7 +86,7 @@ def _chosen(arrays: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def as_rows(values: Any) -> Tensor:
     """Numbers as float32 rows; bytes are images and go to [-1, 1]. ValueError for other shapes."""
-    array = torch.as_tensor(np.array(values)) if isinstance(values, np.ndarray) else values
+    array = torch.from_numpy(np.array(values)) if isinstance(values, np.ndarray) else values
     if array.dtype.is_complex or array.dtype == torch.bool:
         raise ValueError(f"expected an array of numbers, got {array.dtype}")
     if array.ndim == 4 and array.dtype == torch.uint8 and array.shape[3] in (1, 3):
@@ -105,7 +105,7 @@ def as_rows(values: Any) -> Tensor:
 
 def as_labels(values: Any, count: int) -> Tensor:
     """Whole numbers (count,) from 0 on as int64; ValueError for others."""
-    labels = torch.as_tensor(np.array(values)) if isinstance(values, np.ndarray) else values
+    labels = torch.from_numpy(np.array(values)) if isinstance(values, np.ndarray) else values
     if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.shape != (count,):
         raise ValueError(
             f"{LABELS}: expected {count} whole numbers, got {tuple(labels.shape)} of {labels.dtype}"
@@ -128,7 +128,9 @@ def _read_folder(folder: Path, size: int | None) -> DataFile:
     if classes and len(classes) < len(files):
         raise ValueError(f"{folder}: expected images in it or in folders of classes, found both")
     names = sorted(set(classes))
-    labels = torch.tensor([names.index(name) for name in classes]) if classes else None
+    labels = (
+        torch.tensor([names.index(name) for name in classes], device="cpu") if classes else None
+    )
     pixels = _read_images(files, size)
     return DataFile(as_rows(pixels), labels)
 

@@ -7,8 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cldfast.app.process_options import process
 from cldfast.app.training_data import TrainingData, training_data
 from cldfast.lab.data import DATASETS, make_data
@@ -108,7 +106,7 @@ def _network(
         raise ValueError("--depth does not go with images")
     net = UNetScore(channels, planes * channels, **sizes)
     try:
-        net.check(torch.zeros(1, net.in_planes * channels, *data.rows.shape[2:]))
+        net.check(data.rows.new_zeros(1, net.in_planes * channels, *data.rows.shape[2:]))
     except ValueError as error:
         raise ValueError(f"{error}: resize a folder of images with --size") from None
     return net

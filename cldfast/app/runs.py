@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from cldfast.model.run_folder import (
     save_config,
     save_run,
 )
-from cldfast.network import ClassifierFree, Network, device_of
+from cldfast.network import Network, device_of
 from cldfast.process.sde import LinearPhaseSDE, sde_from_config
 from cldfast.sampling.likelihood import likelihood
 from cldfast.sampling.probability_flow import pflow
@@ -40,6 +39,7 @@ def train_run(
     config: RunConfig,
     *,
     resume: bool = False,
+    until: int | None = None,
     device: torch.device | None = None,
     progress: bool = False,
     accelerator: Any = None,
@@ -48,6 +48,7 @@ def train_run(
 
     folder: made here. Without `resume` a folder that has a run already is refused; with it, the run
         is continued, and a finished one is extended if `config.train` asks for more steps.
+    until: step after which the training stops, to go on another time; None is the last one.
     device: of the training; None is the CPU. progress: a bar, or lines where there is no terminal.
     accelerator: of several processes, all of which must call; the first one writes.
 
@@ -59,6 +60,8 @@ def train_run(
         raise ValueError("the config says nothing of data or training: there is nothing to train")
     first = accelerator is None or accelerator.is_main_process
     settings = TrainConfig.from_dict(config.train)
+    if until is not None and until < 1:
+        raise ValueError(f"until: expected at least step 1, got {until}")
     sde = sde_from_config(config.sde)
     # Everything that can be refused is refused before the first file is written.
     if not settings.t_min < sde.T:
@@ -90,7 +93,9 @@ def train_run(
                 # The checkpoint fits, so the new settings may replace those in the folder.
                 save_config(path, config)
             remove_plans(path)
-        average = trainer.fit(progress=progress)
+        average = trainer.fit(steps=until, progress=progress)
+        if trainer.step < settings.steps:
+            trainer.save(path / CHECKPOINT)
         metrics = {
             "steps": trainer.step,
             "validation_loss": trainer.validate(),
@@ -134,32 +139,28 @@ def sample_run(
 
     Raises ValueError for bad options, and where samples come out non-finite.
     """
-    if labels is None:
-        parts: list[Any] = [sample(net, sde, **_arguments(config, n, options))]
-    else:  # a batch has the labels of its rows
-        size, first = options.pop("batch_size", None) or n, options.pop("first_index", 0)
-        parts, start = [], 0
-        for own in labels.to(device_of(net)).split(size):
-            given = _arguments(config, len(own), options)
-            guided = given.get("guidance_scale") is not None
-            conditional = ClassifierFree(net, own) if guided else _with_labels(net, own)
-            parts.append(
-                sample(conditional, sde, first_index=first + start, device=own.device, **given)
-            )
-            start += len(own)
-    return config.restore(torch.cat(parts).cpu())
+    drawn = sample(net, sde, **_arguments(config, n, options), **_with_labels(labels))
+    assert isinstance(drawn, Tensor)  # no velocity is asked for
+    return config.restore(drawn.cpu())
 
 
-def _with_labels(net: Network, labels: Tensor) -> Network:
-    """A network of classes that knows the labels of its rows."""
-    return partial(net, labels=labels)  # type: ignore[call-arg]
+def _with_labels(labels: Tensor | None) -> dict[str, Any]:
+    """The arguments that give a network of classes the labels of its rows."""
+    return {} if labels is None else {"conditions": {"labels": labels}}
 
 
 def flow_run(
-    net: Network, sde: LinearPhaseSDE, config: RunConfig, n: int, **options: Any
+    net: Network,
+    sde: LinearPhaseSDE,
+    config: RunConfig,
+    n: int,
+    *,
+    labels: Tensor | None = None,
+    **options: Any,
 ) -> tuple[Tensor, int]:
     """n samples by the adaptive flow, with options of `cldfast.pflow`, and its evaluations."""
-    drawn, evaluations = pflow(net, sde, **_arguments(config, n, options))
+    given = _arguments(config, n, options) | _with_labels(labels)
+    drawn, evaluations = pflow(net, sde, **given)
     return config.restore(drawn.cpu()), evaluations
 
 
@@ -190,9 +191,9 @@ def likelihood_run(
     given: dict[str, Any] = {"t_min": config.t_min, "parameterization": config.form} | options
     for start in range(0, len(rows), batch_size or len(rows)):
         chosen = slice(start, start + (batch_size or len(rows)))
-        own = net if labels is None else _with_labels(net, labels[chosen].to(device))
+        own = _with_labels(None if labels is None else labels[chosen].to(device))
         made = likelihood(
-            own, sde, rows[chosen].to(device), first_index=first_index + start, **given
+            net, sde, rows[chosen].to(device), first_index=first_index + start, **given, **own
         )
         bounds.append(made.nll.cpu())
         evaluations += made.evaluations
@@ -201,6 +202,6 @@ def likelihood_run(
 
 def _log_volume(config: RunConfig) -> float:
     """The logarithm of the volume in units of the data that the network's unit cube takes."""
-    origin, unit = torch.zeros(1, *config.shape), torch.ones(1, *config.shape)
+    origin, unit = (make(1, *config.shape, device="cpu") for make in (torch.zeros, torch.ones))
     sides = config.restore(unit.double()) - config.restore(origin.double())
     return float(sides.log().sum())

@@ -106,13 +106,23 @@ def bures_w2(mean0: Any, cov0: Any, mean1: Any, cov1: Any) -> float:
 
 
 def class_fractions(samples: Any, train_x: Any, train_y: Any) -> Points:
-    """Fraction of samples that a classifier trained on labelled data puts in each class.
+    """Fractions (number of classes,) of samples that `classify` puts in each class; their sum is 1.
+
+    samples, train_x, train_y: as for `classify`.
+    """
+    found = classify(samples, train_x, train_y)
+    classes = int(as_numpy(train_y, "train_y").max()) + 1
+    return np.bincount(found, minlength=classes) / len(found)
+
+
+def classify(samples: Any, train_x: Any, train_y: Any) -> NDArray[np.int64]:
+    """The classes (n,) of samples by a classifier trained on labelled data.
 
     The classifier is a support vector machine with a Gaussian kernel (about 99 % right on the
     held-out handwritten digits).
 
     samples: (n, d). train_x, train_y: data (m, d), and its labels (m,), whole numbers from 0 to the
-    number of classes - 1. Returns fractions (number of classes,) that sum to 1.
+    number of classes - 1.
     """
     points, known = _pair(samples, train_x, ("samples", "train_x"))
     labels = as_numpy(train_y, "train_y")
@@ -122,9 +132,9 @@ def class_fractions(samples: Any, train_x: Any, train_y: Any) -> Points:
         raise ValueError(
             f"train_y: expected shape ({len(known)},) and labels from 0 on, got {labels.shape}"
         )
-    svm = extra_module("sklearn.svm", "class_fractions needs scikit-learn")
-    found = svm.SVC().fit(known, labels).predict(points)
-    return np.bincount(found, minlength=int(labels.max()) + 1) / len(points)
+    svm = extra_module("sklearn.svm", "classes need scikit-learn")
+    found: NDArray[np.int64] = svm.SVC().fit(known, labels).predict(points)
+    return found
 
 
 def nearest_ratio(samples: Any, train: Any, test: Any) -> float:

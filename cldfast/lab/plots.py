@@ -134,7 +134,7 @@ def quality_curve(
     # A logarithmic axis needs a value, and there is none where every run diverged.
     if drawn:
         axes.set_yscale("log")
-        _decimal_ticks(axes)
+        decimal_ticks(axes)
     axes.minorticks_off()
     distance = "sliced $W_2$ to the test set"
     axes.set(xlabel="network evaluations", ylabel=distance, title=title)
@@ -165,7 +165,7 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float], path: PathLike) 
         axes.legend(frameon=False)
     if (loss > 0).all():
         axes.set_yscale("log")
-        _decimal_ticks(axes)
+        decimal_ticks(axes)
     axes.set(xlabel="training step", ylabel="loss")
     axes.grid(alpha=0.25, linewidth=0.6)
     save(figure, path)
@@ -181,7 +181,7 @@ def new_figure(width: float, height: float) -> Any:
     return figure
 
 
-def _decimal_ticks(axes: Any) -> None:
+def decimal_ticks(axes: Any) -> None:
     """Plain numbers at 1, 2 and 5 times the powers of ten on the value axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

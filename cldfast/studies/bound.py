@@ -257,6 +257,10 @@ def plot(rows: Sequence[Row], path: PathLike) -> None:
             guide = np.exp(-slope * (x - x[0])) if term == "initialisation" else (x / x[0]) ** slope
             draw(x, height[0] * guide, "k:", label="rate of the bound")
             axes.set(xlabel=label, title=f"{name}\n{title}" if axes is line[0] else name)
+            axes.set_xticks(first, [f"{value:g}" for value in first])
+            axes.minorticks_off()
+            if term != "initialisation":
+                plots.decimal_ticks(axes)
             axes.grid(True, alpha=0.3)
     for line in panels:
         line[0].set_ylabel("distance in x")

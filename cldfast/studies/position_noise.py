@@ -109,6 +109,8 @@ SWEEPS = {
     "diamonds": Sweep("diamonds", 2, runs=2, steps=5_000, projections=256),
     "swiss-roll": Sweep("swiss_roll", 2, runs=2, steps=5_000, projections=256),
 }
+# Sliced W2 by x_noise of their figure for a = 1 and the funnel in d = 100: `em`, 1,000 evaluations.
+_PUBLISHED = {0.0: 0.225, 0.25: 0.137}
 # What `--quick` makes of a sweep: every part of it runs, and its figures say nothing.
 _QUICK = {"runs": 1, "steps": 20, "rows": 500, "projections": 16, "x_noise": (0.0, 0.25)}
 
@@ -265,6 +267,8 @@ def plot(rows: Sequence[Row], path: PathLike, sweep: Sweep) -> None:
                     where, height, yerr=spreads, capsize=3,
                     color=plots.COLOURS[index], marker=plots.MARKERS[index], label=sampler,
                 )  # fmt: skip
+        if (sweep.data, sweep.dim, a) == ("funnel", 100, 1.0):
+            axes.plot(*zip(*_PUBLISHED.items(), strict=True), "k*", label="published, em 1000")
         axes.set(xlabel="x_noise", title=f"{sweep.data}, d = {sweep.dim}, a = {a:g}")
         axes.set_ylim(bottom=0.0)
         axes.grid(True, alpha=0.3)

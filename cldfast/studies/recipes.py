@@ -87,7 +87,7 @@ class _PublishedPart(nn.Module):
         self.embedding = nn.Linear(width, width, bias=False)
         # Frequencies from 1 down to 1e-4, as for the positions of words (Vaswani et al. 2017).
         half = width // 2
-        frequencies = torch.exp(-math.log(1e4) * torch.arange(half) / (half - 1))
+        frequencies = torch.exp(-math.log(1e4) * torch.arange(half, device="cpu") / (half - 1))
         self.register_buffer("frequencies", frequencies)
 
     def forward(self, u: Tensor, t: Tensor) -> Tensor:

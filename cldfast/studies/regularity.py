@@ -48,9 +48,11 @@ def hessian_norms(data: GaussianMixture, sde: CLD, t: float, x0: Tensor, seed: i
     """
     marginal = sde.marginal(t)
     a, q, kappa, s2 = sufficient_statistic(marginal, t)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(x0.device).manual_seed(seed)
     # y given x0 has the variance s2; w, the rest of the state, does not enter the Hessian.
-    y = x0 + math.sqrt(s2) * torch.randn(x0.shape, generator=generator, dtype=torch.float64)
+    y = x0 + math.sqrt(s2) * torch.randn(
+        x0.shape, generator=generator, dtype=torch.float64, device=x0.device
+    )
     of_y = torch.linalg.eigvalsh(_log_density(data, y, s2)[1])
     fixed = torch.from_numpy(sde.prior().precision - np.outer(q, q) / kappa)
     parts = of_y[..., None, None] * torch.from_numpy(np.outer(a, a)) + fixed
@@ -72,8 +74,8 @@ def _log_density(data: GaussianMixture, y: Tensor, s2: float) -> tuple[Tensor, T
 
 def relative_fisher(data: GaussianMixture, sde: CLD, x0: Tensor, seed: int) -> float:
     """`E |grad log p_0/p_inf|^2`, by the mean over rows of the data with drawn velocities."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
+    generator = torch.Generator(x0.device).manual_seed(seed)
+    noise = torch.randn(x0.shape, generator=generator, dtype=torch.float64, device=x0.device)
     v = math.sqrt(sde.v0_var) * noise
     (p_xx, p_xv), (_, p_vv) = sde.prior().precision
     of_x = _log_density(data, x0, 0.0)[0] + p_xx * x0 + p_xv * v

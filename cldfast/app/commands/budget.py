@@ -74,10 +74,11 @@ def run(args: argparse.Namespace) -> None:
         options = {"t_min": config.t_min, "parameterization": config.form} | options
     options |= named_values("option", args.option)
     errors = given_of(args, "data_mean", "data_var", "score_error", "of", "over")
-    print(f"{'solver':<22}{'evaluations':>12}" + "".join(f"{name:>16}" for name in _COLUMNS))
+    lines = [f"{'solver':<22}{'evaluations':>12}" + "".join(f"{name:>16}" for name in _COLUMNS)]
     for solver in args.solver:
         for steps in args.steps:
             plan = make_plan(sde, solver, steps, **options)
             budget = plan.error_budget(**errors)
             cells = "".join(f"{getattr(budget, name):>16.4g}" for name in _COLUMNS)
-            print(f"{solver:<22}{plan.evaluations:>12}{cells}")
+            lines.append(f"{solver:<22}{plan.evaluations:>12}{cells}")
+    print("\n".join(lines))

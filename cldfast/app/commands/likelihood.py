@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--out: expected a .npz file in a folder that exists, got {args.out}")
     net, sde, config = load_run(args.folder)
     rows, labels = _rows(args, config)
-    options = given_of(args, "draws", "batch_size", "seed", "probe", "t_min")
+    options = {"seed": 0} | given_of(args, "draws", "batch_size", "seed", "probe", "t_min")
     if args.tolerance is not None:
         options |= {"rtol": args.tolerance, "atol": args.tolerance}
     bounds, evaluations = likelihood_run(

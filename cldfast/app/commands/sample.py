@@ -141,9 +141,8 @@ def run(args: argparse.Namespace) -> None:
     if args.solver == "pflow":
         if to_shards:
             raise ValueError("--solver pflow does not go with a folder as --out")
-        if labels is not None:
-            raise ValueError("--solver pflow does not go with a network of classes")
-        samples, settings["evaluations"] = flow_run(net, sde, config, args.n, **settings)
+        samples, evaluations = flow_run(net, sde, config, args.n, labels=labels, **settings)
+        settings["evaluations"] = evaluations
         settings["solver"] = "pflow"
     else:
         plan = plan_of_run(folder, sde, config, choice, settings["steps"])
@@ -193,8 +192,10 @@ def run_labels(
     for text in chosen or ():
         if text not in known:
             raise ValueError(f"--labels: expected 0 to {classes - 1} or none, got {text!r}")
-    cycle = torch.tensor([known[text] for text in chosen] if chosen else range(classes))
-    return cycle[torch.arange(first_index, first_index + n) % len(cycle)]
+    cycle = torch.tensor(
+        [known[text] for text in chosen] if chosen else range(classes), device="cpu"
+    )
+    return cycle[torch.arange(first_index, first_index + n, device="cpu") % len(cycle)]
 
 
 def _labels_from(config: RunConfig, chosen: list[str] | None, first: int, count: int) -> Tensor:

@@ -42,7 +42,7 @@ from cldfast.training.times import TIME_SAMPLING
 
 # Options that a resumed run may be given anew.
 _WITH_RESUME = {
-    "command", "run", "out", "resume", "steps", "threads", "quiet", "device", "track",
+    "command", "run", "out", "resume", "steps", "until", "threads", "quiet", "device", "track",
 }  # fmt: skip
 
 USAGE = "[NAME | --data PATH] --out RUN [options]"
@@ -95,6 +95,7 @@ def _add_training(group: Any) -> None:
         "steps": f"optimiser steps ({default.steps})",
         "batch-size": f"rows a step ({default.batch_size})",
         "accumulate": f"parts that a batch goes through the network in ({default.accumulate})",
+        "until": "step to stop after, to go on with --resume (the last)",
         "warmup": f"steps of linear warm-up ({default.warmup})",
         "seed": f"of weights, data, times and noise ({default.seed})",
         "log-every": f"steps between rows of train.csv ({default.log_every})",
@@ -138,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
         where = accelerator.device
         accelerator.init_trackers("cldfast", config=config.train)
     metrics = train_run(
-        args.out, config, resume=args.resume, device=where, progress=not args.quiet,
+        args.out, config, resume=args.resume, until=args.until, device=where, progress=not args.quiet,
         accelerator=accelerator,
     )  # fmt: skip
     if accelerator is not None:

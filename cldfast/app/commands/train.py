@@ -139,8 +139,8 @@ def run(args: argparse.Namespace) -> None:
         where = accelerator.device
         accelerator.init_trackers("cldfast", config=config.train)
     metrics = train_run(
-        args.out, config, resume=args.resume, until=args.until, device=where, progress=not args.quiet,
-        accelerator=accelerator,
+        args.out, config, resume=args.resume, until=args.until, device=where,
+        progress=not args.quiet, accelerator=accelerator,
     )  # fmt: skip
     if accelerator is not None:
         accelerator.end_training()

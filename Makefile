@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test lint types house sanitize sanitize-all sanitize-threads fuzz faults soak bench docs \
-    linkcheck wheels check-install gpu-check gpu-bench clean
+    linkcheck wheels check-install gpu-check gpu-bench scale-faults clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m cldfast demo --out demo
@@ -89,6 +89,10 @@ wheels: $(VENV)/wheels
 # For each Python: wheel, sdist, and sdist without a compiler, in an environment away from here.
 check-install:
 	tools/check_install.sh
+
+# Several processes that are compared, killed and starved; some minutes, as root for two of its cases.
+scale-faults: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scale_faults.py
 
 # On a machine with a GPU, by the Python that has PyTorch with CUDA; nothing is installed or downloaded.
 gpu-check:

@@ -20,7 +20,7 @@ class Sized(Protocol):
 # Module -> extra of pyproject.toml.
 EXTRAS = {
     "sklearn": "demo", "matplotlib": "demo", "ot": "demo", "PIL": "demo", "torchdiffeq": "ode",
-    "diffusers": "diffusers", "huggingface_hub": "hub", "arviz": "mcmc",
+    "diffusers": "diffusers", "huggingface_hub": "hub", "arviz": "mcmc", "accelerate": "train",
 }  # fmt: skip
 
 

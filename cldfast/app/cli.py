@@ -27,7 +27,7 @@ from cldfast.app.commands import (
     train,
 )
 from cldfast.app.options import add_numbers
-from cldfast.training import NonFiniteLoss
+from cldfast.training import LostProcess, NonFiniteLoss
 from cldfast.version import __version__
 
 COMMANDS: tuple[ModuleType, ...] = (
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cldfast: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, ImportError, NonFiniteLoss) as error:
+    except (ValueError, TypeError, OSError, ImportError, NonFiniteLoss, LostProcess) as error:
         print(f"cldfast: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

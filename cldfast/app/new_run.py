@@ -36,6 +36,8 @@ def run_config(given: dict[str, Any]) -> RunConfig:
     form = data_form(settings["parameterization"])
     if form is not None:  # the best recipe of docs/learning.md
         settings = {"times": "half_log", "weighting": "edm"} | settings
+    if given.get("conditional"):
+        settings = {"label_dropout": LABEL_DROPOUT} | settings
     train = TrainConfig(**settings)
     sde = process(given)
     checked_parameterization(sde, train.form(sde), train.objective)
@@ -94,7 +96,6 @@ def _network(
         if data.classes is None:
             raise ValueError("--conditional: the data have no labels")
         sizes |= {"classes": data.classes}
-        sizes |= {"label_dropout": given.get("label_dropout", LABEL_DROPOUT)}
     elif "label_dropout" in given:
         raise ValueError("--label-dropout goes with --conditional")
     channels = data.rows.shape[1]

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from cldfast.app.launched import local_process
+
 
 def add_numbers(group: Any, kind: type, options: dict[str, str]) -> None:
     """Options that take a number, by name; an int is shown as N, a float as X."""
@@ -46,6 +48,14 @@ def device(args: argparse.Namespace) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # PyTorch's for no such device or no driver
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"--device {args.device}: {reason}") from None
+
+
+def local_device(args: argparse.Namespace) -> torch.device:
+    """The device of `--device`; of "cuda" without a number, this process's own of several."""
+    found = device(args)
+    if found.type == "cuda" and args.device == "cuda":
+        return torch.device("cuda", local_process() % torch.cuda.device_count())
+    return found
 
 
 def named_values(option: str, texts: Sequence[str]) -> dict[str, Any]:

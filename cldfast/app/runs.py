@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def train_run(
     until: int | None = None,
     device: torch.device | None = None,
     progress: bool = False,
+    accelerator: Any = None,
 ) -> dict[str, Any]:
     """Train what a config describes, and leave a run folder; returns its metrics.
 
@@ -48,6 +50,7 @@ def train_run(
         is continued, and a finished one is extended if `config.train` asks for more steps.
     until: step after which the training stops, to go on another time; None is the last one.
     device: of the training; None is the CPU. progress: a bar, or lines where there is no terminal.
+    accelerator: of several processes, all of which must call; the first one writes.
 
     Raises ValueError for a config that does not fit and a folder that another process writes, and
     NonFiniteLoss.
@@ -55,6 +58,7 @@ def train_run(
     path = Path(folder)
     if config.data is None or config.train is None:
         raise ValueError("the config says nothing of data or training: there is nothing to train")
+    first = accelerator is None or accelerator.is_main_process
     settings = TrainConfig.from_dict(config.train)
     if until is not None and until < 1:
         raise ValueError(f"until: expected at least step 1, got {until}")
@@ -73,16 +77,22 @@ def train_run(
     torch.manual_seed(settings.seed)
     net = build_model(config.model).to(device)
     make_folder(path)
-    with locked(path):
+    with locked(path) if first else nullcontext():
         if not resume and any((path / name).exists() for name in (CONFIG, MODEL, CHECKPOINT)):
             raise ValueError(f"{path} has a run already: resume it or choose another folder")
-        if not resume:
+        if accelerator is not None:
+            accelerator.wait_for_everyone()  # all have looked before the first one writes
+        if first and not resume:
             save_config(path, config)
-        trainer = Trainer(net, sde, rows, settings, validation=held_out, folder=path, resume=resume)
-        if resume:
-            # The checkpoint fits, so the new settings may replace those in the folder.
-            save_config(path, config)
-        remove_plans(path)
+        trainer = Trainer(
+            net, sde, rows, settings, validation=held_out, folder=path, resume=resume,
+            accelerator=accelerator,
+        )  # fmt: skip
+        if first:
+            if resume:
+                # The checkpoint fits, so the new settings may replace those in the folder.
+                save_config(path, config)
+            remove_plans(path)
         average = trainer.fit(steps=until, progress=progress)
         if trainer.step < settings.steps:
             trainer.save(path / CHECKPOINT)
@@ -92,7 +102,10 @@ def train_run(
             "parameters": sum(p.numel() for p in net.parameters()),
             "seconds": round(trainer.seconds, 3),
         }
-        save_run(path, average, config, metrics)
+        if trainer.skipped:
+            metrics["skipped_steps"] = trainer.skipped
+        if first:
+            save_run(path, average, config, metrics)
         return metrics
 
 

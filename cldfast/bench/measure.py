@@ -134,7 +134,7 @@ def measure_steady(shape: tuple[int, ...], steps: int, *, quick: bool = False) -
         return net
 
     try:
-        sampling.run(plan, calling_after_a_step(allocations.start), u)
+        sampling.run(plan, calling_after_a_step(allocations.start), u, nonfinite="return")
     finally:
         allocations.stop()
 
@@ -146,7 +146,7 @@ def measure_steady(shape: tuple[int, ...], steps: int, *, quick: bool = False) -
         resident.start()
         start = time.perf_counter()
 
-    sampling.run(plan, calling_after_a_step(mark), u)
+    sampling.run(plan, calling_after_a_step(mark), u, nonfinite="return")
     seconds = (time.perf_counter() - start) / (steps - 1)
     timing = Timing(torch.get_num_threads(), steps - 1, 1, [seconds])
     return measured_row(

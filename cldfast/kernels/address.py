@@ -33,6 +33,7 @@ class Stream(IntEnum):
     PROBE = 7
     BROWNIAN = 8
     ACCEPTANCE = 9
+    LABELS = 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,17 @@
 
 from cldfast.training.config import TrainConfig
 from cldfast.training.ema import EMA
-from cldfast.training.trainer import CHECKPOINT, FAILED, LOG, NonFiniteLoss, Trainer
+from cldfast.training.nonfinite import NonFiniteLoss
+from cldfast.training.processes import LostProcess
+from cldfast.training.trainer import CHECKPOINT, FAILED, LOG, Trainer
 
-__all__ = ["CHECKPOINT", "EMA", "FAILED", "LOG", "NonFiniteLoss", "TrainConfig", "Trainer"]
+__all__ = [
+    "CHECKPOINT",
+    "EMA",
+    "FAILED",
+    "LOG",
+    "LostProcess",
+    "NonFiniteLoss",
+    "TrainConfig",
+    "Trainer",
+]

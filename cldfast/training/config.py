@@ -33,8 +33,10 @@ class TrainConfig:
         "mixed", or "data_noise" for a process with noise on the position.
     sigma_data: standard deviation of the data, for the parameterisation "edm".
     uncertainty: learn the weights of times too, see `cldfast.Uncertainty`.
+    label_dropout: share of the labels that become "none", for classifier-free guidance.
     autocast: "bfloat16" or "float16", in which the network then computes (`torch.autocast`), its
-        weights, the state and the loss staying in theirs; None computes in theirs too.
+        weights, the state and the loss staying in theirs; None computes in theirs too. For
+        "float16" the loss is scaled, and a step whose gradients overflow is left out.
     seed: of times, noise and the order of the data.
     log_every, validate_every, checkpoint_every: in steps.
 
@@ -56,6 +58,7 @@ class TrainConfig:
     t_min: float = 1e-3
     times: str = "uniform"
     uncertainty: bool = False
+    label_dropout: float = 0.0
     autocast: str | None = None
     seed: int = 0
     log_every: int = 50
@@ -78,6 +81,8 @@ class TrainConfig:
             _check_positive("clip", self.clip)
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay: expected in [0, 1), got {self.ema_decay}")
+        if not 0.0 <= self.label_dropout < 1.0:
+            raise ValueError(f"label_dropout: expected in [0, 1), got {self.label_dropout}")
         choices = {
             "decay": DECAYS, "objective": OBJECTIVES, "weighting": WEIGHTINGS,
             "times": TIME_SAMPLING,

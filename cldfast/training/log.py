@@ -50,8 +50,8 @@ class TrainLog:
         self._norm += norm
         self._count += 1
 
-    def write(self, step: int, lr: float, validation: float | None) -> None:
-        """Append a row for the steps counted since the last one."""
+    def write(self, step: int, lr: float, validation: float | None) -> dict[str, float]:
+        """Append a row for the steps counted since the last one; returns its numbers by column."""
         count = max(self._count, 1)
         values = [
             step, round(self.seconds, 3), self._loss / count,
@@ -62,6 +62,7 @@ class TrainLog:
             file.write(",".join(map(str, values)) + "\n")
         self._loss = self._norm = 0.0
         self._count = 0
+        return {n: v for n, v in zip(COLUMNS, values, strict=True) if v != "" and n != "step"}  # type: ignore[misc]
 
     def pending(self) -> dict[str, float]:
         """The sums since the last row and the seconds so far, for a checkpoint."""

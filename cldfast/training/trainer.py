@@ -1,78 +1,66 @@
 """Training of a score network: a small loop whose every step can be repeated exactly.
 
-Times, noise and the order of the data are addressed by (seed, step) and not drawn from a state, so
-a run that was killed and resumed makes the same weights, bit for bit on the CPU, as one that ran
-through.
+Times, noise and the order of the data are addressed by (seed, step, row of the batch) and not drawn
+from a state. So a run that was killed and resumed makes the same weights, bit for bit on the CPU,
+as one that ran through; and several processes that share a batch make the same gradients as one, up
+to the order of summation.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cldfast import kernels
 from cldfast.extras import progress_bar
 from cldfast.files import PathLike, read_tensors, remove_stale, write_tensors
-from cldfast.kernels import NoiseAddress, Stream
-from cldfast.network import Network
 from cldfast.process.sde import LinearPhaseSDE
+from cldfast.training.checkpoint import load_state, most_bytes, state_tensors
 from cldfast.training.coefficients import CoefficientsAhead
 from cldfast.training.config import TrainConfig
+from cldfast.training.held_out import HeldOut, autocast, given
 from cldfast.training.log import TrainLog
-from cldfast.training.losses import (
-    checked_parameterization,
-    drawn_velocity,
-    hsm_loss,
-    prepared_loss,
+from cldfast.training.loss_scale import LossScale
+from cldfast.training.losses import checked_parameterization, drawn_velocity, prepared_loss
+from cldfast.training.nonfinite import NonFiniteLoss
+from cldfast.training.processes import (
+    OneProcess,
+    check_accelerator,
+    device_of_rank,
+    half_precision,
+    naming_lost,
+    share_of,
 )
+from cldfast.training.rows import (
+    Batch,
+    Batches,
+    Dataset,
+    Rows,
+    Taken,
+    null_label,
+    row_source,
+    with_dropped,
+)
+from cldfast.training.sharded import ShardedEMA
 from cldfast.training.trained import remember_training
 from cldfast.training.uncertainty import Uncertainty
-from cldfast.training.update import WeightUpdate
-
-# Rows, or rows with their labels.
-Rows = Tensor | tuple[Tensor, Tensor]
-Batches = Callable[[int], Rows]
+from cldfast.training.update import LEFT_OUT, STEP_FAILED, WeightUpdate
 
 CHECKPOINT = "checkpoint.safetensors"
 FAILED = "failed.safetensors"
 LOG = "train.csv"
-
-# Added to the seed for the validation noise: no training run of a small seed shares it.
-_VALIDATION_SEED = 2**63
 
 # Steps after which their numbers are read, on devices that the host runs ahead of.
 _UNREAD = 32
 
 # Settings that may differ when a run is resumed: they do not change the steps already made.
 _FREE_ON_RESUME = ("steps", "log_every", "validate_every", "checkpoint_every")
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient is NaN or infinite; the state before that step was kept.
-
-    Attributes:
-        step: the step, counted from 1.  t_range: smallest and largest time of its rows.
-        saved: the file with the state before the step, None without a folder.
-    """
-
-    def __init__(
-        self, step: int, loss: float, norm: float, t_range: tuple[float, float], saved: Path | None
-    ) -> None:
-        where = "" if saved is None else f"; the state before it is in {saved}"
-        super().__init__(
-            f"step {step}: loss {loss:g} with gradient norm {norm:g} at times t in "
-            f"[{t_range[0]:.3g}, {t_range[1]:.3g}]{where}; try a smaller lr, clip or a larger t_min"
-        )
-        self.step, self.t_range, self.saved = step, t_range, saved
 
 
 class Trainer:
@@ -82,19 +70,26 @@ class Trainer:
         net: the network `net(u, t)`, on the device of the training.
         sde: the process.
         data: rows (n, d) or (n, C, H, W), float32 or float64, used once an epoch in an order made
-            from the seed; or a function of the step (from 0) that returns `batch_size` rows, the
-            same ones whenever it is asked. Rows may be a pair (rows, labels), labels (n,): the
-            network is then called as `net(u, t, labels=labels)`.
+            from the seed: a tensor, a `torch.utils.data.Dataset` of rows, or a `DataLoader` of one,
+            whose workers, pinned memory and `collate_fn` are taken. Or whole batches of
+            `batch_size` rows: a function of the step (from 0), which returns the same ones whenever
+            it is asked, or an iterable, which is begun again at its end. Rows may be a pair (rows,
+            labels), labels (n,): the network is then called as `net(u, t, labels=labels)`.
         config: settings.
         validation: held-out rows, with labels where the data have them; the averaged network's loss
             on them, with the same noise every time, is logged.
-        folder: where `checkpoint.safetensors` and `train.csv` go; None keeps nothing.
+        folder: where `checkpoint.safetensors` and `train.csv` go, which all processes must see;
+            None keeps nothing.
         resume: go on from the folder's checkpoint, where there is one. Without it a folder that
             has a checkpoint is refused.
         backend: see `cldfast.kernels.stage`.
+        accelerator: an `accelerate.Accelerator`, to share the batch out among processes and to
+            report to its trackers; None is this process alone. Its mixed precision is `autocast`.
+        workers: processes that load the rows of a `Dataset` ahead.
 
     Attributes:
         step: steps made so far.  ema: the average; `ema.model` is the network to sample from.
+        skipped: steps left out because gradients overflowed in float16.
 
     Raises:
         TypeError, ValueError: arguments that do not fit each other or the checkpoint.
@@ -104,56 +99,78 @@ class Trainer:
         self,
         net: nn.Module,
         sde: LinearPhaseSDE,
-        data: Rows | Batches,
+        data: Rows | Dataset | Iterable[Rows] | Batches,
         config: TrainConfig | None = None,
         *,
         validation: Rows | None = None,
         folder: PathLike | None = None,
         resume: bool = False,
         backend: str = "auto",
+        accelerator: Any = None,
+        workers: int = 0,
     ) -> None:
-        self.net, self.sde, self.data, self.validation = net, sde, data, validation
+        self.net, self.sde, self.data = net, sde, data
         self.config = config or TrainConfig()
         self.backend = backend
-        for name, rows in (("data", data), ("validation", validation)):
-            if rows is not None and (name == "validation" or not callable(rows)):
-                _check_rows(name, *_parted(rows))  # type: ignore[arg-type]
+        self.accelerator: Any = OneProcess() if accelerator is None else accelerator
+        check_accelerator(self.accelerator)
         if not self.config.t_min < sde.T:
             raise ValueError(f"t_min: expected below T = {sde.T}, got {self.config.t_min}")
         objective = self.config.objective
         self.parameterization = checked_parameterization(sde, self.config.form(sde), objective)
-        self.parameters = [p for p in net.parameters() if p.requires_grad]
-        if not self.parameters:
+        self.half = half_precision(self.config.autocast, self.accelerator)
+        parameters = [p for p in net.parameters() if p.requires_grad]
+        if not parameters:
             raise ValueError("net: expected a network with parameters to train, got none")
-        self.device = self.parameters[0].device
-        self._unread: list[Tensor] = []
-        self._most_unread = 1 if self.device.type == "cpu" else _UNREAD
+        self.device = device = device_of_rank(self.accelerator, parameters[0].device)
+        config = self.config
+        self._held_out: HeldOut | None = None
+        if validation is not None:
+            self._held_out = HeldOut(
+                validation, sde, config, self.parameterization, device, self.half, backend
+            )
+        share = share_of(config.batch_size, config.accumulate, self.accelerator)
+        self._taken = Taken(config.seed, config.batch_size, share)
+        pinned = device.type == "cuda"
+        self._rows = row_source(data, self._taken, workers=workers, pinned=pinned)
+        self._null = null_label(net, config.label_dropout)
         self.uncertainty: Uncertainty | None = None
-        if self.config.uncertainty:
-            self.uncertainty = Uncertainty(self.device)
-            self.parameters = [*self.parameters, *self.uncertainty.parameters()]
+        if config.uncertainty:
+            self.uncertainty = Uncertainty(device)
+            parameters = [*parameters, *self.uncertainty.parameters()]
+        self._unread: list[Tensor] = []
+        self._most_unread = 1 if device.type == "cpu" else _UNREAD
         self._update = WeightUpdate(
-            net, self.parameters, self.config.lr, self.config.clip, self.config.ema_decay,
-            waits=self._most_unread == 1,
+            net, parameters, config.lr, config.clip, config.ema_decay,
+            waits=self._most_unread == 1, accelerator=self.accelerator,
+            scale=LossScale(device) if self.half == torch.float16 else None,
         )  # fmt: skip
         self.optimizer, self.ema = self._update.optimizer, self._update.ema
         remember_training(self.ema.model, self.parameterization)
-        self._coefficients = CoefficientsAhead(sde, self.config, self.parameterization, self.device)
-        self.step = 0
-        self._order: tuple[int, Tensor] | None = None
+        self._coefficients = CoefficientsAhead(sde, config, self.parameterization, device)
+        self.step = self.skipped = 0
+        self._saved = 0
+        if self.accelerator.process_index > 0:
+            # Layers that draw random numbers must not draw the same ones in every process.
+            torch.manual_seed(torch.initial_seed() + self.accelerator.process_index)
         self.folder = None if folder is None else Path(folder)
         self.log: TrainLog | None = None
         if self.folder is not None:
             self._open(self.folder, resume)
 
     def _open(self, folder: Path, resume: bool) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        first = self.accelerator.is_main_process
         checkpoint = folder / CHECKPOINT
-        if checkpoint.exists() and not resume:
+        found = checkpoint.exists()
+        if found and not resume:
             raise ValueError(f"{checkpoint} exists: resume that run or choose another folder")
-        remove_stale(folder)
-        self.log = TrainLog(folder / LOG)
-        if checkpoint.exists():
+        with naming_lost(self.accelerator, self._at_work):
+            self.accelerator.wait_for_everyone()  # all have looked before the first one writes
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_stale(folder)
+            self.log = TrainLog(folder / LOG)
+        if found:
             self.load(checkpoint)
             if self.step > self.config.steps:
                 raise ValueError(
@@ -162,7 +179,9 @@ class Trainer:
                 )
         else:
             self.save(checkpoint)
-        self.log.cut(self.step)
+        self._saved = self.step
+        if self.log is not None:
+            self.log.cut(self.step)
 
     @property
     def seconds(self) -> float:
@@ -172,26 +191,30 @@ class Trainer:
     def fit(self, *, steps: int | None = None, progress: bool = False) -> nn.Module:
         """Train up to step number `steps` (None: the settings'); returns the averaged network.
 
-        progress: a tqdm bar. Raises NonFiniteLoss.
+        progress: a tqdm bar. Raises NonFiniteLoss, and `cldfast.training.LostProcess` where another
+        process has ended.
         """
         end = self.config.steps if steps is None else min(steps, self.config.steps)
         bar = None
-        if progress:
+        if progress and self.accelerator.is_main_process:
             bar = progress_bar(total=end, initial=self.step, desc="training", unit="step")
-        self.net.train()
+        self._update.network.train()
         try:
-            while self.step < end:
-                self._advance()
-                if len(self._unread) >= self._most_unread or self._due() or self.step == end:
-                    values = self._read()
-                    self._record(values)
-                    if bar is not None:
-                        bar.set_postfix_str(f"loss {values[-1][0]:.3g}", refresh=False)
-                        bar.update(len(values))
+            with naming_lost(self.accelerator, self._at_work):
+                while self.step < end:
+                    self._advance()
+                    if len(self._unread) >= self._most_unread or self._due() or self.step == end:
+                        values = self._read()
+                        self._record(values)
+                        if bar is not None:
+                            bar.set_postfix_str(f"loss {values[-1][0]:.3g}", refresh=False)
+                            bar.update(len(values))
+                if isinstance(self.ema, ShardedEMA):
+                    self.ema.gather()
         finally:
             if bar is not None:
                 bar.close()
-        self.net.eval()
+        self._update.network.eval()
         return self.ema.model
 
     def train_step(self) -> tuple[float, float]:
@@ -200,84 +223,92 @@ class Trainer:
         Raises NonFiniteLoss; no weight is changed by the bad step.
         """
         self._advance()
-        return self._read()[-1]
+        return self._read()[-1][:2]
 
     def _advance(self) -> None:
         """One optimiser step, its loss and gradient norm left to be read."""
-        config = self.config
-        first, size = self.step * config.batch_size, config.batch_size
-        (batch, labels), rows = self._batch(first), self._coefficients.at(self.step)
-        self._update.clear()
+        config, taken, update = self.config, self._taken, self._update
+        batch, labels = self._batch()
+        rows = self._coefficients.at(self.step)[taken.share]
+        first = taken.first(self.step)
+        update.clear()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        part = size // config.accumulate
-        for start in range(0, size, part):
+        part = taken.count // config.accumulate
+        for start in range(0, taken.count, part):
             chosen = slice(start, start + part)
             v0 = None
             if config.objective == "dsm":
                 v0 = drawn_velocity(
                     self.sde, batch[chosen], config.seed, first + start, self.backend
                 )
-            with self._autocast():
-                loss = prepared_loss(
-                    _given(self.net, labels, chosen), batch[chosen], rows[chosen],
-                    self.parameterization, seed=config.seed, first_index=first + start,
-                    v0=v0, reduction="sum", uncertainty=self.uncertainty, backend=self.backend,
-                )  # fmt: skip
-            # Of the sum: what half precision rounds away is smaller by a factor of the batch.
-            loss.backward()
+            last = start + part == taken.count
+            with nullcontext() if last else self.accelerator.no_sync(update.network):
+                with autocast(self.device, self.half):
+                    loss = prepared_loss(
+                        given(update.network, labels, chosen), batch[chosen], rows[chosen],
+                        self.parameterization, seed=config.seed, first_index=first + start, v0=v0,
+                        reduction="sum", uncertainty=self.uncertainty, backend=self.backend,
+                    )  # fmt: skip
+                update.backward(loss, taken.count)
             total += loss.detach()
-        self._unread.append(self._update(total, size, config.learning_rate(self.step)))
+        if self.accelerator.num_processes > 1:
+            total = self.accelerator.reduce(total, "mean")
+            if self.uncertainty is not None:
+                # The wrapped network exchanges its own gradients alone.
+                self.uncertainty.weight.grad = self.accelerator.reduce(
+                    self.uncertainty.weight.grad, "mean"
+                )
+        self._unread.append(update(total, taken.count, config.learning_rate(self.step)))
         self.step += 1
 
-    def _read(self) -> list[tuple[float, float]]:
-        """Loss and gradient norm of the steps not read yet; NonFiniteLoss at the first bad one."""
-        values = [(loss, norm) for loss, norm in torch.stack(self._unread).tolist()]
+    def _read(self) -> list[tuple[float, float, float]]:
+        """Loss, gradient norm and outcome of the steps not read yet; NonFiniteLoss at a bad one."""
+        values = [(a, b, c) for a, b, c in torch.stack(self._unread).tolist()]
         self._unread.clear()
-        for index, (loss, norm) in enumerate(values):
-            if not math.isfinite(loss + norm):
+        for index, (loss, norm, outcome) in enumerate(values):
+            if outcome == STEP_FAILED:
                 # Nothing was changed from that step on, and the count goes back to before it.
                 self.step -= len(values) - index
                 self._update.go_on_from(self.step)
                 raise self._failure(loss, norm)
+            self.skipped += outcome == LEFT_OUT
         return values
 
     @torch.no_grad()
     def validate(self) -> float:
-        """The averaged network's loss on the held-out rows, with noise that is always the same."""
-        if self.validation is None:
+        """The averaged network's loss on the held-out rows, with noise that is always the same.
+
+        All processes must ask.
+        """
+        if self._held_out is None:
             raise ValueError("no validation rows were given")
-        seed = (self.config.seed + _VALIDATION_SEED) % 2**64
-        config = self.config
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        held_out, labels = _parted(self.validation)
-        labels = None if labels is None else labels.to(self.device)
-        for start in range(0, len(held_out), config.batch_size):
-            chosen = slice(start, start + config.batch_size)
-            with self._autocast():
-                total += hsm_loss(
-                    _given(self.ema.model, labels, chosen), self.sde,
-                    held_out[chosen].to(self.device), config.weighting, self.parameterization,
-                    seed, t_min=config.t_min, times=config.times, first_index=start,
-                    reduction="sum", objective=config.objective, backend=self.backend,
-                )  # fmt: skip
-        return float(total) / len(held_out)
+        if isinstance(self.ema, ShardedEMA):
+            # The parts of the weights come together in every call: all processes make all calls.
+            net = self._update.network
+            training = net.training
+            with self.ema.swapped_into(self.net):
+                total = self._held_out.loss(net.eval())
+            net.train(training)
+        else:
+            processes = self.accelerator.num_processes
+            total = self._held_out.loss(self.ema.model, self.accelerator.process_index, processes)
+            total = self.accelerator.reduce(total, "sum")
+        return float(total) / len(self._held_out)
 
     def save(self, path: PathLike) -> None:
-        """Write the whole state of the training as one safetensors file, atomically."""
-        tensors = {f"model/{k}": v for k, v in self.net.state_dict().items()}
-        tensors |= {f"ema/{k}": v for k, v in self.ema.model.state_dict().items()}
-        if self.uncertainty is not None:
-            tensors |= {f"uncertainty/{k}": v for k, v in self.uncertainty.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{k}": v for k, v in state.items()}
-        # For networks that draw random numbers themselves, such as dropout.
-        tensors["rng/cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
-        metadata = {"step": self.step, "updates": self.ema.updates, **self._identity()}
+        """Write the whole state of the training as one safetensors file, atomically.
+
+        All processes must ask; the first one writes.
+        """
+        tensors = state_tensors(self._update, self.uncertainty)
+        metadata = {
+            "step": self.step, "updates": self.ema.updates, "skipped": self.skipped,
+            **self._identity(),
+        }  # fmt: skip
         if self.log is not None:
             metadata["log"] = self.log.pending()
-        write_tensors(path, tensors, metadata)
+        if self.accelerator.is_main_process:
+            write_tensors(path, tensors, metadata)
 
     def load(self, path: PathLike, *, strict: bool = True) -> None:
         """Go on from a file that `save` wrote, PyTorch's global random state included.
@@ -287,30 +318,18 @@ class Trainer:
 
         Raises ValueError for a broken file, or one that does not fit.
         """
-        tensors, metadata = read_tensors(path, most=self._most_bytes())
+        tensors, metadata = read_tensors(path, most=most_bytes(self._update))
         here = json.loads(json.dumps(self._identity())) if strict else {}
         for name, value in here.items():
-            if metadata.get(name) != value:
+            found = metadata.get(name)
+            if name == "settings" and isinstance(found, dict):
+                found = {k: v for k, v in asdict(TrainConfig()).items() if k in value} | found
+            if found != value:
                 raise ValueError(
                     f"{path}: made with another {name}: {metadata.get(name)}, expected {value}"
                 )
-        groups: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition("/")
-            groups.setdefault(kind, {})[rest] = tensor
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in groups.get("optimizer", {}).items():
-            index, _, key = name.partition("/")
-            state.setdefault(int(index), {})[key] = tensor
         try:
-            self._check_moments(state)
-            self.net.load_state_dict(groups["model"])
-            if self.uncertainty is not None:
-                self.uncertainty.load_state_dict(groups["uncertainty"])
-            self.ema.load_state_dict({"model": groups["ema"], "updates": metadata["updates"]})
-            groups_now = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": state, "param_groups": groups_now})
-            torch.set_rng_state(groups["rng"]["cpu"])
+            load_state(self._update, self.uncertainty, tensors, int(metadata["updates"]))
             step, log = int(metadata["step"]), metadata.get("log", {})
             if step < 0:
                 raise ValueError(f"step: expected at least 0, got {step}")
@@ -319,29 +338,12 @@ class Trainer:
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
             text = " ".join(str(error).split())
             raise ValueError(f"{path}: does not fit this network: {text}") from error
-        if "cuda" in groups["rng"] and self.device.type == "cuda":
-            torch.cuda.set_rng_state(groups["rng"]["cuda"], self.device)
-        self.step = step
-
-    def _most_bytes(self) -> int:
-        """More bytes than `save` writes for this network."""
-        weights = sum(t.numel() * t.element_size() for t in self.net.state_dict().values())
-        # Weights, their average and two moments, uncertainty and random states.
-        return 8 * weights + (1 << 20)
-
-    def _check_moments(self, state: dict[int, dict[str, Tensor]]) -> None:
-        """ValueError for moments of Adam that are not as large as the weights."""
-        for index, moments in state.items():
-            shape = self.parameters[index].shape
-            for name in ("exp_avg", "exp_avg_sq"):
-                if moments[name].shape != shape:
-                    raise ValueError(f"optimizer/{index}/{name} has another size than the weights")
+        self.step, self.skipped = step, int(metadata.get("skipped", 0))
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that goes on from it."""
         settings = asdict(self.config)
         free = [n for n in _FREE_ON_RESUME if n != "steps" or self.config.decay == "constant"]
-        rows = None if callable(self.data) else list(_parted(self.data)[0].shape)
         try:
             process = self.sde.config()
         except ValueError:  # a schedule given as a function has no description to compare
@@ -349,47 +351,23 @@ class Trainer:
         return {
             "settings": {k: v for k, v in settings.items() if k not in free},
             "process": process,
-            "data": rows,
+            "data": self._rows.shape,
         }
 
-    def _batch(self, first: int) -> tuple[Tensor, Tensor | None]:
-        """The rows of the step whose first row has the global number `first`, and their labels."""
-        size = self.config.batch_size
-        if callable(self.data):
-            data, labels = _parted(self.data(self.step))
-            _check_rows(f"the batch of step {self.step}", data, labels)
-            if len(data) != size:
-                raise ValueError(
-                    f"the batch of step {self.step}: expected {size} rows, got {len(data)}"
-                )
-        else:
-            data, labels = _parted(self.data)
-            epoch, offset = divmod(first, len(data))
-            rows = self._epoch(epoch, data)[offset : offset + size]
-            while len(rows) < size:
-                epoch += 1
-                rows = torch.cat([rows, self._epoch(epoch, data)[: size - len(rows)]])
-            data, labels = data[rows], None if labels is None else labels[rows]
-        return data.to(self.device), None if labels is None else labels.to(self.device)
-
-    def _epoch(self, epoch: int, data: Tensor) -> Tensor:
-        """The order of the rows in an epoch, by their addressed words: alike on any machine."""
-        if self._order is None or self._order[0] != epoch:
-            rows = len(data)
-            address = NoiseAddress(self.config.seed, epoch * rows, stream=Stream.DATA_ORDER)
-            high, low = kernels.pair_words(address, rows)
-            order = torch.argsort((high << 31) | (low >> 1), stable=True)
-            self._order = epoch, order.to(data.device)
-        return self._order[1]
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.config.autocast is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, getattr(torch, self.config.autocast))
+    def _batch(self) -> Batch:
+        """This process's rows of the step, and their labels, on the device."""
+        rows, labels = self._rows.at(self.step)
+        rows = rows.to(self.device, non_blocking=True)
+        if labels is not None:
+            labels = labels.to(self.device, non_blocking=True)
+            if self._null is not None:
+                share = self.config.label_dropout
+                labels = with_dropped(labels, share, self._null, self._taken, self.step)
+        return rows, labels
 
     def _validates(self) -> bool:
         last = self.step == self.config.steps
-        return self.validation is not None and (self.step % self.config.validate_every == 0 or last)
+        return self._held_out is not None and (self.step % self.config.validate_every == 0 or last)
 
     def _due(self) -> bool:
         """Whether after this step there is something to write."""
@@ -397,19 +375,32 @@ class Trainer:
         writes = step % config.log_every == 0 or step % config.checkpoint_every == 0
         return self.folder is not None and (writes or self._validates() or step == config.steps)
 
-    def _record(self, values: list[tuple[float, float]]) -> None:
+    def _record(self, values: list[tuple[float, float, float]]) -> None:
         """Count steps, the last one just made: log, validate and save where it is time for it."""
         config, step, last = self.config, self.step, self.step == self.config.steps
-        if self.folder is None or self.log is None:
+        if self.folder is None:
             return
-        for loss, norm in values:
-            self.log.add(loss, norm)
         validates = self._validates()
-        if step % config.log_every == 0 or validates or last:
-            held_out = self.validate() if validates else None
-            self.log.write(step, config.learning_rate(step - 1), held_out)
+        held_out = self.validate() if validates else None
+        if self.log is not None:
+            for loss, norm, outcome in values:
+                if outcome != LEFT_OUT:
+                    self.log.add(loss, norm)
+            if step % config.log_every == 0 or validates or last:
+                row = self.log.write(step, config.learning_rate(step - 1), held_out)
+                if self.accelerator.trackers:
+                    self.accelerator.log(row | {"skipped": self.skipped}, step=step)
         if step % config.checkpoint_every == 0 or last:
             self.save(self.folder / CHECKPOINT)
+            self._saved = step
+
+    def _at_work(self) -> str:
+        """What is going on and what is safe, for the error where another process is lost."""
+        safe = "" if self.folder is None else (
+            f"; the checkpoint of step {self._saved} in {self.folder / CHECKPOINT} is whole: start "
+            "all processes again and resume"
+        )  # fmt: skip
+        return f"in step {self.step + 1}{safe}"
 
     def _failure(self, loss: float, norm: float) -> NonFiniteLoss:
         times = self._coefficients.at(self.step).t
@@ -420,29 +411,3 @@ class Trainer:
         return NonFiniteLoss(
             self.step + 1, loss, norm, (float(times.min()), float(times.max())), saved
         )
-
-
-def _parted(rows: Rows) -> tuple[Tensor, Tensor | None]:
-    """Rows and their labels, if they have some."""
-    return rows if isinstance(rows, tuple) else (rows, None)
-
-
-def _given(net: nn.Module, labels: Tensor | None, rows: slice) -> Network:
-    """The network that knows the labels of its rows."""
-    return net if labels is None else partial(net, labels=labels[rows])
-
-
-def _check_rows(name: str, rows: object, labels: object = None) -> None:
-    if not isinstance(rows, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(rows).__name__}")
-    if rows.dtype not in kernels.STATE_DTYPES:
-        raise TypeError(f"{name}: expected float32 or float64, got {rows.dtype}")
-    if rows.ndim < 2 or rows.numel() == 0:
-        raise ValueError(
-            f"{name}: expected a non-empty (n, d) or (n, C, H, W), got {tuple(rows.shape)}"
-        )
-    if not bool(rows.isfinite().all()):
-        raise ValueError(f"{name}: expected finite numbers")
-    if labels is not None and (not isinstance(labels, Tensor) or labels.shape != (len(rows),)):
-        got = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
-        raise ValueError(f"{name}: expected labels of shape ({len(rows)},), got {got}")

@@ -7,27 +7,38 @@ so the host need not wait for each step's numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cldfast.training.ema import EMA
+from cldfast.training.loss_scale import LossScale
+from cldfast.training.processes import OneProcess
+from cldfast.training.sharded import ShardedEMA, is_sharded, whole
 
 # Keeps the clipped norm below the limit after rounding, as `torch.nn.utils.clip_grad_norm_` does.
 _CLIP_MARGIN = 1e-6
+
+# How a step came out: the third number of what an update returns.
+TAKEN, LEFT_OUT, STEP_FAILED = 0.0, 1.0, 2.0
 
 
 class WeightUpdate:
     """Adam with clipping and the running average, from gradients of a batch's summed loss.
 
     Args:
-        net: the network.  parameters: those of it that are trained.
+        net: the network.  parameters: those of it that are trained, and others.
         lr: Adam's first step size.  clip: largest gradient norm, None for no limit.
         ema_decay: see `cldfast.training.ema.EMA`.
         waits: look at every step's loss and norm before the weights are touched. Else a bad step,
             and all steps after it, change nothing, and who reads their numbers later sees it.
+        scale: the factor on the loss in half precision. With it a step that overflows is left out,
+            and the next one is taken.
+        accelerator: what brings processes together, see `cldfast.training.processes`.
 
     Attributes:
+        network: the network to call, as wrapped by the accelerator.
         optimizer: the Adam.  ema: the average.
 
     Raises:
@@ -43,17 +54,36 @@ class WeightUpdate:
         ema_decay: float,
         *,
         waits: bool,
+        scale: LossScale | None = None,
+        accelerator: Any = None,
     ) -> None:
-        self.net, self.parameters, self.clip, self.waits = net, list(parameters), clip, waits
+        self.net, self.clip, self.waits, self.scale = net, clip, waits, scale
+        self.accelerator = accelerator or OneProcess()
         # One kernel a step instead of about ten a parameter; it also divides the gradients.
-        self.optimizer = torch.optim.Adam(self.parameters, lr=lr, fused=True)
+        self.optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
+        # Copied before Accelerate puts methods of the one network into it.
         self.ema = EMA(net, ema_decay)
-        self._bad = torch.zeros((), device=self.parameters[0].device)
+        self.network: nn.Module
+        self.network, _ = self.accelerator.prepare(net, self.optimizer)
+        # Sharding replaces the parameters.
+        self.parameters: list[nn.Parameter] = self.optimizer.param_groups[0]["params"]
+        self.device = self.parameters[0].device
+        if is_sharded(net):
+            self.ema = ShardedEMA(self.ema.model, net, ema_decay)
+        else:
+            self.ema.model.to(self.device)
+        self._bad = torch.zeros((), device=self.device)
 
     def clear(self) -> None:
         """Forget the gradients."""
         for parameter in self.parameters:
             parameter.grad = None
+
+    def backward(self, loss: Tensor, rows: int) -> None:
+        """Add the gradient of the summed loss of some of `rows` rows."""
+        # Of the sum: what half precision rounds away is smaller by a factor of the batch. With a
+        # scale of its own, of the mean, as the rule for the scale has it.
+        (loss if self.scale is None else loss * (self.scale.value / rows)).backward()
 
     def go_on_from(self, updates: int) -> None:
         """Take steps again, after a bad one; `updates` were made before it."""
@@ -63,29 +93,60 @@ class WeightUpdate:
     def __call__(self, total: Tensor, rows: int, lr: float) -> Tensor:
         """Update with the gradients of `total`, the summed loss of `rows` rows, () float64.
 
-        Returns [loss, gradient norm], means over rows, before clipping; where one is not finite,
-        nothing was changed. The gradients are left as means, clipped.
+        rows: of this process; over processes, `total` and gradients are means.
+        Returns [loss, gradient norm, how it came out], means over rows, before clipping; where one
+        is not finite, nothing was changed. The gradients are left as means, clipped.
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        values = torch.stack([total, norm.double()]) / rows
-        if self.waits:
-            loss, size = values.tolist()
-            if not abs(loss) + size < float("inf"):
-                return values
-            over = 1.0 if self.clip is None else max(1.0, (size + _CLIP_MARGIN) / self.clip)
-            scale: Tensor = torch.tensor(rows * over, device="cpu")
-            skip = None
+        norm = whole(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+        loss = total / rows
+        if self.scale is None:
+            unit: Any = rows
+            values = torch.stack([loss, norm.double() / rows])
         else:
-            self._bad = torch.maximum(self._bad, 1.0 - values.isfinite().all().float())
-            limit = float("inf") if self.clip is None else self.clip
-            scale = ((values[1] + _CLIP_MARGIN) / limit).clamp_min(1.0).float() * rows
-            skip = self._bad
+            unit = self.scale.value
+            values = torch.stack([loss, norm.double() / unit.double()])
+        step = self._now if self.waits else self._ahead
+        return step(values, unit, lr)
+
+    def _now(self, values: Tensor, unit: Any, lr: float) -> Tensor:
+        """Look at the numbers, then step or not."""
+        loss, size = values.tolist()
+        bad = not abs(loss) + size < float("inf")
+        outcome = STEP_FAILED if bad else TAKEN
+        if self.scale is not None:
+            unit = float(unit)
+            self.scale.update(torch.tensor(float(bad), device=self.device))
+            if bad and not self.scale.exhausted:
+                outcome = LEFT_OUT
+        if outcome == TAKEN:
+            over = 1.0 if self.clip is None else max(1.0, (size + _CLIP_MARGIN) / self.clip)
+            self._step(torch.tensor(unit * over, device="cpu"), None, lr)
+        elif outcome == LEFT_OUT:
+            self.ema.updates += 1
+        return torch.tensor([loss, size, outcome], dtype=torch.float64, device="cpu")
+
+    def _ahead(self, values: Tensor, unit: Any, lr: float) -> Tensor:
+        """Step on the device, where bad numbers leave the weights as they are."""
+        bad = 1.0 - values.isfinite().all().float()
+        outcome = STEP_FAILED * bad
+        if self.scale is None:
+            self._bad = torch.maximum(self._bad, bad)
+        else:
+            self.scale.update(bad)
+            self._bad = torch.maximum(self._bad, bad * self.scale.exhausted)
+            outcome = (STEP_FAILED - LEFT_OUT) * self._bad + LEFT_OUT * bad
+        skip = torch.maximum(self._bad, bad)
+        limit = float("inf") if self.clip is None else self.clip
+        over = ((values[1] + _CLIP_MARGIN) / limit).clamp_min(1.0).float()
+        self._step(over * unit, skip, lr)
+        return torch.cat([values, outcome.double().reshape(1)])
+
+    def _step(self, divisor: Tensor, skip: Tensor | None, lr: float) -> None:
         # Adam's own arguments for training in mixed precision: a divisor, and a step to leave out.
-        self.optimizer.grad_scale = scale  # type: ignore[attr-defined]
+        self.optimizer.grad_scale = divisor  # type: ignore[attr-defined]
         self.optimizer.found_inf = skip  # type: ignore[attr-defined]
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.ema.update(self.net, skip)
-        return values

@@ -331,3 +331,21 @@ def test_missing_extra(monkeypatch, run, capsys):
     _refused(capsys, ["sample", run], "matplotlib", "pip install 'cldfast[demo]'")
     _refused(capsys, ["demo", "--out", run / "demo"], "sklearn", "matplotlib")
     assert not (run / "demo").exists()
+
+
+@pytest.mark.parametrize("files", ["safetensors", "npy"])
+def test_sample_to_a_folder_of_shards(files, run, tmp_path, capsys):
+    command = ["sample", str(run), "-n", "50", "--steps", "3", "--quiet", "--shard-rows", "20"]
+    command += ["--call-rows", "8", "--files", files]
+    assert main([*command, "--out", str(tmp_path / "a")]) == 0
+    assert "50 samples in 3 shards, 3 by this process" in capsys.readouterr().out
+    assert main([*command, "--out", str(tmp_path / "b"), "--batch-size", "9"]) == 0
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert len(names) == (2 if files == "npy" else 4)
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    capsys.readouterr()
+    assert main([*command, "--out", str(tmp_path / "a")]) == 0
+    assert "3 shards, 0 by this process" in capsys.readouterr().out
+    assert main([*command, "--out", str(tmp_path / "a"), "--seed", "1"]) == 2
+    assert "made with seed = 0, not 1" in capsys.readouterr().err

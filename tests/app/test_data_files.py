@@ -113,7 +113,7 @@ def test_a_run_on_images_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["train", "--data", str(tmp_path / "data"), "--out", str(run), *small]) == 0
     net, _, config = load_run(run)
     assert config.shape == (1, 8, 8) and config.data is not None
-    assert config.model["classes"] == 2 and config.model["label_dropout"] == 0.1
+    assert config.model["classes"] == 2 and config.train["label_dropout"] == 0.1
     data = training_data(config.data)
     assert data.rows.shape == (11, 1, 8, 8) and data.held_out.shape == (1, 1, 8, 8)
     torch.testing.assert_close(data.rows.mean(), torch.tensor(0.0), atol=1e-5, rtol=0.0)

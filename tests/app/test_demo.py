@@ -91,7 +91,7 @@ def test_the_network_of_the_package() -> None:
         made = net(torch.zeros(3, 1, 8, 8), torch.zeros(3), torch.tensor([0, 9, 10]))
     assert made.shape == (3, 1, 8, 8) and not torch.equal(made[0], made[1])
     assert settings(config) == settings(run_config(demo.TRAINED_BY))
-    assert read_json(demo.NETWORK / METRICS)["steps"] == demo.UNTIL
+    assert read_json(demo.NETWORK / METRICS)["steps"] == demo.TRAINED_BY["steps"]
 
 
 def test_the_commands_of_the_documentation() -> None:
@@ -101,7 +101,6 @@ def test_the_commands_of_the_documentation() -> None:
     (command,) = [line.strip() for line in lines if line.startswith("    cldfast train digits")]
     parsed = cli.parser().parse_args(shlex.split(command)[1:])
     assert settings(train._config(parsed)) == settings(load_config(demo.NETWORK))
-    assert parsed.until == demo.UNTIL
     (command,) = [line.strip() for line in lines if line.startswith("    cldfast fit digits")]
     args = cli.parser().parse_args(shlex.split(command)[1:])
     assert args.evaluations == demo.EVALUATIONS
@@ -110,14 +109,13 @@ def test_the_commands_of_the_documentation() -> None:
 
 def test_training_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"width": 8, "steps": 3, "batch_size": 8}
-    monkeypatch.setattr(demo, "UNTIL", 2)
     monkeypatch.setattr(demo, "TRAINED_BY", demo.TRAINED_BY | small)
     monkeypatch.setattr(demo, "FITTED_BY", {"steps": 1, "batch_size": 8})
     monkeypatch.setattr(demo, "CURVES", FEW)
     report = demo.run_demo(tmp_path, train=True, samples=24)
     config = load_config(tmp_path / "run")
     assert config.train is not None and config.train["steps"] == 3
-    assert report["training"]["steps"] == 2
+    assert report["training"]["steps"] == 3
     assert read_json(plan_path(tmp_path / "run", demo.EVALUATIONS))
     assert not (tmp_path / "loss.png").exists() and "training " in table(report)
 

@@ -321,7 +321,7 @@ def test_the_default_sigma_gives_unit_variance_without_position_noise() -> None:
         (lambda: CLD(v0_var=-1e-9), ValueError, "v0_var must be finite and >= 0"),
         (lambda: CLD(T=0.0), ValueError, "T must be finite and > 0"),
         (lambda: CLD(beta="fast"), TypeError, "beta must be a number, a schedule or a callable"),
-        (lambda: CLD(beta=-1.0), ValueError, "value must be a finite number > 0"),
+        (lambda: CLD(beta=-1.0), ValueError, "beta must be a finite number > 0"),
         (lambda: CLD(damping=0.0), ValueError, "damping must be finite and > 0"),
         (lambda: CLD(a=1e200), ValueError, "A must be finite"),
         (lambda: CLD(a=1e120), ValueError, "A = .* too large"),

@@ -62,7 +62,7 @@ def test_a_killed_sweep_makes_the_same_table(tmp_path: Path) -> None:
         "recipes._CHECKPOINT_EVERY = 3\n"
         "from cldfast.studies.position_noise import Sweep, position_noise_study\n"
         "position_noise_study(sys.argv[1], Sweep('funnel', 3, x_noise=(0.0, 0.5), runs=1, "
-        "recipe='published', steps=60, samplers=('auto 20',), rows=300, projections=8), quiet=True)\n"
+        "steps=40, samplers=('auto 20',), rows=300, projections=8), quiet=True)\n"
     )
 
     def start(folder: str) -> subprocess.Popen[bytes]:

@@ -121,15 +121,15 @@ def test_training_lowers_the_loss_and_returns_the_average():
 
 def test_every_row_is_used_once_an_epoch_in_an_order_of_its_own():
     trainer = _trainer(data=torch.arange(40.0).reshape(20, 2))
-    rows = torch.cat([trainer._batch(first)[0] for first in range(0, 40, 8)])
+    rows = torch.cat([trainer._rows.at(step)[0] for step in range(5)])
     first, second = rows[:20], rows[20:]
     for epoch in (first, second):
         assert torch.equal(epoch[:, 0].sort().values, torch.arange(0.0, 40.0, 2.0))
     assert not torch.equal(first, second)
     # A batch depends on its address alone, also for batches of more than an epoch.
-    assert torch.equal(_trainer(data=trainer.data)._batch(16)[0], rows[16:24])
+    assert torch.equal(_trainer(data=trainer.data)._rows.at(2)[0], rows[16:24])
     large = _trainer(replace(CONFIG, batch_size=40), data=trainer.data)
-    assert torch.equal(large._batch(0)[0], rows)
+    assert torch.equal(large._rows.at(0)[0], rows)
 
 
 @pytest.mark.parametrize("times", ["uniform", "stratified", "importance"])
@@ -182,10 +182,10 @@ def test_labels_go_with_their_rows(tmp_path):
     data = {"data": (rows, labels), "validation": (rows[:5], labels[:5])}
     config = replace(CONFIG, accumulate=2)
     trainer = Trainer(Net(), CLD(), data["data"], config, validation=data["validation"])
-    seen, parts = trainer._batch(8), trainer.net.labels
+    seen, parts = trainer._rows.at(1), trainer.net.labels
     assert torch.equal(seen[0][:, 0].long(), seen[1])
     trainer.train_step()
-    assert torch.equal(torch.cat(parts), trainer._batch(0)[1])
+    assert torch.equal(torch.cat(parts), trainer._rows.at(0)[1])
     trainer.validate()
     assert torch.equal(trainer.ema.model.labels[-1], labels[:5])
     with pytest.raises(ValueError, match="labels of shape"):
@@ -195,7 +195,7 @@ def test_labels_go_with_their_rows(tmp_path):
 def test_denoising_score_matching_is_the_loss_of_dsm():
     config = replace(CONFIG, objective="dsm", parameterization="mixed", steps=1, accumulate=2)
     trainer = _trainer(config)
-    rows, at = trainer._batch(0)[0], trainer._coefficients.at(0).t
+    rows, at = trainer._rows.at(0)[0], trainer._coefficients.at(0).t
     wanted = dsm_loss(trainer.net, CLD(), rows, parameterization="mixed", seed=0, t=at)
     assert trainer.train_step()[0] == pytest.approx(wanted.item(), rel=1e-5)
 
@@ -421,7 +421,7 @@ def test_a_bad_step_seen_later_has_changed_nothing(tmp_path):
         for p, q in zip(net.parameters(), expected.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
     # And training goes on from there, here and in the trainer that saw it.
-    trainer.data = other.data
+    trainer._rows = other._rows
     assert _same_weights(trainer.fit(), other.fit())
 
 

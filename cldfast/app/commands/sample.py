@@ -1,13 +1,17 @@
 """Draw samples from a run folder.
 
 Writes an .npz file with the array `samples`, the `labels` of a network of classes and the JSON text
-`settings`, and beside it a picture: a grid of images, or a scatter plot of two coordinates.
+`settings`, and beside it a picture: a grid of images, or a scatter plot of two coordinates. With a
+folder as --out it writes shards: any number of processes may run the same command at once, and
+what is missing is made when it is run again.
 
 examples:
   cldfast sample RUN -n 1024 --steps 20
   cldfast sample RUN --steps 8                      # by the folder's fitted plan, where it has one
   cldfast sample RUN --labels 3 7 --guidance-scale 2
   cldfast sample RUN --solver multistep --option order=3 --grid logistic --batch-size 256
+  cldfast sample RUN -n 1000000 --out samples/      # in constant memory; run it again to go on
+  torchrun --nproc-per-node 8 -m cldfast sample RUN -n 1000000 --out samples/
   cldfast sample RUN --solver pflow --tolerance 1e-4 --device cuda --out flow.npz
 """
 
@@ -16,6 +20,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +28,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cldfast.app.options import add_device, add_numbers, add_progress, device, given, named_values
+from cldfast.app.options import (
+    add_device,
+    add_numbers,
+    add_progress,
+    device,
+    given,
+    given_of,
+    local_device,
+    named_values,
+)
 from cldfast.app.plans import plan_of_run
 from cldfast.app.runs import flow_run, sample_run
+from cldfast.app.sample_shards import CALL_ROWS, SHARD_ROWS, fill_shards
 from cldfast.app.training_data import training_data
 from cldfast.extras import require
 from cldfast.files import write_atomic
@@ -34,6 +49,7 @@ from cldfast.lab.plots import image_grid, scatter
 from cldfast.model.run_folder import RunConfig, load_run
 from cldfast.planner.grids import DEFAULT_STEPS, GRIDS, NOISE_GRIDS
 from cldfast.planner.solvers import SOLVERS
+from cldfast.sampling.shard_files import FORMATS
 
 # Options for a plan, with their defaults, and for the adaptive flow.
 _OF_PLANS: dict[str, Any] = {
@@ -45,6 +61,7 @@ _MAKING = {"solver", "grid", "denoise", "guidance_scale", "t_min"}
 _OF_THE_FLOW: dict[str, Any] = {"tolerance": 1e-5}
 # What is left to say where a plan is given.
 _WITH_A_PLAN = ("seed", "first_index", "batch_size", "backend")
+_OF_SHARDS = ("files", "shard_rows", "call_rows")
 # Columns of a picture whose rows are classes.
 _COLUMNS = 16
 
@@ -80,7 +97,15 @@ def add_options(parser: Any) -> None:
     fitted = "file of a fitted plan, or none (plans/STEPS.json of the run, where there is one)"
     parser.add_argument("--plan", metavar="FILE", help=fitted)
     parser.add_argument("--backend", help=f"{', '.join(backend_names())} (auto)")
-    parser.add_argument("--out", metavar="FILE", help=".npz to write (samples.npz in the folder)")
+    where = ".npz to write (samples.npz in the run folder), or a folder of shards"
+    parser.add_argument("--out", metavar="PATH", help=where)
+    shards = parser.add_argument_group("shards, see docs/scaling.md")
+    shards.add_argument("--files", choices=FORMATS, help="what they are (safetensors)")
+    shard_counts = {
+        "shard-rows": f"samples in one ({SHARD_ROWS})",
+        "call-rows": f"samples in one network call, on which the last bit depends ({CALL_ROWS})",
+    }
+    add_numbers(shards, int, shard_counts)
     parser.add_argument("--no-picture", action="store_true", help="write the .npz only")
     add_device(parser)
     add_progress(parser)
@@ -89,20 +114,24 @@ def add_options(parser: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     folder = Path(args.folder)
     out = Path(args.out) if args.out else folder / "samples.npz"
-    if out.suffix != ".npz":
-        raise ValueError(f"--out: expected a name that ends in .npz, got {out.name!r}")
+    to_shards = out.suffix == "" or out.is_dir()
+    if not to_shards and out.suffix != ".npz":
+        raise ValueError(f"--out: expected a folder, or a name that ends in .npz, got {out.name!r}")
     if args.n < 1:
         raise ValueError(f"-n: expected at least 1 sample, got {args.n}")
+    if not to_shards and (refused := given_of(args, *_OF_SHARDS)):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in refused)
+        raise ValueError(f"{names}: goes with a folder as --out")
     net, sde, config = load_run(folder)
-    net.to(device(args))
+    net.to(local_device(args) if to_shards else device(args))
     if not out.parent.is_dir():
         raise ValueError(f"{out}: the folder {out.parent} does not exist")
-    if not args.no_picture:
+    if not args.no_picture and not to_shards:
         require("matplotlib")  # refuse before the long work
 
     values = given(args)
     settings = _sampler_settings({"t_min": config.t_min, "solver": "auto"} | values)
-    labels = run_labels(config, args.labels, args.n, settings["first_index"])
+    labels = run_labels(config, args.labels, 1 if to_shards else args.n, settings["first_index"])
     if labels is None and args.guidance_scale is not None:
         raise ValueError("--guidance-scale goes with a network of classes")
     made = sorted(_MAKING & values.keys()) + ["option"] * bool(args.option)
@@ -110,6 +139,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--plan says all of a sampler: leave out {', '.join(made or ['steps'])}")
     choice = "none" if made else args.plan
     if args.solver == "pflow":
+        if to_shards:
+            raise ValueError("--solver pflow does not go with a folder as --out")
         samples, evaluations = flow_run(net, sde, config, args.n, labels=labels, **settings)
         settings["evaluations"] = evaluations
         settings["solver"] = "pflow"
@@ -120,6 +151,14 @@ def run(args: argparse.Namespace) -> None:
             print(f"by the {plan.solver} plan with {plan.evaluations} evaluations")
         del settings["plan"]
         drawn = settings if plan is None else {k: settings[k] for k in _WITH_A_PLAN}
+        if to_shards:
+            labels_of = partial(_labels_from, config, args.labels)
+            fill_shards(
+                folder, out, net, sde, config, args.n, plan=plan, progress=not args.quiet,
+                labels_of=None if labels is None else labels_of, chosen=args.labels,
+                **given_of(args, *_OF_SHARDS), **drawn,
+            )  # fmt: skip
+            return
         samples = sample_run(
             net, sde, config, args.n, labels=labels, plan=plan, progress=not args.quiet, **drawn
         )
@@ -157,6 +196,12 @@ def run_labels(
         [known[text] for text in chosen] if chosen else range(classes), device="cpu"
     )
     return cycle[torch.arange(first_index, first_index + n, device="cpu") % len(cycle)]
+
+
+def _labels_from(config: RunConfig, chosen: list[str] | None, first: int, count: int) -> Tensor:
+    labels = run_labels(config, chosen, count, first)
+    assert labels is not None
+    return labels
 
 
 def _sampler_settings(given: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ examples:
   cldfast train --data points.npy --out RUN --schedule cosine scale=2 --T 1
   cldfast train funnel --dim 20 --out RUN --process psld kappa=0.04
   cldfast train --resume --out RUN --steps 20000
+  torchrun --nproc-per-node 8 -m cldfast train digits --out RUN --batch-size 1024
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+from cldfast.app.launched import TRACKERS, launched
 from cldfast.app.new_run import LABEL_DROPOUT, run_config
 from cldfast.app.options import (
     add_device,
@@ -40,7 +42,7 @@ from cldfast.training.times import TIME_SAMPLING
 
 # Options that a resumed run may be given anew.
 _WITH_RESUME = {
-    "command", "run", "out", "resume", "steps", "until", "threads", "quiet", "device",
+    "command", "run", "out", "resume", "steps", "until", "threads", "quiet", "device", "track",
 }  # fmt: skip
 
 USAGE = "[NAME | --data PATH] --out RUN [options]"
@@ -63,6 +65,10 @@ def add_options(parser: Any) -> None:
     dropout = f"share of labels left out, for guidance ({LABEL_DROPOUT:g})"
     add_numbers(net, float, {"label-dropout": dropout})
     _add_training(parser.add_argument_group("training"))
+    shared = parser.add_argument_group("engine, see docs/scaling.md for several processes")
+    shared.add_argument(
+        "--track", nargs="+", default=(), choices=TRACKERS, help="report there, beside train.csv"
+    )
     add_device(parser)
     add_progress(parser)
 
@@ -126,14 +132,20 @@ def _add_training(group: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     config = _config(args)
+    accelerator = launched(args.track, args.out, cpu=args.device == "cpu")
+    if accelerator is None:
+        where = device(args)
+    else:
+        where = accelerator.device
+        accelerator.init_trackers("cldfast", config=config.train)
     metrics = train_run(
-        args.out,
-        config,
-        resume=args.resume,
-        until=args.until,
-        device=device(args),
-        progress=not args.quiet,
-    )
+        args.out, config, resume=args.resume, until=args.until, device=where,
+        progress=not args.quiet, accelerator=accelerator,
+    )  # fmt: skip
+    if accelerator is not None:
+        accelerator.end_training()
+        if not accelerator.is_main_process:
+            return
     print(
         f"{args.out}: {metrics['steps']} steps, validation loss {metrics['validation_loss']:.4g}, "
         f"{metrics['parameters']} parameters, {metrics['seconds']:.1f} s"

@@ -48,8 +48,7 @@ TRAINED_BY: dict[str, Any] = {
     "data": "digits", "conditional": True, "width": 16, "steps": 3_000, "lr": 2e-3,
     "decay": "cosine", "ema_decay": 0.998,
 }  # fmt: skip
-UNTIL = 1_000
-FITTED_BY: dict[str, Any] = {"steps": 12, "batch_size": 512}
+FITTED_BY: dict[str, Any] = {"steps": 60, "batch_size": 512}
 
 SAMPLES = 512
 # Examples of each digit in the picture.
@@ -126,8 +125,8 @@ def _emptied(out: PathLike) -> Path:
 def _train(run: Path, seed: int, progress: bool) -> Report:
     """Train the network and fit its plan, as those of the package."""
     config = run_config(TRAINED_BY | {"seed": seed})
-    _say(f"training a U-Net on the digits, {UNTIL} steps, and fitting a plan")
-    report = train_run(run, config, until=UNTIL, progress=progress)
+    _say(f"training a U-Net on the digits, {TRAINED_BY['steps']} steps, and fitting a plan")
+    report = train_run(run, config, progress=progress)
     fit_run(run, EVALUATIONS, progress=progress, **FITTED_BY)
     return report
 

@@ -1,0 +1,117 @@
+"""How far samples on disk are from data, in bounded memory: nothing is held as a whole.
+
+Samples are the folder of `cldfast sample --out DIR`, or an array (n, ...) such as
+`numpy.load(path, mmap_mode="r")` gives; rows are read in pieces.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cldfast.extras import extra_module
+from cldfast.lab.metrics import bures_w2
+from cldfast.sampling.shards import open_shards
+
+Rows = NDArray[np.float64]
+
+# Rows of an array that are read at a time.
+_PIECE = 16_384
+
+
+def sliced_w2_of_shards(
+    x: Any, y: Any, n_projections: int = 500, seed: int = 0, memory: int = 2**28
+) -> float:
+    """`cldfast.lab.metrics.sliced_w2` of samples on disk: the same directions, the same number.
+
+    memory: bytes for projected numbers. One-dimensional distances need sorted projections of all
+    rows, so directions go through in as many rounds as `memory` asks for, and each reads all rows.
+
+    Raises ValueError for rows that do not fit each other, ImportError without POT.
+    """
+    (n, d), (m, other) = _size(x), _size(y)
+    if d != other:
+        raise ValueError(f"x and y: expected the same number of coordinates, got {d} and {other}")
+    if n_projections < 1:
+        raise ValueError(f"n_projections: expected at least 1, got {n_projections}")
+    wasserstein = extra_module("ot", "the sample distances need POT").wasserstein_1d
+    directions = np.random.default_rng(seed).standard_normal((d, n_projections))
+    directions /= np.linalg.norm(directions, axis=0)
+    block = max(1, memory // (8 * (n + m)))
+    total = 0.0
+    for start in range(0, n_projections, block):
+        part = directions[:, start : start + block]
+        a, b = (np.concatenate([rows @ part for rows in _pieces(given)]) for given in (x, y))
+        total += float(np.sum(wasserstein(a, b, p=2)))
+    return math.sqrt(total / n_projections)
+
+
+def frechet_distance_of_shards(
+    x: Any, y: Any, features: Callable[[Tensor], Tensor], batch_size: int = 256
+) -> float:
+    """Squared Wasserstein-2 distance between Gaussians fitted to features: with Inception's, FID.
+
+    features: of rows (B, ...), float32, in the units of the samples, returns (B, f); its weights
+    are the caller's. Means and covariances are float64 sums over batches, unbiased.
+
+    Source: Heusel et al. (2017), "GANs trained by a two time-scale update rule".
+    """
+    moments = [_moments(given, features, batch_size) for given in (x, y)]
+    return bures_w2(*moments[0], *moments[1]) ** 2
+
+
+@torch.no_grad()
+def _moments(given: Any, features: Callable[[Tensor], Tensor], size: int) -> tuple[Rows, Rows]:
+    count, mean, scatter = 0, np.zeros(()), np.zeros(())
+    for rows in _raw_pieces(given):
+        for batch in torch.as_tensor(np.asarray(rows)).float().split(size):
+            values = features(batch).double().cpu().numpy()
+            if values.ndim != 2 or len(values) != len(batch):
+                raise ValueError(f"features: expected ({len(batch)}, f), got {values.shape}")
+            own = values.mean(0)
+            centred = values - own
+            # Chan, Golub and LeVeque (1983): exact, and nothing cancels.
+            away = own - mean
+            both = count + len(values)
+            weight = count * len(values) / both
+            scatter = scatter + centred.T @ centred + weight * np.outer(away, away)
+            mean = mean + away * (len(values) / both)
+            count = both
+    if count < 2:
+        raise ValueError(f"expected at least 2 samples, got {count}")
+    return mean, scatter / (count - 1)
+
+
+def _size(given: Any) -> tuple[int, int]:
+    """Rows, and coordinates of one."""
+    if isinstance(given, str | os.PathLike):
+        manifest = open_shards(given).manifest
+        return manifest.n, math.prod(manifest.shape)
+    if len(given.shape) < 2 or 0 in given.shape:
+        raise ValueError(f"expected a non-empty (n, d) or images, got shape {tuple(given.shape)}")
+    return int(given.shape[0]), math.prod(given.shape[1:])
+
+
+def _raw_pieces(given: Any) -> Iterator[Any]:
+    if isinstance(given, str | os.PathLike):
+        shards = open_shards(given)
+        for shard in range(shards.manifest.shards):
+            yield shards.files.read(shard, *shards.manifest.span(shard)).numpy()
+    else:
+        for start in range(0, len(given), _PIECE):
+            yield given[start : start + _PIECE]
+
+
+def _pieces(given: Any) -> Iterator[Rows]:
+    for rows in _raw_pieces(given):
+        values = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
+        if not np.isfinite(values).all():
+            raise ValueError("samples: expected finite numbers")
+        yield values

@@ -38,6 +38,7 @@ class UNet(torch.nn.Module):
         return self.up(torch.cat([h, low], 1))
 
 
+torch.manual_seed(0)
 config = TrainConfig(steps=60, batch_size=64, parameterization="noise", checkpoint_every=20)
 loader, accelerator = DataLoader(Spots(), batch_size=64), Accelerator()
 net = Trainer(

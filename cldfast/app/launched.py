@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+import torch
+
 from cldfast.extras import extra_module
 from cldfast.files import PathLike
 from cldfast.training import LostProcess
@@ -45,7 +47,8 @@ def launched(trackers: Sequence[str], folder: PathLike, *, cpu: bool = False) ->
         options["kwargs_handlers"].append(patience)
     if trackers:
         options |= {"log_with": list(trackers), "project_dir": str(folder)}
-    return accelerate.Accelerator(cpu=cpu, **options)
+    # Accelerate brings processes together without a GPU only when it is told that there is none.
+    return accelerate.Accelerator(cpu=cpu or not torch.cuda.is_available(), **options)
 
 
 def _end_with_a_word() -> None:

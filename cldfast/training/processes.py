@@ -7,6 +7,7 @@ five where there is nobody to ask.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -58,6 +59,12 @@ def check_accelerator(accelerator: Any) -> None:
     """ValueError for a way of training together that the trainer does not know."""
     if isinstance(accelerator, OneProcess):
         return
+    started = os.environ.get("WORLD_SIZE", "1")
+    if accelerator.num_processes == 1 and started != "1":
+        raise ValueError(
+            f"accelerator: {started} processes were started and each is alone, as happens without "
+            "a GPU: make it as Accelerator(cpu=True)"
+        )
     engine = accelerator.distributed_type.value
     if engine not in _ENGINES or (engine == "FSDP" and not accelerator.is_fsdp2):
         found = "FSDP of version 1 (take fsdp_version=2)" if engine == "FSDP" else engine

@@ -72,6 +72,8 @@ class WeightUpdate:
             self.ema = ShardedEMA(self.ema.model, net, ema_decay)
         else:
             self.ema.model.to(self.device)
+            # Wrapping gives all processes the weights of the first one.
+            self.ema.model.load_state_dict(net.state_dict())
         self._bad = torch.zeros((), device=self.device)
 
     def clear(self) -> None:

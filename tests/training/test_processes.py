@@ -19,7 +19,7 @@ from cldfast import CLD
 from cldfast.files import read_tensors
 from cldfast.training import CHECKPOINT, LOG, Trainer
 from cldfast.training.log import read_rows
-from cldfast.training.processes import OneProcess
+from cldfast.training.processes import OneProcess, check_accelerator
 
 pytest.importorskip("accelerate", reason="needs Hugging Face Accelerate: cldfast[train]")
 pytest.importorskip("safetensors")
@@ -107,6 +107,18 @@ def test_where_a_process_is_killed_the_others_end_and_say_what_is_safe(shared):
     again.fit()
 
 
+def test_processes_that_are_alone_are_refused(monkeypatch):
+    """Without a GPU Accelerate must be told so, or each process would train for itself."""
+
+    class Accelerator:
+        num_processes = 1
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_accelerator(OneProcess())
+    with pytest.raises(ValueError, match="2 processes were started and each is alone"):
+        check_accelerator(Accelerator())
+
+
 def test_batches_that_cannot_be_shared_out():
     class Three(OneProcess):
         num_processes = 3
@@ -118,10 +130,12 @@ def test_batches_that_cannot_be_shared_out():
 def test_a_user_program_alone_and_launched_trains_alike(tmp_path, monkeypatch):
     """A `Dataset`, a `DataLoader` and a network of one's own, by `accelerate launch`."""
     program = Path(__file__).parents[2] / "examples" / "train_in_processes.py"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch += ["--multi_gpu", "--num_machines", "1", "--num_processes", "2"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     done = subprocess.run(
         [*launch, str(program), str(tmp_path / "launched")],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "2 processes trained UNet" in done.stdout

@@ -80,10 +80,8 @@ def euler(path: KineticLangevin, grid: np.ndarray, parameterization: str) -> Sta
     """Euler-Maruyama. Order 1, one evaluation per step."""
     h = -np.diff(grid)
     zero, one, spread = 0.0 * h, np.ones_like(h), np.sqrt(2.0 * path.friction * h)
-    P, L = (
-        stack_matrix(one, h, zero, one - path.friction * h),
-        stack_matrix(zero, zero, zero, spread),
-    )
+    P = stack_matrix(one, h, zero, one - path.friction * h)
+    L = stack_matrix(zero, zero, zero, spread)
     return tuple(affine_stages(grid[:-1], grid[1:], P, np.stack([zero, h], -1)[..., None], L))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cldfast import kernels
 from cldfast.classical.paths import EDM, FlowMatching, GaussianPath
@@ -17,24 +18,20 @@ from cldfast.planner.path_forms import change, parts, view
 from cldfast.training.times import given_times
 from cldfast.training.trained import remember_training
 
-Tensor = torch.Tensor
-
 
 def dsm_loss(
     net: Network, path: GaussianPath, x0: Tensor, t: Tensor | None = None, *,
     parameterization: Parameterization | None = None, weighting: str = "noise", t_min: float = 1e-3,
     seed: int | None = None, first_index: int = 0, generator: torch.Generator | None = None,
-    noise: Tensor | None = None,
-    conditions: Conditions | None = None,
+    noise: Tensor | None = None, conditions: Conditions | None = None,
 ) -> Tensor:  # fmt: skip
     """Denoising score matching, summed over the coordinates of a row and averaged over rows.
 
     net: `net(x, t)` returns what `parameterization` says, see `cldfast.planner.path_forms`.
     x0: data (B, ...). t: (B,) times in (0, T]; None draws them uniformly on [t_min, T].
     weighting: the form in which errors are counted: "noise" is `|sigma (s - s*)|^2`.
-    seed, first_index: of times and noise; None draws a seed from `generator`, see
-        `cldfast.sample`. noise: normals like x0 to use instead.
-    conditions: further arguments of the network by name, see `cldfast.run`.
+    seed, first_index, generator: of times and noise, see `cldfast.sample`. noise: normals like x0
+        to use instead. conditions: further arguments of the network by name, see `cldfast.run`.
 
     Raises ValueError for an unknown form, or an output that is not of the shape of x0.
     Source: Vincent (2011); Song et al. (2021), eq. 7.
@@ -82,9 +79,8 @@ def multi_scale_loss(
     and Ermon (2019), eq. 6.
     """
     address = kernels.noise_address(seed, first_index, generator)
-    share = _uniform(address, x0)
     levels = torch.tensor(list(sigmas), dtype=torch.float64, device=x0.device)
-    t = levels[(share * len(levels)).long()]
+    t = levels[(_uniform(address, x0) * len(levels)).long()]
     options |= {"seed": address.seed, "first_index": address.first_index}
     return dsm_loss(net, EDM(max(sigmas)), x0, t, **options)
 

@@ -115,6 +115,8 @@ few = lambda: kernels.stage(rows, weights=w, noise=NoiseAddress(1, 0), backend="
 before = few().state
 core = kernels.get_backend("cpu", "cpu")
 core.level = "portable"
+# A parent that ignores interrupts, such as a shell's background job, hands that on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sent = []
 def interrupt():
     sent.append(time.process_time())
@@ -133,8 +135,9 @@ print(waited, torch.equal(few().state, before))
 def test_an_interrupt_ends_a_long_stage() -> None:
     """Within a second, and the process goes on as before: here a stage takes some seconds."""
     done = subprocess.run(
-        [sys.executable, "-c", _INTERRUPTED], capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", _INTERRUPTED],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
     waited, same = done.stdout.split()
     assert float(waited) < 1.0 and same == "True"
 

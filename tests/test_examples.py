@@ -11,8 +11,10 @@ plt = pytest.importorskip("matplotlib.pyplot", reason="the extra demo is missing
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
 SIZES = {"TRAIN_STEPS": 2, "FIT_STEPS": 1, "SAMPLES": 60, "ROWS": 3, "DRAWS": 1, "STEPS": 4}
-# Commands and what other tests run, and the one that starts processes of itself.
-ELSEWHERE = {"route.py", "diffusers_pipeline.py", "conditional_digits.py", "ddp.py"}
+# Commands and what other tests run, and those of several processes.
+ELSEWHERE = {
+    "route.py", "diffusers_pipeline.py", "conditional_digits.py", "ddp.py", "train_in_processes.py",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def frechet_distance_of_shards(
 def _moments(given: Any, features: Callable[[Tensor], Tensor], size: int) -> tuple[Rows, Rows]:
     count, mean, scatter = 0, np.zeros(()), np.zeros(())
     for rows in _raw_pieces(given):
-        for batch in torch.as_tensor(np.asarray(rows)).float().split(size):
+        for batch in torch.as_tensor(np.asarray(rows), device="cpu").float().split(size):
             values = features(batch).double().cpu().numpy()
             if values.ndim != 2 or len(values) != len(batch):
                 raise ValueError(f"features: expected ({len(batch)}, f), got {values.shape}")

@@ -37,19 +37,23 @@ from cldfast.lab.metrics import sliced_w2
 from cldfast.lab.mixture import GaussianMixture
 from cldfast.network import Network
 from cldfast.planner.make_plan import make_plan
-from cldfast.process.sde import CLD
 from cldfast.sampling.run import initial_state, sample
-from cldfast.studies.kept import Job, Row, open_study, run_jobs, write_table
+from cldfast.studies.kept import Job, Row, add_run_options, open_study, run_jobs, write_table
+from cldfast.studies.recipes import process
 
 X_NOISE = (0.0, 0.25, 0.5, 1.0)
-# The published process of the position-noise experiments, with a free end time.
-A, BETA = 1.0, 4.0
+A = 1.0
 DATA_MEAN, DATA_VAR = 0.5, 0.25
 T_MIN = 1e-3
 # The rates of the bound. The start forgets the data like exp(-a tau) and the way back forgets the
 # start as fast again; at critical damping both times a polynomial in tau, which makes the measured
 # rate over a finite range smaller.
-BOUND = {"initialisation": 2.0 * A * BETA, "score": 1.0, "steps": -0.5, "time": 0.5}
+BOUND = {
+    "initialisation": 2.0 * A * float(process(A, 0.0).tau(1.0)),
+    "score": 1.0,
+    "steps": -0.5,
+    "time": 0.5,
+}
 # What is varied, and the values: T, M, N, and T with N fixed.
 VALUES: dict[str, tuple[float, ...]] = {
     "initialisation": (0.25, 0.5, 0.75, 1.0, 1.25),
@@ -63,11 +67,6 @@ SAMPLES, REPEATS = 1_000, 3
 _PROJECTIONS = 128
 
 
-def process(x_noise: float, end: float = 1.0) -> CLD:
-    """The process of the study."""
-    return CLD(a=A, sigma=math.sqrt(2.0), x_noise=x_noise, v0_var=0.01, beta=BETA, T=end)
-
-
 def exact_errors(term: str, x_noise: float, values: Sequence[float]) -> list[Row]:
     """One term on data `N(0.5, 0.25)`: Wasserstein-2 distances in x, by the law of the plan."""
     rows: list[Row] = []
@@ -77,7 +76,7 @@ def exact_errors(term: str, x_noise: float, values: Sequence[float]) -> list[Row
         size = value if term == "score" else 0.0
         form = "full_score" if x_noise else "score"
         plan = make_plan(
-            process(x_noise, end),
+            process(A, x_noise, end),
             "em",
             steps,
             "linear",
@@ -129,7 +128,7 @@ def _draw(
     exact_start: bool = False,
 ) -> Tensor:
     """Samples by `em` on one Brownian path for each, whatever the number of steps."""
-    sde, form = process(x_noise, end), "full_score" if x_noise else "score"
+    sde, form = process(A, x_noise, end), "full_score" if x_noise else "score"
     exact = data.network(sde, form)
     start = initial_state(sde, (samples, data.dim), seed=seed, dtype=torch.float64)
     if exact_start:
@@ -277,6 +276,7 @@ def _means(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this study."""
+    add_run_options(parser)
     parser.add_argument("--samples", type=int, default=SAMPLES, help="pairs (%(default)s)")
     parser.add_argument("--runs", type=int, default=REPEATS, help="repeats (%(default)s)")
 

@@ -8,6 +8,7 @@ whatever the number of workers.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
@@ -97,6 +98,12 @@ def run_jobs(folder: Path, jobs: Sequence[Job], workers: int = 1, quiet: bool = 
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return [row for job in jobs for row in read_json(_file(folder, job))["rows"]]
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `run_jobs`, for a study that is made of jobs."""
+    parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
 
 
 def environment(device: str = "cpu") -> dict[str, str]:

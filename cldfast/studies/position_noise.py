@@ -12,7 +12,6 @@ the data, 2,000 projections.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,10 +27,17 @@ from cldfast.fitting.fit import fit_plan
 from cldfast.lab import plots
 from cldfast.lab.data import make_data
 from cldfast.lab.metrics import sliced_w2
-from cldfast.process.sde import CLD
 from cldfast.sampling.run import sample
-from cldfast.studies.kept import Job, Row, environment, open_study, run_jobs, write_table
-from cldfast.studies.recipes import RECIPES
+from cldfast.studies.kept import (
+    Job,
+    Row,
+    add_run_options,
+    environment,
+    open_study,
+    run_jobs,
+    write_table,
+)
+from cldfast.studies.recipes import RECIPES, process
 from cldfast.training import CHECKPOINT, Trainer
 from cldfast.training.data_scale import DataScale
 
@@ -65,9 +71,9 @@ SAMPLERS = {
 class Sweep:
     """What is trained and measured.
 
-    data, dim: of `cldfast.lab.data.make_data`. a, x_noise: of the processes; sigma = sqrt 2,
-    v0_var = 0.01 and beta = 4, as published. runs: networks for each. recipe: of `RECIPES`.
-    steps: of training. samplers: of `SAMPLERS`. rows: of data, and samples drawn.
+    data, dim: of `cldfast.lab.data.make_data`. a, x_noise: of the published process. runs:
+    networks for each. recipe: of `RECIPES`. steps: of training. samplers: of `SAMPLERS`. rows: of
+    data, and samples drawn.
     """
 
     data: str
@@ -96,11 +102,6 @@ class Sweep:
         for a in self.a:
             for x_noise in self.x_noise:
                 process(a, x_noise)
-
-
-def process(a: float, x_noise: float) -> CLD:
-    """The published process. ValueError for a <= 0 or x_noise < 0."""
-    return CLD(a=a, sigma=math.sqrt(2.0), x_noise=x_noise, v0_var=0.01, beta=4.0)
 
 
 SWEEPS = {
@@ -279,6 +280,8 @@ def plot(rows: Sequence[Row], path: PathLike, sweep: Sweep) -> None:
 
 def add_options(parser: argparse.ArgumentParser, sweep: Sweep) -> None:
     """The options of a sweep, whose defaults are its own."""
+    add_run_options(parser)
+    parser.add_argument("--device", default="cpu", help="of the networks (%(default)s)")
     if sweep.data in ("funnel", "gaussians25"):
         parser.add_argument("--dim", type=int, default=sweep.dim, help="coordinates (%(default)s)")
     for name, text in (("a", "inverse time scales"), ("x_noise", "noise on the position")):

@@ -12,12 +12,21 @@ from torch import Tensor, nn
 
 from cldfast.lab.models import MLPScore
 from cldfast.planner.parameterization import Parameterization, named_form
+from cldfast.process.sde import CLD
 from cldfast.training import TrainConfig
 
 # The smallest time of training, and of sampling.
 T_MIN = 1e-3
 # Steps between checkpoints: a killed study loses some seconds.
 _CHECKPOINT_EVERY = 500
+
+
+def process(a: float, x_noise: float, T: float = 1.0) -> CLD:
+    """The process of the published position-noise experiments, up to a time T.
+
+    Raises ValueError for a <= 0, x_noise < 0 or T <= 0.
+    """
+    return CLD(a=a, sigma=math.sqrt(2.0), x_noise=x_noise, v0_var=0.01, beta=4.0, T=T)
 
 
 @dataclass(frozen=True)

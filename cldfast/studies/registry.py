@@ -13,8 +13,8 @@ from cldfast.studies import bound, position_noise, processes, regularity, target
 class Study:
     """A study of the command line.
 
-    help: what it shows, in a line. add_options: of its own, to a parser that has `--out`,
-    `--quick`, `--workers` and `--device`. run: of the parsed options; returns the files made.
+    help: what it shows, in a line. add_options: of its own, to a parser that has `--out` and
+    `--quick`. run: of the parsed options; returns the files made.
     """
 
     help: str

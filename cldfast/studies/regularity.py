@@ -30,8 +30,9 @@ from cldfast.lab import plots
 from cldfast.lab.data import diamonds, gaussians25
 from cldfast.lab.mixture import GaussianMixture, sufficient_statistic
 from cldfast.process.sde import CLD
-from cldfast.studies.bound import X_NOISE, A, process
-from cldfast.studies.kept import Job, Row, open_study, run_jobs, write_table
+from cldfast.studies.bound import X_NOISE, A
+from cldfast.studies.kept import Job, Row, add_run_options, open_study, run_jobs, write_table
+from cldfast.studies.recipes import process
 
 DATA = {"gaussians25": gaussians25, "diamonds": diamonds}
 TIMES = tuple(float(t) for t in np.geomspace(1e-3, 1.0, 31))
@@ -91,7 +92,7 @@ def shape(sde: CLD, t: float) -> float:
 
 def along_time(name: str, x_noise: float, times: Sequence[float], samples: int) -> list[Row]:
     """Hessian norms at all times, and the relative Fisher information, for one process."""
-    data, sde = DATA[name](), process(x_noise)
+    data, sde = DATA[name](), process(A, x_noise)
     x0 = data.sample(samples, 0).double()
     fisher = relative_fisher(data, sde, x0, 1)
     rows: list[Row] = []
@@ -149,6 +150,7 @@ def plot(rows: Sequence[Row], path: PathLike) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this study."""
+    add_run_options(parser)
     parser.add_argument("--samples", type=int, default=SAMPLES, help="states (%(default)s)")
 
 

@@ -13,12 +13,13 @@ from cldfast.app.cli import main
 from cldfast.lab.data import gaussians25
 from cldfast.lab.mixture import GaussianMixture
 from cldfast.studies import bound, regularity
+from cldfast.studies.recipes import process
 
 
 @pytest.mark.parametrize("x_noise", [0.0, 0.5])
 def test_the_hessian_by_differentiating_the_score(x_noise: float) -> None:
     """Norms equal those of the Jacobian of the exact score of the mixture, by autograd."""
-    data, sde, t = gaussians25(), bound.process(x_noise), 0.1
+    data, sde, t = gaussians25(), process(bound.A, x_noise), 0.1
     x0 = data.sample(4, 3).double()
     found = regularity.hessian_norms(data, sde, t, x0, seed=5)
     # The same states: y as drawn inside; the part w of u is free, so take w = 0.
@@ -40,7 +41,7 @@ def test_the_hessian_by_differentiating_the_score(x_noise: float) -> None:
 
 def test_relative_fisher_of_one_gaussian() -> None:
     """`E |grad log p_0/p_inf|^2` in closed form for N(0, c) without noise on the position."""
-    c, sde = 0.4, bound.process(0.0)
+    c, sde = 0.4, process(bound.A, 0.0)
     data = GaussianMixture([1.0], [[0.0]], [[c]])
     x0 = data.sample(200_000, 0).double()
     (p_xx, p_xv), (_, p_vv) = sde.prior().precision
@@ -77,7 +78,7 @@ def test_quick_studies_of_the_command_line(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("ot", reason="the distance of the sweep needs POT")
-    assert main(["study", name, "--quick", "--quiet", "--out", str(tmp_path)]) == 0
+    assert main(["study", name, "--quick", "--out", str(tmp_path)]) == 0
     for file in capsys.readouterr().out.split(": ")[1].strip().split(", "):
         assert (tmp_path / file).stat().st_size > 0
 

@@ -26,14 +26,12 @@ def add_options(parser: Any) -> None:
         one = names.add_parser(name, help=study.help, description=study.help)
         one.add_argument("--out", metavar="DIR", help=f"the folder of the study (study-{name})")
         one.add_argument("--quick", action="store_true", help="a trial of a minute")
-        one.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
-        one.add_argument("--device", default="cpu", help="of the networks (%(default)s)")
-        one.add_argument("--quiet", action="store_true", help="print no progress")
         study.add_options(one)
 
 
 def run(args: argparse.Namespace) -> None:
-    device(args)  # refused before the folder is made
+    if "device" in args:
+        device(args)  # refused before the folder is made
     args.out = args.out or f"study-{args.what}"
     made = STUDIES[args.what].run(args)
     print(f"{args.out}: {', '.join(made)}")

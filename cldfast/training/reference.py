@@ -25,6 +25,9 @@ from cldfast.planner.data_forms import DataForm
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.training.row_weights import data_size
 
+# exp of it is 2e-35, a normal float32.
+_LEAST = -80.0
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -71,21 +74,31 @@ class Reference:
 
         x0: data (B, ...). seen: what the network sees of it, (B, ...) or (B, 2C, ...).
         """
-        # In float64: at small sigma the distances of rows are compared to many digits.
-        rows, pool = x0.flatten(1).double(), self.pool.flatten(1).double()
-        parts = seen.double().chunk(self.view.shape[1], dim=1)
-        y = sum(
-            part.flatten(1) * of for part, of in zip(parts, self.view.T[..., None], strict=True)
-        )
-        others = y.square().sum(1, keepdim=True) - 2.0 * y @ pool.T + pool.square().sum(1)
-        own = (y - rows).square().sum(1, keepdim=True)
-        if self.same is not None:
-            others = others.masked_fill(~self.same, torch.inf)
-        # The row itself comes last; its weight is what is left of 1.
-        distances = torch.cat([others, own], 1) / (-2.0 * self.sigma[:, None] ** 2)
-        weights = distances.softmax(1)[:, :-1]
-        shifted = weights @ pool - weights.sum(1, keepdim=True) * rows
-        return (shifted * (self.size / self.sigma)[:, None]).to(x0.dtype)
+        with torch.autocast(x0.device.type, enabled=False):
+            rows, pool = x0.flatten(1), self.pool.flatten(1).to(x0.dtype)
+            parts = seen.double().chunk(self.view.shape[1], dim=1)
+            terms = zip(self.view.T[..., None], parts, strict=True)
+            y = torch.stack([of * part.flatten(1) for of, part in terms]).sum(0)
+            # The logarithm of each row's likelihood beside that of x0, by one product of matrices.
+            # In float64: at small sigma the distances of rows are compared to many digits.
+            precision = (self.sigma**-2)[:, None]
+            along, wide, own = y * precision, pool.double(), rows.double()
+            of_own = (along * own).sum(1, keepdim=True) - 0.5 * precision * _squares(own)
+            left = torch.cat([along, -0.5 * precision, -of_own], 1)
+            right = torch.cat([wide, _squares(wide), torch.ones_like(wide[:, :1])], 1)
+            ratios = (left @ right.T).to(x0.dtype)
+            if self.same is not None:
+                ratios.masked_fill_(~self.same, -torch.inf)
+            top = ratios.amax(1, keepdim=True).clamp_min_(0.0)
+            # Weights below exp(_LEAST) are nothing beside the largest, and slow once subnormal.
+            weights = ratios.sub_(top).clamp_min_(_LEAST).exp_()
+            others = weights.sum(1, keepdim=True)
+            size = (self.size / self.sigma)[:, None].to(x0.dtype)
+            return size * (weights @ pool - others * rows) / (others + (-top).exp())
+
+
+def _squares(rows: Tensor) -> Tensor:
+    return rows.square().sum(1, keepdim=True)
 
 
 def check_reference(reference: object, x0: Tensor) -> Tensor:

@@ -85,18 +85,12 @@ class Results:
 
 def read(path: Path) -> list[Row]:
     """The rows of a file, with what they were measured on left out."""
-    numbers = {
-        "pairs": int,
-        "rounds": int,
-        "case": str,
-        "contestant": str,
-        "note": str,
-        "error": str,
-    }
+    kinds = {"pairs": int, "rounds": int}
+    kinds |= dict.fromkeys(("case", "contestant", "note", "error"), str)
     with path.open(newline="", encoding="utf-8") as file:
         return [
             Row(**{
-                field.name: numbers.get(field.name, float)(line[field.name])
+                field.name: kinds.get(field.name, float)(line[field.name])
                 for field in fields(Row)
                 if line[field.name] != ""
             })
@@ -222,7 +216,7 @@ def measure(again: bool = False, groups: Sequence[str] = tuple(gpu_contests.GROU
 
 
 def warm(group: str) -> int:
-    """One call of each contestant of a group, so that what it compiles lies in the compilers' caches."""
+    """One call of each contestant of a group, which leaves what it compiles in caches."""
     import torch
 
     torch.set_default_device(DEVICE)

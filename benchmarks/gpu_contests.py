@@ -171,7 +171,7 @@ def networks() -> Iterator[tuple[str, Any, tuple[int, ...]]]:
 
 
 def sampling_contests() -> Iterator[Contest]:
-    """Whole sampling: published loop, eager reference, ours, captured, and with a compiled network."""
+    """Whole sampling: published loop, reference, ours, captured, and with a compiled network."""
     import torch
 
     import cldfast

@@ -1,4 +1,4 @@
-"""Commands side by side, each with a limit and a log of its own; outcomes are written as they come."""
+"""Commands side by side, each with a limit and a log; outcomes are written as they come."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
 # Where SciPy and scikit-learn keep the package that the planner imports, for machines without it.
 _VENDORED = ("sklearn.externals.array_api_compat", "scipy._lib.array_api_compat")
-_ARCHITECTURES = "CLDFAST_CUDA_ARCHITECTURES"
 
 
 def require_gpu(target: str) -> None:
@@ -43,8 +42,6 @@ def build() -> dict[str, str]:
     sys.path.insert(0, str(ROOT / "tools"))
     from cmake_build import build_module, cuda_options
 
-    os.environ.setdefault(_ARCHITECTURES, own_architecture())
-
     def made(module: str, *options: str) -> None:
         try:
             build_module(BUILD / f"gpu-{module}", ROOT / "cldfast", *options)
@@ -55,7 +52,7 @@ def build() -> dict[str, str]:
 
     with ThreadPoolExecutor(2) as pool:
         pool.submit(made, "core")
-        pool.submit(made, "cuda", *cuda_options())
+        pool.submit(made, "cuda", *cuda_options(own_architecture()))
     paths = [str(ROOT)]
     if importlib.util.find_spec("array_api_compat") is None:
         paths.append(str(stand_in()))
@@ -64,7 +61,7 @@ def build() -> dict[str, str]:
 
 
 def own_architecture() -> str:
-    """The compute capability of the machine's GPU, such as "90"; the default where there is none."""
+    """The compute capability of the machine's GPU, such as "90"; empty where there is none."""
     import torch
 
     if not torch.cuda.is_available():

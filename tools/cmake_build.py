@@ -38,10 +38,13 @@ def tool(name: str) -> str:
     return found
 
 
-def cuda_options() -> list[str]:
-    """What CMake is told of a build of the CUDA kernels."""
+def cuda_options(architectures: str = "") -> list[str]:
+    """What CMake is told of a build of the CUDA kernels.
+
+    architectures: those to build for where CLDFAST_CUDA_ARCHITECTURES does not say; empty: CMake's.
+    """
     options = ["-DCLDFAST_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={find_nvcc()}"]
-    if architectures := os.environ.get("CLDFAST_CUDA_ARCHITECTURES"):
+    if architectures := os.environ.get("CLDFAST_CUDA_ARCHITECTURES") or architectures:
         options.append(f"-DCLDFAST_CUDA_ARCHITECTURES={architectures}")
     return options
 

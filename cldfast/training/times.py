@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cldfast.kernels import Stream, noise_address, pair_words
+from cldfast.kernels import Stream, noise_address, uniforms
 from cldfast.kernels.time_tables import kept_on
 from cldfast.process.sde import LinearPhaseSDE
 
@@ -64,9 +64,7 @@ def sample_times(
     if batch < 1 or rows % batch:
         raise ValueError(f"rows must be whole batches of {batch}, got {rows}")
     address = noise_address(seed, first_index, generator, stream=Stream.TIMES)
-    word, _ = pair_words(address, rows, device)
-    # The half keeps the draw inside (0, 1).
-    uniform = (word.to(torch.float64) + 0.5) * 2.0**-32
+    uniform = uniforms(address, rows, device)
     if method == "stratified":
         stratum = torch.arange(rows, device=device) % batch
         uniform = (stratum + uniform) / batch

@@ -61,7 +61,7 @@ def test_the_library_and_the_scripts_on_a_device_that_is_emulated() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed and int(passed[1]) > 150
+    assert passed and int(passed[1]) > 130
 
 
 def test_a_job_that_fails_or_does_not_end_keeps_nothing_from_running(tmp_path: Path) -> None:
@@ -121,4 +121,5 @@ def test_the_build_asks_neither_setuptools_nor_for_other_devices(
     (cuda,) = [options for options in asked if "-DCLDFAST_CUDA=ON" in options]
     assert "-DCLDFAST_CUDA_ARCHITECTURES=120" in cuda
     assert environment["PYTHONPATH"].startswith(str(ROOT))
-    monkeypatch.delenv("CLDFAST_CUDA_ARCHITECTURES")
+    monkeypatch.setenv("CLDFAST_CUDA_ARCHITECTURES", "80;90")
+    assert "-DCLDFAST_CUDA_ARCHITECTURES=80;90" in cmake_build.cuda_options("120")

@@ -33,6 +33,7 @@ class TrainConfig:
         "mixed", or "data_noise" for a process with noise on the position.
     sigma_data: standard deviation of the data, for the parameterisation "edm".
     uncertainty: learn the weights of times too, see `cldfast.Uncertainty`.
+    flip: turn half of the images from right to left, in an order made from the seed.
     label_dropout: share of the labels that become "none", for classifier-free guidance.
     autocast: "bfloat16" or "float16", in which the network then computes (`torch.autocast`), its
         weights, the state and the loss staying in theirs; None computes in theirs too. For
@@ -58,6 +59,7 @@ class TrainConfig:
     t_min: float = 1e-3
     times: str = "uniform"
     uncertainty: bool = False
+    flip: bool = False
     label_dropout: float = 0.0
     autocast: str | None = None
     seed: int = 0

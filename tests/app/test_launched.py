@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from processes import free_port
 
+from cldfast import CLD
 from cldfast.app.cli import main
 from cldfast.files import read_tensors
-from cldfast.training import CHECKPOINT, LOG
+from cldfast.lab.models import MLPScore
+from cldfast.training import CHECKPOINT, LOG, TrainConfig, Trainer
 from cldfast.training.log import read_rows
 
 pytest.importorskip("accelerate", reason="needs Hugging Face Accelerate: cldfast[train]")
@@ -76,3 +80,48 @@ def test_a_tracker_whose_package_is_missing(
     assert main([*TRAIN, "--out", str(tmp_path / "run"), "--track", "wandb"]) == 2
     said = capsys.readouterr().err
     assert "--track wandb: pip install 'cldfast[track]'" in said and not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps the settings of a process's first accelerator for the next ones."""
+    state = importlib.import_module("accelerate.state").AcceleratorState
+    state._reset_state(True)
+    yield
+    state._reset_state(True)
+
+
+def test_a_tracker_of_accelerate_gets_what_the_log_has(
+    tmp_path: Path, fresh_accelerate: None
+) -> None:
+    tracking = importlib.import_module("accelerate.tracking")
+    told: list[dict[str, float]] = []
+
+    class Kept(tracking.GeneralTracker):
+        name, requires_logging_directory, tracker = "kept", False, None
+
+        def store_init_configuration(self, values: dict[str, object]) -> None:
+            pass
+
+        def log(self, values: dict[str, float], step: int, **more: object) -> None:
+            told.append(values | {"step": step})
+
+    accelerator = importlib.import_module("accelerate").Accelerator(cpu=True, log_with=Kept())
+    accelerator.init_trackers("training")
+    config = TrainConfig(steps=4, batch_size=8, log_every=2, checkpoint_every=4)
+    net, rows = MLPScore(2, width=8, depth=1), torch.randn(32, 2)
+    Trainer(net, CLD(), rows, config, folder=tmp_path, accelerator=accelerator).fit()
+    assert [row["step"] for row in told] == [2, 4]
+    for row, kept in zip(told, read_rows(tmp_path / LOG), strict=True):
+        assert row.items() >= {k: v for k, v in kept.items() if v is not None}.items()
+
+
+def test_tensorboard(tmp_path: Path, fresh_accelerate: None) -> None:
+    pytest.importorskip("tensorboard", reason="needs TensorBoard: cldfast[track]")
+    events = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    run = tmp_path / "run"
+    assert main([*TRAIN, "--steps", "10", "--out", str(run), "--track", "tensorboard"]) == 0
+    found = events.EventAccumulator(str(run / "cldfast")).Reload()
+    assert [event.step for event in found.Scalars("loss")] == [5, 10]
+    for event, row in zip(found.Scalars("loss"), read_rows(run / LOG), strict=True):
+        assert event.value == pytest.approx(row["loss"], rel=1e-6)

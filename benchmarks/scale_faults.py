@@ -144,7 +144,7 @@ def step_of(checkpoint: Path) -> int:
 
 def kills_in_training(folder: Path, count: int) -> None:
     """Kills at moments that lie all over the run."""
-    config = replace(CONFIG, steps=1_000)
+    config = replace(CONFIG, steps=260, checkpoint_every=5)
     assert wait(start(lambda: train(folder / "whole", config), 2)) == [0, 0], said(0)
     path, moment, slowest, clear = folder / "killed" / CHECKPOINT, random.Random(0), 0.0, 0
     steps = []

@@ -44,17 +44,13 @@ def info() -> dict[str, Any]:
         },
         "auto": {device: kernels.automatic_backend(device).name for device in ("cpu", "cuda")},
         "core": None if native.core is None else native.core.info(),
-        "cuda": _cuda_build(),
+        "cuda": None
+        if native.cuda is None
+        else {
+            "architectures": native.cuda.ARCHITECTURES.split(),
+            "runtime": native.cuda.CUDART_VERSION,
+        },
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
-
-
-def _cuda_build() -> dict[str, Any] | None:
-    if native.cuda is None:
-        return None
-    return {
-        "architectures": native.cuda.ARCHITECTURES.split(),
-        "runtime": native.cuda.CUDART_VERSION,
     }

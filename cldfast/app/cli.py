@@ -15,17 +15,7 @@ from typing import NoReturn
 
 import torch
 
-from cldfast.app.commands import (
-    bench,
-    budget,
-    demo,
-    fit,
-    info,
-    likelihood,
-    sample,
-    study,
-    train,
-)
+from cldfast.app.commands import bench, budget, demo, fit, info, likelihood, sample, study, train
 from cldfast.app.options import add_numbers
 from cldfast.training import LostProcess, NonFiniteLoss
 from cldfast.version import __version__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,9 @@ def _stage_table(results: Results) -> str:
 def _level_table(results: Results) -> str:
     lines = []
     for level in reversed(results.levels):
-        found = [results.fused(cases.LARGE, op, level) for op in cases.OPERATIONS]
+        found = [
+            results.stage(cases.LARGE, names.FUSED, op, level=level) for op in cases.OPERATIONS
+        ]
         one = results.stage(cases.LARGE, names.FUSED, cases.SSCS, results.fewest, level)
         if any(row is not None for row in found):
             lines.append([level, *map(_cost, (*found, one))])

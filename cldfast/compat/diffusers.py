@@ -118,10 +118,10 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         self.plan: Plan | None = None
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0)
-        self._begin_index: int | None = None
-        self._steps: Steps | None = None
-        self._step_index: int | None = None
-        self._seeds: Seeds | None = None
+        self._begin_index: int | None
+        self._step_index: int | None
+        self._seeds: Seeds | None
+        self._steps: Steps | None
         self._forget_run()
 
     @classmethod
@@ -141,11 +141,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def from_scheduler(
-        cls,
-        scheduler: Any,
-        sde: LinearPhaseSDE | None = None,
-        solver: str = "auto",
-        **options: Any,
+        cls, scheduler: Any, sde: LinearPhaseSDE | None = None, solver: str = "auto", **options: Any
     ) -> CLDScheduler:
         """The scheduler under which a network of diffusers runs as it is, in its own pipeline.
 
@@ -215,7 +211,6 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps = self.plan.steps
         self._prepare(self.plan)
         self.timesteps = self._timesteps(self.plan, device)
-        self._begin_index = None
         self._forget_run()
 
     def initial_noise(
@@ -424,8 +419,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         self._draws = [bool(np.any(stage.L)) for stage in stages]
 
     def _forget_run(self) -> None:
-        self._step_index = self._seeds = None
-        self._steps = None
+        self._begin_index = self._step_index = self._seeds = self._steps = None
         self._hidden = HiddenState()
 
     def _run(self) -> Steps:

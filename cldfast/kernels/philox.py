@@ -95,10 +95,7 @@ def normals_from_words(
 
 
 def pair_normals(
-    address: NoiseAddress,
-    count: int,
-    dtype: torch.dtype,
-    device: torch.device | str = "cpu",
+    address: NoiseAddress, count: int, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Addressed normals (z_x, z_v), each (count,), of the pairs of `pair_words`."""
     return normals_from_words(*pair_words(address, count, device), dtype)

@@ -147,23 +147,10 @@ def scaled(stored: torch.Tensor, incoming: torch.Tensor, after: float) -> torch.
     """
     if incoming.dim() == 0 and incoming.device.type == "cpu" and after * incoming.item() == 1.0:
         return stored
-    return _product(stored, incoming, after)
-
-
-def _product(stored: torch.Tensor, incoming: torch.Tensor, after: float) -> torch.Tensor:
     factor = incoming if after == 1.0 else incoming * after
     # A dimension keeps the factor's dtype in the product, which is rounded to the output's.
     factor = factor.reshape(-1, *([1] * (stored.dim() - 1)))
     return torch.mul(stored, factor, out=torch.empty_like(stored))
-
-
-def refuse_second_derivative() -> None:
-    """NotImplementedError in a backward that is itself to be differentiated."""
-    if torch.is_grad_enabled():
-        raise NotImplementedError(
-            "a fused residual has no second derivative: its gradient is made with the loss "
-            f"(backward was called with create_graph=True); {_PLAIN}"
-        )
 
 
 class _Residual(torch.autograd.Function):
@@ -176,7 +163,11 @@ class _Residual(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, incoming):  # type: ignore[no-untyped-def]
-        refuse_second_derivative()
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "a fused residual has no second derivative: its gradient is made with the loss "
+                f"(backward was called with create_graph=True); {_PLAIN}"
+            )
         (stored,) = ctx.saved_tensors
         return scaled(stored, incoming, ctx.after), None, None
 

@@ -172,13 +172,9 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float], path: PathLike) 
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure, inches wide and high, on its own Agg canvas."""
-    purpose = "plots need matplotlib"
-    canvas = extra_module("matplotlib.backends.backend_agg", purpose).FigureCanvasAgg
-    kind = extra_module("matplotlib.figure", purpose).Figure
-    figure = kind(figsize=(width, height), dpi=_DPI, layout="constrained")
-    canvas(figure)
-    return figure
+    """An empty figure, inches wide and high."""
+    kind = extra_module("matplotlib.figure", "plots need matplotlib").Figure
+    return kind(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 
 def decimal_ticks(axes: Any) -> None:

@@ -322,9 +322,8 @@ class CLD(LinearPhaseSDE):
         gamma = _number("gamma", gamma, minimum=0.0)
         a = math.sqrt(mass_inv)
         critical = 2.0 / a
-        if friction is None:
-            friction = critical
-        friction = _number("friction", friction, minimum=0.0, open_end=True)
+        given = critical if friction is None else friction
+        friction = _number("friction", given, minimum=0.0, open_end=True)
         return cls(
             a=a,
             sigma=math.sqrt(2.0 * friction),

@@ -7,11 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from cldfast import kernels
-from cldfast.planner.parameterization import (
-    Parameterization,
-    check_parameterization,
-    named_form,
-)
+from cldfast.planner.parameterization import Parameterization, check_parameterization, named_form
 from cldfast.process.sde import OBJECTIVES, LinearPhaseSDE
 from cldfast.training.losses import WEIGHTINGS
 from cldfast.training.times import TIME_SAMPLING

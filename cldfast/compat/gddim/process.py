@@ -9,12 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cldfast.compat.gddim.published import (
-    ORDER0_SUM_POINTS,
-    SUM_POINTS,
-    factor_table,
-    interpolate,
-)
+from cldfast.compat.gddim.published import ORDER0_SUM_POINTS, SUM_POINTS, factor_table, interpolate
 from cldfast.compat.laws import exact, propagator
 from cldfast.compat.published import check_mode, check_name
 from cldfast.planner.reverse import Bridge

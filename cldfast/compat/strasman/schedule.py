@@ -31,12 +31,7 @@ class beta_parametric:
     mode = "exact"
 
     def __init__(
-        self,
-        a: float,
-        final_time: float,
-        beta_min: float,
-        beta_max: float,
-        mode: str | None = None,
+        self, a: float, final_time: float, beta_min: float, beta_max: float, mode: str | None = None
     ) -> None:
         self.mode = check_mode(mode or self.mode)
         self.final_time = final_time

@@ -75,10 +75,9 @@ def _stage_table(results: Results) -> str:
 def _level_table(results: Results) -> str:
     lines = []
     for level in reversed(results.levels):
-        found = [
-            results.stage(cases.LARGE, names.FUSED, op, level=level) for op in cases.OPERATIONS
-        ]
-        one = results.stage(cases.LARGE, names.FUSED, cases.SSCS, results.fewest, level)
+        of_level = partial(results.stage, cases.LARGE, names.FUSED, level=level)
+        found = [of_level(operation) for operation in cases.OPERATIONS]
+        one = of_level(cases.SSCS, results.fewest)
         if any(row is not None for row in found):
             lines.append([level, *map(_cost, (*found, one))])
     header = ["SIMD level, largest case", "noisy", "velocity noise", "no noise"]

@@ -14,8 +14,8 @@ from cldfast.kernels.backends.planes import layout
 from cldfast.kernels.backends.protocol import Backend
 from cldfast.kernels.backends.registry import get_backend, resolve_backend
 from cldfast.kernels.checks import STATE_DTYPES, check_like, check_planes, check_tensor, describe
-from cldfast.kernels.library import library
 from cldfast.kernels.perturb import matrices
+from cldfast.kernels.stage import library
 from cldfast.kernels.time_tables import AtTimes
 
 REDUCTIONS = ("mean", "sum", "none")

@@ -23,7 +23,6 @@ from cldfast.kernels.checks import (
     check_state,
     check_weights,
 )
-from cldfast.kernels.library import library
 
 
 def stage(
@@ -117,6 +116,7 @@ def _needs_grad(
 # --- the registered operator -------------------------------------------------------------------
 # An operator returns tensors only: missing planes are an empty tensor.
 
+library = torch.library.Library("cldfast", "DEF")  # of all operators
 library.define(
     "stage(Tensor? u, Tensor[] outputs, Tensor[] history, Tensor weights, int seed, "
     "int first_index, int stage_index, int stream, Tensor? noise, int seen_planes, "
@@ -183,15 +183,12 @@ def _backward(ctx, *grads_of_results):  # type: ignore[no-untyped-def]
             [transposed.new_zeros(weights.shape[0], 2, weights.shape[1]), transposed], 1
         )
     no_noise = transposed.new_zeros(transposed.shape[0], transposed.shape[1], 2)
+    matrix = torch.cat([transposed, no_noise], 2).contiguous()
     grad_state, *others = grads_of_results
     others = [grad for grad in others if grad.numel()]  # missing planes are empty
     state, rows, _ = torch.ops.cldfast.stage(
-        grad_state,
-        others,
-        [],
-        torch.cat([transposed, no_noise], 2).contiguous(),
-        0, 0, 0, 0, None, 0, grad_state.dtype, ctx.backend,
-    )  # fmt: skip
+        grad_state, others, [], matrix, 0, 0, 0, 0, None, 0, grad_state.dtype, ctx.backend
+    )
     sizes = [count * ctx.channels for count in ctx.planes]
     parts = list(rows.split(sizes, dim=1)) if sizes else []
     grads = [part.to(dtype) for part, dtype in zip(parts, ctx.dtypes, strict=True)]

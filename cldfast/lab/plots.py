@@ -157,8 +157,7 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float], path: PathLike) 
     axes.plot(at, loss, color=COLOURS[0], alpha=0.3, linewidth=0.8)
     window = max(1, len(loss) // 50)
     if window > 1:
-        sums = np.concatenate([[0.0], loss.cumsum()])
-        mean = (sums[window:] - sums[:-window]) / window
+        mean = np.convolve(loss, np.full(window, 1.0 / window), "valid")
         axes.plot(
             at[window - 1 :], mean, color=COLOURS[0], label=f"mean of the last {window} values"
         )

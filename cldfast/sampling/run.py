@@ -378,7 +378,9 @@ def sample(
 
     Raises ValueError or TypeError naming what was expected.
     """
-    shape = _check_shape(shape)
+    shape = tuple(shape)
+    if len(shape) < 2 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in shape):
+        raise ValueError(f"shape must be (n, d) or (n, C, H, W) of integers >= 1, got {shape}")
     if plan is None:
         term = guidance is not None
         plan = make_plan(sde, solver, steps, grid, guidance_term=term, **plan_options)
@@ -450,10 +452,3 @@ def _check_plan(plan: Plan, sde: Process, chosen: set[str], options: dict[str, A
     if taken := sorted(chosen | (options.keys() - {"parameterization"})):
         raise ValueError(f"a plan says all of a sampler: leave out {', '.join(taken)}")
     plan.check_made_for(sde, options.get("parameterization"))
-
-
-def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(shape)
-    if len(sizes) < 2 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sizes):
-        raise ValueError(f"shape must be (n, d) or (n, C, H, W) of integers >= 1, got {sizes}")
-    return sizes

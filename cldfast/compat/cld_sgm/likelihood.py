@@ -9,8 +9,8 @@ import torch
 
 from cldfast.compat.cld_sgm.sampling import solve
 from cldfast.compat.cld_sgm.sde import PublishedInterface, as_served
-from cldfast.compat.flow import Flow
 from cldfast.compat.published import check_name
+from cldfast.compat.steps import Flow
 from cldfast.sampling.probability_flow import combine
 
 Tensor = torch.Tensor

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from cldfast.compat.flow import Flow
 from cldfast.compat.psld.process import output_map_of, process_of, training_mode
 from cldfast.compat.psld.samplers import Request, Sampler
+from cldfast.compat.steps import Flow
 from cldfast.sampling.probability_flow import odeint
 
 

@@ -36,6 +36,8 @@ def info() -> dict[str, Any]:
     """
     names = [name for name in kernels.backend_names() if name != "auto"]
     missing = {name: kernels.missing_backend(name) for name in names}
+    built = native.cuda
+    cuda = built and {"architectures": built.ARCHITECTURES.split(), "runtime": built.CUDART_VERSION}
     return {
         "versions": versions(),
         "backends": {
@@ -44,12 +46,7 @@ def info() -> dict[str, Any]:
         },
         "auto": {device: kernels.automatic_backend(device).name for device in ("cpu", "cuda")},
         "core": None if native.core is None else native.core.info(),
-        "cuda": None
-        if native.cuda is None
-        else {
-            "architectures": native.cuda.ARCHITECTURES.split(),
-            "runtime": native.cuda.CUDART_VERSION,
-        },
+        "cuda": cuda,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

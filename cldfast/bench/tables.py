@@ -91,16 +91,10 @@ def _run_table(results: Results) -> str:
             row = results.run(case.name, contestant)
             if row is None or row.integrator_seconds is None:
                 continue
-            lines.append(
-                [
-                    f"{row.shape}, {row.evaluations} steps, {case.about}",
-                    contestant,
-                    number(row.seconds),
-                    number(row.network_seconds),
-                    number(row.integrator_seconds * 1e3),
-                    f"{row.integrator_seconds / row.seconds:.1%}",
-                ]
-            )
+            about = f"{row.shape}, {row.evaluations} steps, {case.about}"
+            numbers = (row.seconds, row.network_seconds, row.integrator_seconds * 1e3)
+            share = f"{row.integrator_seconds / row.seconds:.1%}"
+            lines.append([about, contestant, *map(number, numbers), share])
     header = ["whole sampling", "loop", "s", "network, s", "integrator, ms", "its share"]
     return table(header, lines)
 

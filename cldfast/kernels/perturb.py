@@ -61,9 +61,8 @@ def perturb(
     if not isinstance(weights, AtTimes):
         check_weights(weights, rows, columns, like.device)
     elif (
-        weights.shape[0] != rows
+        weights.shape[::2] != (rows, columns)
         or weights.shape[1] < 2
-        or weights.shape[2] != columns
         or weights.device != like.device
     ):
         raise ValueError(

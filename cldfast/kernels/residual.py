@@ -96,14 +96,8 @@ def _check(output: object, offset: object, weights: torch.Tensor | AtTimes) -> N
     rows, residuals, columns = weights.shape
     width = e.shape[1] + (o.shape[1] if o.dim() == e.dim() else 0)
     channels = width // max(columns, 1)
-    if (
-        rows != e.shape[0]
-        or not residuals
-        or not channels
-        or width != channels * columns
-        or e.shape[1] % channels
-        or weights.device != e.device
-    ):
+    whole = channels and width == channels * columns and e.shape[1] % channels == 0
+    if rows != e.shape[0] or weights.device != e.device or not residuals or not whole:
         raise ValueError(
             f"weights must be ({e.shape[0]}, q, r + p) on {e.device}, a column for each plane of "
             f"output {describe(o)} and offset {describe(e)}; "

@@ -37,7 +37,7 @@ from cldfast.planner.parameterization import (
     output_planes,
     velocity_share,
 )
-from cldfast.process.sde import OBJECTIVES, LinearPhaseSDE, Marginal
+from cldfast.process.sde import LinearPhaseSDE, Marginal
 from cldfast.training.row_weights import WEIGHTINGS, RowKernels, row_loss, row_perturbation
 from cldfast.training.times import given_times, sample_times
 from cldfast.training.trained import remember_training
@@ -238,8 +238,6 @@ def hsm_loss(
             f"unknown weighting {weighting!r}; "
             f"expected a function of t or one of {', '.join(WEIGHTINGS)}"
         )
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
     if not 0.0 < t_min < sde.T:
         raise ValueError(f"t_min must lie in (0, T) with T = {sde.T}, got {t_min}")
     if conditions is not None:

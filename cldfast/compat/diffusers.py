@@ -82,10 +82,8 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         if not num_train_timesteps > 0:
             raise ValueError(f"num_train_timesteps must be > 0, got {num_train_timesteps}")
-        if isinstance(sde, LinearPhaseSDE):
-            self.sde = sde
-        else:
-            self.sde = CLD() if sde is None else sde_from_config(sde)
+        sde = CLD() if sde is None else sde
+        self.sde = sde if isinstance(sde, LinearPhaseSDE) else sde_from_config(sde)
         self._given = Plan.from_config(plan) if isinstance(plan, dict) else plan
         if self._given is not None:
             self._given.check_made_for(self.sde, parameterization)
@@ -313,10 +311,8 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
             stage = self._stages[index]
             noise: kernels.Noise = NoiseAddress()  # of a stage that draws nothing
             if index in drawn:
-                if variance_noise is None:
-                    noise = self._noise(state, first_index, index)
-                else:
-                    noise = variance_noise
+                given = variance_noise
+                noise = self._noise(state, first_index, index) if given is None else given
             state = self._steps.take(
                 index, stage, state, (model_output,) if stage.evaluates else (), noise, checked=True
             ).state

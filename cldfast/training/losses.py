@@ -127,10 +127,9 @@ def drawn_coefficients(
         rows, sde, t_min=t_min, method=times, batch=batch, seed=seed, first_index=first_index,
         device=device, sigma_data=sigma_data,
     )  # fmt: skip
+    scale = factors if times == "importance" else None
     if weighting == "likelihood":
-        scale: torch.Tensor | None = factors * (sde.T - t_min)
-    else:
-        scale = factors if times == "importance" else None
+        scale = factors * (sde.T - t_min)
     return row_coefficients(
         sde, t, weighting, parameterization, factors=scale, objective=objective,
         bounds=(t_min, sde.T),
@@ -234,10 +233,8 @@ def hsm_loss(
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if not callable(weighting) and weighting not in WEIGHTINGS:
-        raise ValueError(
-            f"unknown weighting {weighting!r}; "
-            f"expected a function of t or one of {', '.join(WEIGHTINGS)}"
-        )
+        known = f"a function of t or one of {', '.join(WEIGHTINGS)}"
+        raise ValueError(f"unknown weighting {weighting!r}; expected {known}")
     if not 0.0 < t_min < sde.T:
         raise ValueError(f"t_min must lie in (0, T) with T = {sde.T}, got {t_min}")
     if conditions is not None:

@@ -322,9 +322,7 @@ def loss_tables(
 def _table(
     sde: LinearPhaseSDE, key: Hashable, function: Function, terms: Function | None = None
 ) -> Table | None:
-    known = _tables.get(sde)
-    if known is None:
-        known = _tables.setdefault(sde, {})
+    known = _tables.setdefault(sde, {})
     if key not in known:
         with torch.no_grad():
             known[key] = make_table(function, sde.T, terms)

@@ -205,8 +205,7 @@ class CLD:
         result[:, 0] = self.psi(t, s)
         for count in range(1, order + 2):
             # The steps whose polynomial goes through `count` nodes.
-            steps = np.arange(len(t))
-            steps = steps[np.minimum(steps, order) + 1 == count]
+            steps = np.flatnonzero(np.minimum(np.arange(len(t)), order) + 1 == count)
             if len(steps):
                 nodes = np.stack([times[steps - j] for j in range(count)], axis=1)
                 result[steps, 1 : 1 + count] = weights(s[steps], t[steps], nodes)

@@ -61,11 +61,8 @@ class Sampler:
         mode: str | None = None,
     ) -> None:
         self.mode = check_mode(mode or self.mode)
-        self.config = config
-        self.sde = sde
-        self.score_fn = score_fn
-        self.corrector_fn = corrector_fn
-        self.nfe = 0
+        self.config, self.sde, self.nfe = config, sde, 0
+        self.score_fn, self.corrector_fn = score_fn, corrector_fn
         process_of(sde)
 
     @property

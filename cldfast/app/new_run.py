@@ -18,6 +18,8 @@ from cldfast.training import TrainConfig
 from cldfast.training.data_scale import DataScale
 from cldfast.training.losses import checked_parameterization
 
+# Rows of vectors over which the targets of a training are averaged, as docs/learning.md has it.
+REFERENCE = 2_048
 # Of the labels in training, so that a network of classes also learns all classes at once.
 LABEL_DROPOUT = 0.1
 
@@ -44,6 +46,8 @@ def run_config(given: dict[str, Any]) -> RunConfig:
     data = _data(given, train.seed)
     found = training_data(data)
     shape = tuple(found.rows.shape[1:])
+    if form is not None and len(shape) == 1 and "reference" not in settings:
+        train = replace(train, reference=REFERENCE)
     net = _network(given, found, form, output_planes(settings["parameterization"]))
     data["scale"] = given.get("scale", 1.0)
     if not 0.0 < data["scale"] < math.inf:

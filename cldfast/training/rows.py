@@ -60,31 +60,38 @@ class RowSource(Protocol):
         """This process's rows of a step, from 0, and their labels, if they have some."""
 
 
-def row_source(data: object, taken: Taken, *, workers: int = 0, pinned: bool = False) -> RowSource:
+def row_source(
+    data: object, taken: Taken, *, workers: int = 0, pinned: bool = False, independent: bool = False
+) -> RowSource:
     """What gives the rows of a training; see `cldfast.training.Trainer` for the kinds of data.
 
     workers: processes that load the rows of a data set ahead. pinned: load into memory that a GPU
-    copies from while it computes.
+    copies from while it computes. independent: draw every row of all rows, and not each one once an
+    epoch; only data whose rows have numbers can do so.
 
     Raises TypeError or ValueError for what holds no rows.
     """
+    order = Draws if independent else Order
     if isinstance(data, Tensor | tuple):
-        return _TensorRows(data, taken)
+        return _TensorRows(data, taken, order)
     if isinstance(data, DataLoader):
         if type(data.sampler) in (RandomSampler, SequentialSampler):
-            if data.batch_size not in (taken.size, taken.count):
+            if not independent and data.batch_size not in (taken.size, taken.count):
                 raise ValueError(
                     f"data: expected a loader of batches of {taken.size}, as the settings have it, "
                     f"got {data.batch_size}"
                 )
+            pinned = data.pin_memory or pinned
             return _DatasetRows(
-                data.dataset, taken, data.num_workers, data.pin_memory or pinned, data.collate_fn
+                data.dataset, taken, data.num_workers, pinned, data.collate_fn, order
             )
-        return _IterableRows(data, taken)
-    if isinstance(data, IterableDataset):
-        return _IterableRows(data, taken)
-    if isinstance(data, Dataset) and not isinstance(data, list | str | dict):
-        return _DatasetRows(data, taken, workers, pinned, None)
+    elif isinstance(data, Dataset) and not isinstance(data, list | str | dict | IterableDataset):
+        return _DatasetRows(data, taken, workers, pinned, None, order)
+    if independent:
+        raise TypeError(
+            "reference: expected data whose rows can be drawn, a tensor, a pair of tensors, a "
+            f"Dataset or a DataLoader of one, got {type(data).__name__}"
+        )
     if callable(data):
         return _FunctionRows(data, taken)
     if isinstance(data, Iterable) and not isinstance(data, list | str | dict):
@@ -120,13 +127,21 @@ class Order:
         return self._kept[1]
 
 
+class Draws(Order):
+    """Rows drawn independently, each of all rows, by their addressed words."""
+
+    def indices(self, first: int, count: int) -> Tensor:
+        address = NoiseAddress(self.seed, first, stream=Stream.DATA_ORDER)
+        return (kernels.uniforms(address, count) * self.rows).long().to(self.device)
+
+
 class _TensorRows:
-    def __init__(self, data: Rows, taken: Taken) -> None:
+    def __init__(self, data: Rows, taken: Taken, order: type[Order]) -> None:
         self.rows, self.labels = parted(data)
         check_rows("data", self.rows, self.labels)
         self.shape = list(self.rows.shape)
         self.taken = taken
-        self.order = Order(len(self.rows), taken.seed, self.rows.device)
+        self.order = order(len(self.rows), taken.seed, self.rows.device)
 
     def at(self, step: int) -> Batch:
         chosen = self.order.indices(self.taken.first(step), self.taken.count)
@@ -137,7 +152,13 @@ class _DatasetRows:
     """Rows of a map-style data set, loaded by PyTorch's loader in our order."""
 
     def __init__(
-        self, data: Any, taken: Taken, workers: int, pinned: bool, collate: Any | None
+        self,
+        data: Any,
+        taken: Taken,
+        workers: int,
+        pinned: bool,
+        collate: Any | None,
+        order: type[Order],
     ) -> None:
         if len(data) < 1:
             raise ValueError("data: expected a data set with rows, got none")
@@ -147,7 +168,7 @@ class _DatasetRows:
             "pin_memory": pinned,
             "collate_fn": collate,
         }
-        self.order = Order(len(data), taken.seed)
+        self.order = order(len(data), taken.seed)
         self._next = -1
         self._batches: Iterator[Any] = iter(())
 

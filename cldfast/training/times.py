@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 import torch
 
-from cldfast.kernels import Stream, noise_address, pair_words
+from cldfast.kernels import Stream, noise_address, uniforms
 from cldfast.process.sde import LinearPhaseSDE
 
 TIME_SAMPLING = ("uniform", "stratified", "importance", "log", "half_log", "log_snr", "edm")
@@ -60,9 +60,7 @@ def sample_times(
     if batch < 1 or rows % batch:
         raise ValueError(f"rows must be whole batches of {batch}, got {rows}")
     address = noise_address(seed, first_index, generator, stream=Stream.TIMES)
-    word, _ = pair_words(address, rows, device)
-    # The half keeps the draw inside (0, 1).
-    uniform = (word.to(torch.float64) + 0.5) * 2.0**-32
+    uniform = uniforms(address, rows, device)
     if method == "stratified":
         stratum = torch.arange(rows, device=device) % batch
         uniform = (stratum + uniform) / batch

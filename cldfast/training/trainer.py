@@ -29,6 +29,7 @@ from cldfast.training.log import TrainLog
 from cldfast.training.loss_scale import LossScale
 from cldfast.training.losses import checked_parameterization, drawn_velocity, prepared_loss
 from cldfast.training.nonfinite import NonFiniteLoss
+from cldfast.training.pools import Pools
 from cldfast.training.processes import (
     OneProcess,
     check_accelerator,
@@ -134,6 +135,9 @@ class Trainer:
         pinned = device.type == "cuda"
         self._rows = row_source(data, self._taken, workers=workers, pinned=pinned)
         self._null = null_label(net, config.label_dropout)
+        self._pools: Pools | None = None
+        if config.reference:
+            self._pools = Pools(data, sde, config, self.parameterization, device, self._null)
         self.uncertainty: Uncertainty | None = None
         if config.uncertainty:
             self.uncertainty = Uncertainty(device)
@@ -231,6 +235,7 @@ class Trainer:
         batch, labels = self._batch()
         rows = self._coefficients.at(self.step)[taken.share]
         first = taken.first(self.step)
+        pooled = None if self._pools is None else self._pools.at(self.step, rows.t, labels)
         update.clear()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         part = taken.count // config.accumulate
@@ -247,7 +252,8 @@ class Trainer:
                     loss = prepared_loss(
                         given(update.network, labels, chosen), batch[chosen], rows[chosen],
                         self.parameterization, seed=config.seed, first_index=first + start, v0=v0,
-                        reduction="sum", uncertainty=self.uncertainty, backend=self.backend,
+                        reduction="sum", uncertainty=self.uncertainty,
+                        reference=None if pooled is None else pooled[chosen], backend=self.backend,
                     )  # fmt: skip
                 update.backward(loss, taken.count)
             total += loss.detach()

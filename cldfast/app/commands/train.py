@@ -96,6 +96,7 @@ def _add_training(group: Any) -> None:
         "batch-size": f"rows a step ({default.batch_size})",
         "accumulate": f"parts that a batch goes through the network in ({default.accumulate})",
         "until": "step to stop after, to go on with --resume (the last)",
+        "reference": "rows drawn to average targets over, see docs/learning.md (2048 for vectors)",
         "warmup": f"steps of linear warm-up ({default.warmup})",
         "seed": f"of weights, data, times and noise ({default.seed})",
         "log-every": f"steps between rows of train.csv ({default.log_every})",

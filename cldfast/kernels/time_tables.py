@@ -193,9 +193,7 @@ def make_table(function: Function, end: float, terms: Function | None = None) ->
             panels[int(octave)] = panel
         bits[left[good]] = split
         left = left[~good]
-        if not left.size:
-            break
-        if left.size * 2 ** (split + 1) > _MOST_PANELS:
+        if not left.size or left.size * 2 ** (split + 1) > _MOST_PANELS:
             break
     # Where small times fail, large ones are still worth having.
     count = int(left.min()) if left.size else OCTAVES

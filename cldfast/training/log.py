@@ -46,8 +46,9 @@ class TrainLog:
 
     def add(self, loss: float, norm: float) -> None:
         """Count a step."""
-        for name, value in (("loss", loss), ("norm", norm), ("count", 1)):
-            self._sums[name] += value
+        self._sums["loss"] += loss
+        self._sums["norm"] += norm
+        self._sums["count"] += 1
 
     def write(self, step: int, lr: float, validation: float | None) -> dict[str, float]:
         """Append a row for the steps counted since the last one; returns its numbers by column."""
@@ -68,7 +69,7 @@ class TrainLog:
 
     def restore(self, pending: dict[str, float]) -> None:
         """Go on from what `pending` returned."""
-        self._sums = {name: type(none)(pending[name]) for name, none in _NOTHING.items()}
+        self._sums = {name: type(start)(pending[name]) for name, start in _NOTHING.items()}
         self._start = time.perf_counter() - float(pending["seconds"])
 
 

@@ -37,7 +37,7 @@ from cldfast.planner.parameterization import (
     output_planes,
     velocity_share,
 )
-from cldfast.process.sde import LinearPhaseSDE, Marginal
+from cldfast.process.sde import OBJECTIVES, LinearPhaseSDE, Marginal
 from cldfast.training.reference import Reference, check_reference
 from cldfast.training.row_weights import WEIGHTINGS, RowKernels, row_loss, row_perturbation
 from cldfast.training.times import given_times, sample_times
@@ -240,6 +240,8 @@ def hsm_loss(
     if not callable(weighting) and weighting not in WEIGHTINGS:
         known = f"a function of t or one of {', '.join(WEIGHTINGS)}"
         raise ValueError(f"unknown weighting {weighting!r}; expected {known}")
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
     if not 0.0 < t_min < sde.T:
         raise ValueError(f"t_min must lie in (0, T) with T = {sde.T}, got {t_min}")
     if conditions is not None:

@@ -85,8 +85,8 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
             f"and {confidence}"
         )
     spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    _, half_width = student.interval(confidence, len(values) - 1, scale=spread)
-    return Interval(float(np.mean(values)), float(half_width), tuple(values))
+    quantile = float(student.ppf(0.5 * (1.0 + confidence), len(values) - 1))
+    return Interval(float(np.mean(values)), quantile * spread, tuple(values))
 
 
 def _exact_sample(plan: Plan, mixture: GaussianMixture, n: int, seed: int) -> torch.Tensor:

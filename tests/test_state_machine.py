@@ -115,7 +115,7 @@ class Surface(RuleBasedStateMachine):
         return self.view(data, (rows, channels, *inner), dtype)
 
     @rule(
-        target=processes, a=moderate, x_noise=st.sampled_from([0.0, 0.0, 0.2, 1.0, -1.0]),
+        target=processes, a=moderate, x_noise=st.sampled_from([0.0, 0.2, 1.0, -1.0]),
         v0_var=moderate, beta=st.one_of(moderate, st.just(cldfast.LinearBeta(0.1, 8.0))),
         T=st.sampled_from([1.0, 0.3, 2.0, 0.0]),
     )  # fmt: skip
@@ -124,10 +124,11 @@ class Surface(RuleBasedStateMachine):
             return multiple(cldfast.CLD(**numbers))
         return multiple()
 
-    @rule(target=processes, A=st.lists(st.floats(-4, 4), min_size=4, max_size=4), D=moderate)
-    def linear(self, A: list[float], D: float) -> Any:
+    @rule(target=processes, A=st.tuples(*[moderate] * 4), D=st.one_of(moderate, st.just(-1.0)))
+    def linear(self, A: tuple[float, ...], D: float) -> Any:
         with refused():
-            return multiple(cldfast.LinearPhaseSDE(np.reshape(A, (2, 2)), (D, 1.0), 0.1))
+            drift = [[-A[0], A[1]], [A[2] - 5.0, -A[3]]]
+            return multiple(cldfast.LinearPhaseSDE(drift, (D, 1.0), 0.1))
         return multiple()
 
     @rule(
@@ -170,7 +171,7 @@ class Surface(RuleBasedStateMachine):
         if data.draw(st.integers(0, 9)) == 9 and weights.numel():
             weights.view(-1)[0] = math.nan
         before = {dtype: room.clone() for dtype, room in self.memory.items()}
-        read = [t.double() for t in (u, *outputs, *history)]
+        read = [t.double().clone() for t in (u, *outputs, *history)]
         with refused():
             address = NoiseAddress(*noise)
             made = kernels.stage(
@@ -219,7 +220,7 @@ class Surface(RuleBasedStateMachine):
     @rule(
         sde=processes, x0=tensors, weighting=st.sampled_from([*WEIGHTINGS, "none"]),
         parameterization=st.sampled_from(PARAMETERIZATIONS), seed=indexes, first_index=indexes,
-        objective=st.sampled_from(["hsm", "dsm"]), t_min=st.sampled_from([1e-3, 0.1, 9.0]),
+        objective=st.sampled_from(["hsm", "dsm"]), t_min=st.sampled_from([1e-3, 0.01, 0.1, 9.0]),
         times=st.sampled_from(["uniform", "log", "edm", "importance"]),
     )  # fmt: skip
     def loss(self, sde: Any, x0: Tensor, parameterization: str, **options: Any) -> None:

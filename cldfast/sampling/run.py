@@ -107,6 +107,7 @@ def run(
     kernels.check_state("u", u)
     check_choice(nonfinite)
     address = kernels.noise_address(seed, first_index, generator)
+    kernels.check_noise(address, tuple(u.shape), u)
     again = partial(
         run, plan, net, u, seed=address.seed, first_index=address.first_index, backend=backend,
         noise=noise, conditions=conditions, null=null, guidance=guidance, inpaint=inpaint,

@@ -109,7 +109,7 @@ $(VENV)/tools: constraints.txt
 	touch $@
 
 # ninja and cmake are looked up on the PATH by the build.
-$(VENV)/installed: $(VENV)/tools pyproject.toml setup.py tools/build_modules.py \
+$(VENV)/installed: $(VENV)/tools pyproject.toml setup.py tools/build_modules.py tools/cmake_build.py \
     $(wildcard csrc/*/*) csrc/CMakeLists.txt
 	@echo "Compiling cldfast and installing what it uses: some minutes the first time"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[demo,dev,ode,triton,diffusers]'

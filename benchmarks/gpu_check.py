@@ -1,22 +1,24 @@
 """`make gpu-check`: build, then every operation on `cuda` and `triton` against the reference.
 
-First what needs a GPU and is no ordinary test (words of long runs, more than 2^31 pairs, captured
-loops, CPU against GPU), then the operations' test files, then the first part once more under
-compute-sanitizer where there is one. Eight minutes at most.
+What needs a GPU and is no ordinary test (words of long runs, more than 2^31 pairs, captured loops,
+CPU against GPU), the operations' test files, and some of the first under compute-sanitizer where
+there is one. Each check of each backend is a process of its own with a limit of its own: a failure
+ends nothing else. Logs and outcomes go to build/gpu_check as they come.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
+import gpu_jobs
 import gpu_setup
 
 TESTS = (
@@ -31,8 +33,24 @@ BACKENDS = ("cuda", "triton")
 DEVICE = "cuda"
 # Rows and widths: long ones, few and very long ones, many; and how often their sums are repeated.
 LONG, REPEATS = [(65, 70_000), (3, 2**20), (5000, 1028)], 20
-# Seconds that are left to the sanitizer, which slows kernels down by a lot.
-_SANITIZER_LIMIT = 150
+# Under a sanitizer, which slows kernels down by a lot.
+SHORT, FEW = [(65, 5000), (70, 1028)], 2
+STEPS = 50
+# Seconds: of a check, of a test file, of a sanitizer, and of all of them together, which leaves
+# four and a half minutes of eight to the build and to `make gpu-bench`.
+_CHECK, _TEST, _SANITIZER, _ALL = 100, 100, 80, 210
+# Where Triton compiles a kernel for each case, several processes share the cases.
+SHARES = {("triton", "stages"): 6, ("triton", "loops"): 5}
+# The sanitizers' tools, and the checks that run under them.
+TOOLS, SANITIZED = ("memcheck", "racecheck"), ("words", "stages", "residuals", "sums", "tables")
+# This process does the cases whose number is SHARE[0] modulo SHARE[1].
+SHARE = (0, 1)
+_Case = TypeVar("_Case")
+
+
+def shared(cases: Iterable[_Case]) -> Iterator[_Case]:
+    """The cases that this process does."""
+    return (case for number, case in enumerate(cases) if number % SHARE[1] == SHARE[0])
 
 
 def words() -> None:
@@ -62,20 +80,17 @@ def stages() -> None:
     f32, f64, bf16, f16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
     # Triton compiles each combination by itself, so it gets fewer.
     shapes = [(5, 3), (33, 100), (3, 3, 32, 32), (1, 2), (7, 8), (9, 65), (2, 2052), (4, 5, 7, 9)]
+    dtypes = [(f32, f32), (f32, bf16), (f64, f64), (f32, f16), (f32, f64), (f64, bf16)]
     few = {"cuda": len(shapes), "triton": 3}
-    for number, shape in enumerate(shapes):
-        for dtype, other in [
-            (f32, f32),
-            (f32, bf16),
-            (f64, f64),
-            (f32, f16),
-            (f32, f64),
-            (f64, bf16),
-        ]:
-            for own in (False, True):
-                for layout in [torch.contiguous_format, torch.channels_last][: len(shape) // 2]:
-                    names = [name for name in BACKENDS if number < few[name]]
-                    compare(shape, dtype, other, own, layout, names)
+    cases = [
+        (shape, dtype, other, own, layout, [name for name in BACKENDS if number < few[name]])
+        for number, shape in enumerate(shapes)
+        for dtype, other in dtypes
+        for own in (False, True)
+        for layout in [torch.contiguous_format, torch.channels_last][: len(shape) // 2]
+    ]
+    for case in shared(cases):
+        compare(*case)
 
 
 def compare(shape, dtype, other, own, layout, names) -> None:  # type: ignore[no-untyped-def]
@@ -222,7 +237,7 @@ def _loss(sde, x0, count, parameterization, backend):  # type: ignore[no-untyped
 
 
 def loops() -> None:
-    """CPU against GPU over 50 steps, and captured loops against those step by step."""
+    """CPU against GPU over many steps, and captured loops against those step by step."""
     import copy
 
     import torch
@@ -235,8 +250,8 @@ def loops() -> None:
     for parameter in on_cpu.parameters():  # its last layer begins at zero
         torch.nn.init.normal_(parameter, std=0.1)
     on_gpu = copy.deepcopy(on_cpu).to(DEVICE)
-    for solver in ("em", "sscs", "multistep", "heun", "unipc"):
-        arguments = {"solver": solver, "steps": 50, "seed": 3, "parameterization": "x0"}
+    for solver in shared(("em", "sscs", "multistep", "heun", "unipc")):
+        arguments = {"solver": solver, "steps": STEPS, "seed": 3, "parameterization": "x0"}
         expected = cldfast.sample(on_cpu, cldfast.CLD(), (200, 12), **arguments)
         for name in BACKENDS:
             made = cldfast.sample(on_gpu, cldfast.CLD(), (200, 12), backend=name, **arguments)
@@ -257,7 +272,7 @@ CHECKS: tuple[Callable[[], None], ...] = (
 )  # fmt: skip
 
 
-def run_checks(which: tuple[Callable[[], None], ...] = CHECKS) -> None:
+def run_checks(which: Iterable[Callable[[], None]] = CHECKS) -> None:
     """The checks in this process."""
     import torch
 
@@ -266,7 +281,7 @@ def run_checks(which: tuple[Callable[[], None], ...] = CHECKS) -> None:
     report = cldfast.info()
     for name in BACKENDS:
         assert report["backends"][name] == "available", report["backends"][name]
-    assert report["auto"]["cuda"] == "cuda"
+    assert "cuda" not in BACKENDS or report["auto"]["cuda"] == "cuda"
     print(f"{report['device']}, {report['versions']}, {report['cuda']}")
     for check in which:
         start = time.perf_counter()
@@ -275,52 +290,51 @@ def run_checks(which: tuple[Callable[[], None], ...] = CHECKS) -> None:
         print(f"  {check.__name__}: passed in {time.perf_counter() - start:.1f} s", flush=True)
 
 
-def main() -> int:
-    """0 where everything passed."""
-    if sys.argv[1:] == ["--checks"]:
-        run_checks()
-        return 0
-    if sys.argv[1:] == ["--sanitized"]:
-        run_checks((words, residuals, tables))
-        return 0
-    gpu_setup.require_gpu("make gpu-check")
-    environment = gpu_setup.build()
-    here = str(Path(__file__).resolve())
-    print("checks", flush=True)
-    failed = subprocess.run([sys.executable, here, "--checks"], env=environment).returncode != 0
-    print("the operations' tests", flush=True)
-    tests = [str(gpu_setup.ROOT / "tests" / name) for name in TESTS]
-    # Without the project's options, which ask for a plugin.
-    options = ["-q", "-o", "addopts=", "-k", "cuda or triton", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *tests], env=environment, cwd=gpu_setup.ROOT
-    )
-    failed = failed or done.returncode != 0
-    failed = failed or sanitize(here, environment)
-    print("gpu-check: " + ("FAILED" if failed else "passed"))
-    return int(failed)
-
-
-def sanitize(script: str, environment: dict[str, str]) -> bool:
-    """Whether compute-sanitizer found anything."""
+def jobs() -> list[gpu_jobs.Job]:
+    """All checks of each backend, the operations' tests, and what a sanitizer looks at."""
+    here = [sys.executable, str(Path(__file__).resolve()), "--check"]
+    made = []
+    for backend in BACKENDS:
+        for check in (check.__name__ for check in CHECKS):
+            count = SHARES.get((backend, check), 1)
+            for number in range(count):
+                name = check if count == 1 else f"{check} {number + 1}/{count}"
+                command = [*here, backend, check, str(number), str(count)]
+                made.append(gpu_jobs.Job("check", backend, name, command, _CHECK))
+        # Without the project's options, which ask for a plugin.
+        pytest = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
+        for test in TESTS:
+            command = [*pytest, "-k", backend, str(gpu_setup.ROOT / "tests" / test)]
+            made.append(gpu_jobs.Job("test", backend, test, command, _TEST))
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not os.path.exists(tool):
-        print("compute-sanitizer is not installed, so it was not run")
-        return False
-    command = [tool, "--error-exitcode", "9", sys.executable, script, "--sanitized"]
-    try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=_SANITIZER_LIMIT
-        )
-    except subprocess.TimeoutExpired:
-        print(f"compute-sanitizer did not end within {_SANITIZER_LIMIT} s, so it says nothing")
-        return False
-    print(done.stdout[-2000:])
-    if done.returncode == 9:
-        return True
-    if done.returncode != 0:
-        print("compute-sanitizer could not run on this device, so it says nothing")
-    return False
+        print("compute-sanitizer is not installed, so it is not run")
+        return made
+    for kind in TOOLS:
+        options = [tool, "--tool", kind, "--error-exitcode", str(gpu_jobs.FOUND)]
+        for check in SANITIZED:
+            command = [*options, *here, "cuda", check, "0", "1", "--short"]
+            made.append(gpu_jobs.Job(kind, "cuda", check, command, _SANITIZER, sanitized=True))
+    return made
+
+
+def main() -> int:
+    """0 where everything passed."""
+    if sys.argv[1:2] == ["--check"]:
+        backend, check, number, count, *short = sys.argv[2:]
+        globals().update(BACKENDS=(backend,), SHARE=(int(number), int(count)))
+        if short:
+            globals().update(LONG=SHORT, REPEATS=FEW)
+        run_checks([known for known in CHECKS if known.__name__ == check])
+        return 0
+    gpu_setup.require_gpu("make gpu-check")
+    start = time.perf_counter()
+    environment = gpu_setup.build()
+    print(f"built in {time.perf_counter() - start:.0f} s", flush=True)
+    workers = max(2, (os.cpu_count() or 2) // 2)
+    good = gpu_jobs.run_jobs(jobs(), gpu_setup.BUILD / "gpu_check", workers, _ALL, environment)
+    print("gpu-check: " + ("passed" if good else "FAILED"))
+    return int(not good)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ import importlib.util
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build"
 # Where SciPy and scikit-learn keep the package that the planner imports, for machines without it.
 _VENDORED = ("sklearn.externals.array_api_compat", "scipy._lib.array_api_compat")
 
@@ -31,10 +33,26 @@ def require_gpu(target: str) -> None:
 
 
 def build() -> dict[str, str]:
-    """Build both halves in place; the environment in which this tree is imported from anywhere."""
-    subprocess.run(
-        [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], cwd=ROOT, check=True
-    )
+    """Build both modules in place; the environment in which this tree is imported from anywhere.
+
+    The kernels are compiled for the machine's own GPU unless CLDFAST_CUDA_ARCHITECTURES says for
+    which. A module that cannot be built is left out with a line that says so: the other backends
+    can be checked without it.
+    """
+    sys.path.insert(0, str(ROOT / "tools"))
+    from cmake_build import build_module, cuda_options
+
+    def made(module: str, *options: str) -> None:
+        try:
+            build_module(BUILD / f"gpu-{module}", ROOT / "cldfast", *options)
+        except (ImportError, OSError, subprocess.CalledProcessError, SystemExit) as error:
+            print(f"the module {module} was not built: {error}", flush=True)
+            for old in (ROOT / "cldfast").glob(f"_{module}*.so"):
+                old.unlink()  # it would not be what these sources are
+
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(made, "core")
+        pool.submit(made, "cuda", *cuda_options(own_architecture()))
     paths = [str(ROOT)]
     if importlib.util.find_spec("array_api_compat") is None:
         paths.append(str(stand_in()))
@@ -42,9 +60,19 @@ def build() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
+def own_architecture() -> str:
+    """The compute capability of the machine's GPU, such as "90"; empty where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}{minor}"
+
+
 def stand_in() -> Path:
     """A folder in which `array_api_compat` is the copy that another package brings."""
-    folder = ROOT / "build" / "array_api_compat"
+    folder = BUILD / "array_api_compat"
     folder.mkdir(parents=True, exist_ok=True)
     for name in _VENDORED:
         try:

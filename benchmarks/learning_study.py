@@ -6,7 +6,7 @@ ones. The floor is that distance between exact samples. Two questions, a part of
 
     position noise   x_noise > 0: data_noise and edm (d outputs) beside a network of both rows of
                      the score (2 d outputs) and the velocity score (the recipe until then)
-    preconditioning  x_noise = 0: times, preconditioning and input apart from each other
+    preconditioning  x_noise = 0: times, preconditioning, input and averaged targets apart
 
     python benchmarks/learning_study.py            # both; rows that are there already stay
     python benchmarks/learning_study.py --data gaussians25 --trainings 1 --steps 200 --out try.csv
@@ -47,7 +47,10 @@ DATA = {"gaussians25": (2, 3_000), "funnel": (20, 4_000), "digits": (64, 1_500)}
 DIGITS_BATCH, DIGITS_DRAWN = 128, 2_048
 DIGITS_RECIPES = (
     "noise, uniform times", "mixed, uniform times", "edm, half_log times, edm weighting",
+    "edm, half_log times, edm weighting, averaged targets",
 )  # fmt: skip
+# Rows over which targets are averaged.
+REFERENCE = 2_048
 X_NOISE = (0.1, 0.25, 0.5, 1.0)
 # solver, evaluations, options
 SAMPLERS: dict[str, tuple[str, int, dict[str, Any]]] = {
@@ -60,13 +63,15 @@ SAMPLERS: dict[str, tuple[str, int, dict[str, Any]]] = {
 class Recipe:
     """A parameterisation with its training times and the weighting of its loss.
 
-    preconditioned: by `PreconditionedState`. trainings: how many at most.
+    preconditioned: by `PreconditionedState`. reference: rows over which targets are averaged.
+    trainings: how many at most.
     """
 
     parameterization: str
     times: str = "half_log"
     weighting: str = "edm"
     preconditioned: bool = False
+    reference: int = 0
     trainings: int = 1
 
 
@@ -85,8 +90,14 @@ PRECONDITIONING = {
     "preconditioned (x, v), half_log times, edm weighting": Recipe(
         "data_noise", preconditioned=True
     ),
+    "preconditioned (x, v), half_log times, edm weighting, averaged targets": Recipe(
+        "data_noise", preconditioned=True, reference=REFERENCE
+    ),
     "edm, uniform times": Recipe("edm", "uniform", "reweighted"),
     "edm, half_log times, edm weighting": Recipe("edm", trainings=5),
+    "edm, half_log times, edm weighting, averaged targets": Recipe(
+        "edm", reference=REFERENCE, trainings=5
+    ),
 }
 FIELDS = (
     "data", "x_noise", "recipe", "training", "steps", "sampler", "sliced_w2", "floor",
@@ -141,7 +152,7 @@ def train(
         steps=steps, batch_size=BATCH if rows.dim() == 2 else DIGITS_BATCH, lr=LR, decay="cosine",
         clip=None, ema_decay=0.995,
         parameterization=recipe.parameterization, times=recipe.times, weighting=recipe.weighting,
-        seed=seed, t_min=1e-3,
+        seed=seed, t_min=1e-3, reference=recipe.reference,
         log_every=1_000_000, validate_every=1_000_000,
     )  # fmt: skip
     trainer = Trainer(network(recipe, sde, rows), sde, rows, config)

@@ -63,6 +63,11 @@ def output_tensor(result: object) -> torch.Tensor:
     raise TypeError(f"the network's output must be a tensor, got {got}: return a tensor")
 
 
+def per_row(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """One number for each row (B,) as a factor of `like` (B, ...), in its dtype."""
+    return values.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+
+
 def explain_failure(error: Exception, net: Network, seen: torch.Tensor, where: str) -> None:
     """Add to an error that a network raised what the network was given, where, and what to do.
 

@@ -14,7 +14,6 @@ BACKENDS = [
     name for name in kernels.backend_names() if name != "auto" and not kernels.missing_backend(name)
 ]
 GPU_BACKENDS = ("cuda", "triton")
-GPU = "cpu" if "emulated_gpu" in sys.modules else "cuda"
 
 
 @pytest.fixture(params=BACKENDS)
@@ -34,7 +33,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         return check(moved, rows, *more)
 
     monkeypatch.setattr(module, "check_weights", on_host)
-    torch.set_default_device(GPU)
+    torch.set_default_device("cuda")
     yield name
     torch.set_default_device(None)
 

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("setuptools", reason="setuptools is missing")
 
 import build_modules as build  # noqa: E402
+import cmake_build  # noqa: E402
 
 VARIABLES = ("CLDFAST_CORE", "CLDFAST_CUDA", "CLDFAST_SANITIZE", "CXX", "CUDACXX")
 
@@ -74,9 +75,9 @@ def test_what_is_demanded(
 
 
 def test_a_build_of_other_sources_is_forgotten(tmp_path: Path) -> None:
-    for sources, kept in ((build.SOURCES, True), (tmp_path / "elsewhere" / "csrc", False)):
+    for sources, kept in ((cmake_build.SOURCES, True), (tmp_path / "elsewhere" / "csrc", False)):
         folder = tmp_path / "core"
         folder.mkdir(exist_ok=True)
         (folder / "CMakeCache.txt").write_text(f"CMAKE_HOME_DIRECTORY:INTERNAL={sources}\n")
-        build.forget_other_sources(folder)
+        cmake_build.forget_other_sources(folder)
         assert folder.exists() == kept

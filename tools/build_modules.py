@@ -15,22 +15,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
-import sysconfig
 from functools import cache
 from pathlib import Path
 
+from cmake_build import build_module, cuda_options, find_compiler, find_nvcc, say
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-SOURCES = Path(__file__).resolve().parents[1] / "csrc"
 CORE, CUDA = "cldfast._core", "cldfast._cuda"
-
-
-def say(text: str) -> None:
-    """A line of a build's log, at once: what follows may take minutes."""
-    print(f"cldfast: {text}", file=sys.stderr, flush=True)
 
 
 def wanted(variable: str, there: bool, what: str, how: str) -> bool:
@@ -41,19 +34,6 @@ def wanted(variable: str, there: bool, what: str, how: str) -> bool:
     if choice == "1" and not there:
         raise SystemExit(f"cldfast: {variable}=1, but {what} was not found; {how}")
     return there and choice != "0"
-
-
-def find_compiler() -> str | None:
-    """The C++ compiler: CXX, or the first of the usual names that there is."""
-    named = os.environ.get("CXX", "").split()[:1] or ["c++", "g++", "clang++"]
-    return next(filter(None, map(shutil.which, named)), None)
-
-
-def find_nvcc() -> str | None:
-    """The CUDA compiler: CUDACXX, the PATH's, CUDA_HOME's, or the usual folder's."""
-    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
-    named = os.environ.get("CUDACXX") or shutil.which("nvcc") or str(home / "bin" / "nvcc")
-    return shutil.which(named)
 
 
 @cache
@@ -86,14 +66,6 @@ def announce() -> None:
         say("the CUDA kernels are left out, for want of nvcc or of a C++ compiler")
 
 
-def tool(name: str) -> str:
-    """The program of the environment that builds, whether or not its folder is on the PATH."""
-    found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
-    if found is None:
-        raise SystemExit(f"cldfast needs {name} to build its core: pip install {name}")
-    return found
-
-
 class BuildPython(build_py):
     """Copies the package without what an earlier build left in its folder."""
 
@@ -119,11 +91,8 @@ class BuildModules(build_ext):
             self.build_with_cmake(ext, "core")
             return
         say("compiling the CUDA kernels, some minutes; CLDFAST_CUDA=0 leaves them out")
-        more = ["-DCLDFAST_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={find_nvcc()}"]
-        if architectures := os.environ.get("CLDFAST_CUDA_ARCHITECTURES"):
-            more.append(f"-DCLDFAST_CUDA_ARCHITECTURES={architectures}")
         try:
-            self.build_with_cmake(ext, "cuda", *more)
+            self.build_with_cmake(ext, "cuda", *cuda_options())
         except (OSError, subprocess.CalledProcessError):
             if os.environ.get("CLDFAST_CUDA") == "1":
                 raise
@@ -131,35 +100,13 @@ class BuildModules(build_ext):
             Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
             say(f"{find_nvcc()} failed, as said above, so the CUDA kernels are left out")
 
-    def build_with_cmake(self, ext: Extension, name: str, *more: str) -> None:
-        import pybind11  # present where something is built
-
+    def build_with_cmake(self, ext: Extension, name: str, *options: str) -> None:
         module = Path(self.get_ext_fullpath(ext.name)).resolve()
         sanitize = os.environ.get("CLDFAST_SANITIZE", "")
         kind = sanitize.replace(",", "-") or "release"
         build = Path(self.build_temp).resolve() / f"{name}-{kind}"
-        forget_other_sources(build)
-        build.mkdir(parents=True, exist_ok=True)
-        configure = [
-            tool("cmake"), "-S", str(SOURCES), "-B", str(build), "-G", "Ninja",
-            # Given every time: a build folder may outlive the environment that it was made in.
-            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
-            f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={module.parent}",
-            f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
-            f"-DCLDFAST_SANITIZE={sanitize}", *more,
-        ]  # fmt: skip
-        subprocess.run(configure, check=True)
-        subprocess.run([tool("cmake"), "--build", str(build)], check=True)
-
-
-def forget_other_sources(build: Path) -> None:
-    """Remove a build folder that CMake made of sources elsewhere: CMake would refuse it."""
-    cache = build / "CMakeCache.txt"
-    if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={SOURCES}\n" not in cache.read_text():
-        say(f"{build} was made of other sources and is made anew")
-        shutil.rmtree(build)
+        options = f"-DCLDFAST_SANITIZE={sanitize}", *options
+        build_module(build, module.parent, *options, debug=bool(self.debug))
 
 
 COMMANDS = {"build_py": BuildPython, "build_ext": BuildModules}

@@ -1,7 +1,7 @@
 """The command line: `cldfast COMMAND`, or `python -m cldfast COMMAND`.
 
 Commands return an exit code: 0, 2 for bad input or a missing extra (one line says which), 130 after
-an interrupt.
+an interrupt, 143 where SIGTERM has ended a training.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -27,6 +28,7 @@ from cldfast.app.commands import (
     study,
     train,
 )
+from cldfast.app.launched import Preempted
 from cldfast.app.options import add_numbers
 from cldfast.training import LostProcess, NonFiniteLoss
 from cldfast.version import __version__
@@ -61,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cldfast: interrupted", file=sys.stderr)
         return 130
+    except Preempted as error:
+        print(f"cldfast: {error}", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except (ValueError, TypeError, OSError, ImportError, NonFiniteLoss, LostProcess) as error:
         return _refused(str(error))
     except (RuntimeError, MemoryError) as error:

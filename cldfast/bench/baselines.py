@@ -106,14 +106,15 @@ def published_sample(
     net: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     shape: Sequence[int],
     grid: Sequence[float],
+    device: str = "cpu",
 ) -> torch.Tensor:
     """A whole run of published SSCS: data shape (n, d) or (n, C, H, W), descending times.
 
     net(u, t) returns the velocity score; t is a full (n,) tensor, as published loops make it.
     """
-    times = torch.as_tensor(grid, dtype=torch.float64, device="cpu")
+    times = torch.as_tensor(grid, dtype=torch.float64, device=device)
     with torch.no_grad():
-        x, v = (torch.randn(*shape, device="cpu") for _ in range(2))
+        x, v = (torch.randn(*shape, device=device) for _ in range(2))
         u = torch.cat((x, v / steps.a), dim=1)
         for i in range(len(times) - 1):
             t, dt = times[i], times[i] - times[i + 1]

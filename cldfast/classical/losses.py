@@ -12,7 +12,7 @@ from cldfast import kernels
 from cldfast.classical.paths import EDM, FlowMatching, GaussianPath
 from cldfast.conditions import Conditions, conditioned
 from cldfast.kernels import NoiseAddress, Stream
-from cldfast.network import Network, output_tensor
+from cldfast.network import Network, output_tensor, per_row
 from cldfast.planner.parameterization import Parameterization
 from cldfast.planner.path_forms import change, parts, view
 from cldfast.training.times import given_times
@@ -49,12 +49,12 @@ def dsm_loss(
     label = t
     p, q = parts(path, t, parameterization)
     gain, _ = change(path, t, parameterization, weighting)
-    x = _rows(path.alpha(t), x0) * x0 + _rows(path.sigma(t), x0) * noise
+    x = per_row(path.alpha(t), x0) * x0 + per_row(path.sigma(t), x0) * noise
     if (seen := view(path, t, parameterization)) is not None:
-        x, label = _rows(seen[0], x0) * x, seen[1]
+        x, label = per_row(seen[0], x0) * x, seen[1]
     output = _checked(conditioned(net, conditions)(x, label.to(x0.dtype)), x0)
     remember_training(net, parameterization)
-    error = _rows(gain, x0) * (output - _rows(p, x0) * x0 - _rows(q, x0) * noise)
+    error = per_row(gain, x0) * (output - per_row(p, x0) * x0 - per_row(q, x0) * noise)
     return error.square().flatten(1).sum(1).mean()
 
 
@@ -113,18 +113,12 @@ def sliced_loss(net: Network, x: Tensor, t: Tensor, directions: Tensor) -> Tenso
 
 
 def _uniform(address: NoiseAddress, x: Tensor) -> Tensor:
-    """A number in (0, 1) for each row, float64."""
-    word, _ = kernels.pair_words(address.in_stream(Stream.TIMES), len(x), x.device)
-    return (word.to(torch.float64) + 0.5) * 2.0**-32
+    return kernels.uniforms(address.in_stream(Stream.TIMES), len(x), x.device)
 
 
 def _slope(score: Tensor, x: Tensor, w: Tensor) -> Tensor:
     (gradient,) = torch.autograd.grad((score * w).sum(), x, create_graph=True)
     return (gradient * w).flatten(1).sum(1)
-
-
-def _rows(values: Tensor, like: Tensor) -> Tensor:
-    return values.to(like.dtype).reshape(-1, *([1] * (like.dim() - 1)))
 
 
 def _checked(result: object, x: Tensor) -> Tensor:

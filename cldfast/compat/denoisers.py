@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from cldfast.compat.noise_tables import FAR, FlowTable, NoiseTable, SigmaTable, Table, Values
 from cldfast.conditions import Conditions, null_of
+from cldfast.network import per_row
 from cldfast.training.trained import remember_training
 
 # How x0 follows from y and the output: the factors of both, of the noise level r and of alpha.
@@ -81,9 +82,7 @@ class Denoiser(nn.Module):
             # Above the table y is shrunk until its noise is that of the table's end.
             shrink = (most / rows).clamp_max(1.0)
             keep, alpha = keep * shrink, alpha * shrink
-        keep, gain, alpha = (
-            part.to(y.dtype).reshape(-1, *[1] * (y.ndim - 1)) for part in (keep, gain, alpha)
-        )
+        keep, gain, alpha = (per_row(part, y) for part in (keep, gain, alpha))
         seen = (alpha * y).to(_dtype_of(self.net, y.dtype))
         output = self.net(seen, t.expand(y.shape[0]), *arguments, **conditions)
         if not isinstance(output, Tensor):

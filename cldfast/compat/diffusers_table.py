@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from cldfast.compat.noise_tables import FAR, NoiseTable
+from cldfast.network import per_row
 from cldfast.planner.data_forms import DataForm
 from cldfast.process.noise_level import NoiseLevel
 from cldfast.process.sde import LinearPhaseSDE, sde_from_config
@@ -69,8 +70,4 @@ def noised(
     levels = form.noise_level(t) if table is None else table.noise_level(t)
     scale = form.coefficients(levels).scale
     assert scale is not None  # of a form that sees y
-    scale, sigma = (
-        part.to(x0.dtype).reshape(-1, *[1] * (x0.dim() - 1)) for part in (scale, levels)
-    )
-    noisy: torch.Tensor = scale * (x0 + sigma * noise)
-    return noisy
+    return per_row(scale, x0) * (x0 + per_row(levels, x0) * noise)

@@ -46,6 +46,12 @@ def pair_words(
     return automatic_backend(device.type).words(address, count, device)
 
 
+def uniforms(address: NoiseAddress, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """A number in (0, 1), float64 (count,), for each pair from an address on."""
+    word, _ = pair_words(address, count, device)
+    return (word.to(torch.float64) + 0.5) * 2.0**-32  # the half keeps zero out
+
+
 __all__ = [
     "ALL_COLUMNS",
     "OUTPUT_DTYPES",
@@ -80,5 +86,6 @@ __all__ = [
     "residual",
     "resolve_backend",
     "stage",
+    "uniforms",
     "unregister_backend",
 ]

@@ -34,6 +34,7 @@ class Stream(IntEnum):
     BROWNIAN = 8
     ACCEPTANCE = 9
     LABELS = 10
+    MIRRORS = 11
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,15 +80,7 @@ class Table:
 
     def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Coefficients and octaves on a device, where they stay as long as the table."""
-        if device == self.coefficients.device:
-            return self.coefficients, self.octaves
-        found = self.copies.get(str(device))
-        if found is not None:
-            return found
-        copies = self.coefficients.to(device), self.octaves.to(device)
-        if torch.compiler.is_compiling():  # a graph's memory is not the table's to keep
-            return copies
-        return self.copies.setdefault(str(device), copies)
+        return kept_on(self.copies, (self.coefficients, self.octaves), device)  # type: ignore[return-value]
 
     def at(self, t: torch.Tensor, bounds: tuple[float, float] | None = None) -> AtTimes:
         """The matrices at each row's time t (B,), any float dtype, as weights of an operation.
@@ -147,6 +139,20 @@ class Table:
         return _polynomial(self.on(t.device)[0].index_select(0, panel), x)[
             :, : self.rows * self.columns
         ].reshape(-1, self.rows, self.columns)
+
+
+def kept_on(
+    copies: dict[str, Any], tensors: tuple[torch.Tensor, ...], device: torch.device
+) -> tuple[torch.Tensor, ...]:
+    """Tensors of one device on another: `copies` keeps them by the device's name."""
+    if device == tensors[0].device:
+        return tensors
+    found = copies.get(str(device))
+    if found is None:
+        found = tuple(tensor.to(device) for tensor in tensors)
+        if not torch.compiler.is_compiling():  # a graph's memory is not anybody's to keep
+            copies[str(device)] = found
+    return found  # type: ignore[no-any-return]
 
 
 class AtTimes:

@@ -152,6 +152,8 @@ class Model(Shared):
         conditions, options = parted(self.net, keywords, hsm_loss)
         if self.shape is None:
             self.shape = tuple(x.shape[1:])
+        if "reference" in options:
+            options["reference"] = self._inside(options["reference"])
         own: dict[str, Any] = {"parameterization": self.parameterization, "t_min": self.t_min}
         options = own | {"weighting": self.weighting, "times": self.times} | options
         return hsm_loss(self, self.sde, self._inside(x), conditions=conditions, **options)

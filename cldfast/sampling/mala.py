@@ -58,8 +58,7 @@ def mala(
         back = (x - proposed - step * new_slope).square().flatten(1).sum(1) / (4.0 * step)
         gain = new_density - density + 0.5 * z.square().flatten(1).sum(1) - back
         where = address.in_stream(Stream.ACCEPTANCE).at_stage(index)
-        word, _ = kernels.pair_words(where, len(x), x.device)
-        yes = torch.log((word.to(torch.float64) + 0.5) * 2.0**-32) < gain
+        yes = torch.log(kernels.uniforms(where, len(x), x.device)) < gain
         x, slope = (
             torch.where(yes.reshape(rows), new, old)
             for new, old in ((proposed, x), (new_slope, slope))

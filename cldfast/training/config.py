@@ -33,6 +33,9 @@ class TrainConfig:
         "mixed", or "data_noise" for a process with noise on the position.
     sigma_data: standard deviation of the data, for the parameterisation "edm".
     uncertainty: learn the weights of times too, see `cldfast.Uncertainty`.
+    flip: turn half of the images from right to left, in an order made from the seed.
+    reference: rows of the data, drawn for each step, over which its targets are averaged; the cost
+        and the gain are in docs/learning.md. 0 for none.
     label_dropout: share of the labels that become "none", for classifier-free guidance.
     autocast: "bfloat16" or "float16", in which the network then computes (`torch.autocast`), its
         weights, the state and the loss staying in theirs; None computes in theirs too. For
@@ -58,6 +61,8 @@ class TrainConfig:
     t_min: float = 1e-3
     times: str = "uniform"
     uncertainty: bool = False
+    flip: bool = False
+    reference: int = 0
     label_dropout: float = 0.0
     autocast: str | None = None
     seed: int = 0
@@ -70,6 +75,7 @@ class TrainConfig:
         for name in (*counts, "log_every", "validate_every", "checkpoint_every"):
             _check_whole(name, getattr(self, name), 1)
         _check_whole("warmup", self.warmup, 0)
+        _check_whole("reference", self.reference, 0)
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size: expected a multiple of accumulate = {self.accumulate}, "

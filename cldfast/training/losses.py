@@ -27,7 +27,7 @@ from cldfast.caller import caller_level
 from cldfast.conditions import Conditions, check_arguments, condition_rows
 from cldfast.kernels import REDUCTIONS, Backend, Noise, NoiseAddress, Stream, check_gradients
 from cldfast.network import Network, explain_failure, output_tensor
-from cldfast.planner.data_forms import Preconditioned
+from cldfast.planner.data_forms import DataForm, Preconditioned
 from cldfast.planner.parameterization import (
     VELOCITY_MAPS,
     Parameterization,
@@ -38,6 +38,7 @@ from cldfast.planner.parameterization import (
     velocity_share,
 )
 from cldfast.process.sde import OBJECTIVES, LinearPhaseSDE, Marginal
+from cldfast.training.reference import Reference, check_reference
 from cldfast.training.row_weights import WEIGHTINGS, RowKernels, row_loss, row_perturbation
 from cldfast.training.times import given_times, sample_times
 from cldfast.training.trained import remember_training
@@ -201,6 +202,7 @@ def hsm_loss(
     objective: str = "hsm",
     uncertainty: Uncertainty | None = None,
     conditions: Conditions | None = None,
+    reference: torch.Tensor | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
     """Hybrid score matching loss, summed over the coordinates of a row and averaged over rows.
@@ -225,6 +227,9 @@ def hsm_loss(
     conditions: further arguments of the network by name, such as labels, with a row for each row of
         x0 or one for all; see `cldfast.conditions.condition_rows`.
     objective: "hsm" integrates the initial velocity out; "dsm" is `dsm_loss`.
+    reference: further rows of data (n, ...), drawn independently of x0, for a parameterisation of
+        the data without conditions. The target x0 becomes its mean over these rows and itself given
+        y: the same minimiser with less variance, see `cldfast.training.reference`.
 
     Raises ValueError or TypeError naming what was expected.
     Source: Dockhorn, Vahdat, Kreis (2022), eqs. 6 to 9; "det": Strasman, Surendran et al. (2025).
@@ -260,9 +265,20 @@ def hsm_loss(
         t = given_times(t, sde.T, x0.shape[0], x0.device)
         rows = row_coefficients(sde, t, weighting, parameterization, objective=objective)
     v0 = drawn_velocity(sde, x0, seed, first_index, found) if objective == "dsm" else None
+    pooled = None
+    if reference is not None:
+        if conditions:
+            raise ValueError(
+                "reference: expected a loss without conditions, whose rows all have one law, got "
+                f"{', '.join(conditions)}"
+            )
+        form = reference_form(parameterization, objective)
+        name = weighting if isinstance(weighting, str) else "reweighted"
+        pooled = Reference.at(rows.t, sde, name, form, check_reference(reference, x0))
     return prepared_loss(
         net, x0, rows, parameterization, seed=seed, first_index=first_index, v0=v0, noise=noise,
-        reduction=reduction, uncertainty=uncertainty, conditions=conditions, backend=found,
+        reduction=reduction, uncertainty=uncertainty, conditions=conditions, reference=pooled,
+        backend=found,
     )  # fmt: skip
 
 
@@ -292,6 +308,7 @@ def prepared_loss(
     reduction: str = "mean",
     uncertainty: Uncertainty | None = None,
     conditions: Conditions | None = None,
+    reference: Reference | None = None,
     backend: str | Backend = "auto",
 ) -> torch.Tensor:
     """The loss where the rows' coefficients are already known.
@@ -326,6 +343,9 @@ def prepared_loss(
             offset[:, width:] = 0.0  # of the coordinate that fills the last pair
             seen = seen[:, :width]
         seen = seen.reshape(x0.shape)
+    if reference is not None:
+        shift = reference.shift(x0, seen)
+        offset = offset + (_paired(shift) if isotropic else shift.reshape(x0.shape))
     try:
         result = net(seen, rows.argument.to(seen.dtype), **(conditions or {}))  # type: ignore[call-arg]
     except Exception as error:
@@ -349,6 +369,17 @@ def prepared_loss(
         return losses
     losses = uncertainty(losses, rows.t, x0[0].numel())
     return losses if reduction == "none" else getattr(losses, reduction)()  # type: ignore[no-any-return]
+
+
+def reference_form(parameterization: Parameterization, objective: str = "hsm") -> DataForm:
+    """The data form of a loss whose targets are means over a pool; ValueError for what has none."""
+    form = data_form(parameterization)
+    if form is None or objective == "dsm":
+        raise ValueError(
+            "reference: expected the objective 'hsm' and a parameterization of the data, such as "
+            f"'edm' or 'data_noise', got {objective!r} and {str(parameterization)!r}"
+        )
+    return form
 
 
 def checked_parameterization(

@@ -108,7 +108,7 @@ def _row_squares(
     return 0.5 * sde.beta(t)[:, None] * D
 
 
-def _data_size(
+def data_size(
     sde: LinearPhaseSDE, t: torch.Tensor, kernel: Marginal, weighting: str, form: DataForm
 ) -> torch.Tensor:
     """The factor (B,) of the error of nu, the unit noise of y, in the residual.
@@ -131,7 +131,7 @@ def _data_residual(
     sde: LinearPhaseSDE, t: torch.Tensor, kernel: Marginal, weighting: str, form: DataForm
 ) -> torch.Tensor:
     """`residual_weights` of a form: `nu^ - nu = (drop y - gain o)/sigma - nu`, (B, 1, 5)."""
-    size = _data_size(sde, t, kernel, weighting, form)
+    size = data_size(sde, t, kernel, weighting, form)
     made, sigma = form.coefficients(kernel.sigma_y), kernel.sigma_y
     xx, det, signal = kernel.covariance.xx, kernel.det, kernel.signal
     _, along_v = kernel.covariance.adjugate_times(kernel.mean[:, 0], kernel.mean[:, 1])
@@ -156,7 +156,7 @@ def isotropic_weights(
     network sees and of the offset, columns of data and noise; and (B, 2, 4), columns o and e.
     """
     kernel = sde.marginal(t)
-    sigma, size = kernel.sigma_y, _data_size(sde, t, kernel, weighting, form)
+    sigma, size = kernel.sigma_y, data_size(sde, t, kernel, weighting, form)
     made = form.coefficients(sigma)
     assert made.scale is not None and made.argument is not None  # of a form that sees y
     first = stack_matrix(

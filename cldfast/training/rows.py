@@ -6,6 +6,7 @@ for any number of processes, and a resumed run finds its place without reading w
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -25,7 +26,10 @@ Batch = tuple[Tensor, Tensor | None]
 
 @runtime_checkable
 class Dataset(Protocol):
-    """A `torch.utils.data.Dataset` of rows, or of pairs of a row and its label."""
+    """A `torch.utils.data.Dataset` of rows, or of pairs of a row and its label.
+
+    One that says the shape of all its rows as `rows_shape` is told apart from others on resuming.
+    """
 
     def __len__(self) -> int: ...
 
@@ -60,31 +64,39 @@ class RowSource(Protocol):
         """This process's rows of a step, from 0, and their labels, if they have some."""
 
 
-def row_source(data: object, taken: Taken, *, workers: int = 0, pinned: bool = False) -> RowSource:
+def row_source(
+    data: object, taken: Taken, *, workers: int = 0, pinned: bool = False, independent: bool = False
+) -> RowSource:
     """What gives the rows of a training; see `cldfast.training.Trainer` for the kinds of data.
 
     workers: processes that load the rows of a data set ahead. pinned: load into memory that a GPU
-    copies from while it computes.
+    copies from while it computes. independent: draw every row of all rows, and not each one once an
+    epoch; only data whose rows have numbers can do so.
 
     Raises TypeError or ValueError for what holds no rows.
     """
+    order = Draws if independent else Order
     if isinstance(data, Tensor | tuple):
-        return _TensorRows(data, taken)
+        return _TensorRows(data, taken, order)
     if isinstance(data, DataLoader):
         if type(data.sampler) in (RandomSampler, SequentialSampler):
-            if data.batch_size not in (taken.size, taken.count):
+            if not independent and data.batch_size not in (taken.size, taken.count):
                 raise ValueError(
                     f"data: expected a loader of batches of {taken.size}, as the settings have it, "
                     f"got {data.batch_size}"
                 )
+            pinned = data.pin_memory or pinned
             return _DatasetRows(
-                data.dataset, taken, data.num_workers, data.pin_memory or pinned, data.collate_fn
-            )
-        return _IterableRows(data, taken)
-    if isinstance(data, IterableDataset):
-        return _IterableRows(data, taken)
-    if isinstance(data, Dataset) and not isinstance(data, list | str | dict):
-        return _DatasetRows(data, taken, workers, pinned, None)
+                data.dataset, taken, data.num_workers, pinned, data.collate_fn, order,
+                data.worker_init_fn,
+            )  # fmt: skip
+    elif isinstance(data, Dataset) and not isinstance(data, list | str | dict | IterableDataset):
+        return _DatasetRows(data, taken, workers, pinned, None, order)
+    if independent:
+        raise TypeError(
+            "reference: expected data whose rows can be drawn, a tensor, a pair of tensors, a "
+            f"Dataset or a DataLoader of one, got {type(data).__name__}"
+        )
     if callable(data):
         return _FunctionRows(data, taken)
     if isinstance(data, Iterable) and not isinstance(data, list | str | dict):
@@ -120,13 +132,21 @@ class Order:
         return self._kept[1]
 
 
+class Draws(Order):
+    """Rows drawn independently, each of all rows, by their addressed words."""
+
+    def indices(self, first: int, count: int) -> Tensor:
+        address = NoiseAddress(self.seed, first, stream=Stream.DATA_ORDER)
+        return (kernels.uniforms(address, count) * self.rows).long().to(self.device)
+
+
 class _TensorRows:
-    def __init__(self, data: Rows, taken: Taken) -> None:
+    def __init__(self, data: Rows, taken: Taken, order: type[Order]) -> None:
         self.rows, self.labels = parted(data)
         check_rows("data", self.rows, self.labels)
         self.shape = list(self.rows.shape)
         self.taken = taken
-        self.order = Order(len(self.rows), taken.seed, self.rows.device)
+        self.order = order(len(self.rows), taken.seed, self.rows.device)
 
     def at(self, step: int) -> Batch:
         chosen = self.order.indices(self.taken.first(step), self.taken.count)
@@ -137,17 +157,28 @@ class _DatasetRows:
     """Rows of a map-style data set, loaded by PyTorch's loader in our order."""
 
     def __init__(
-        self, data: Any, taken: Taken, workers: int, pinned: bool, collate: Any | None
+        self,
+        data: Any,
+        taken: Taken,
+        workers: int,
+        pinned: bool,
+        collate: Any | None,
+        order: type[Order],
+        begin: Any | None = None,
     ) -> None:
         if len(data) < 1:
             raise ValueError("data: expected a data set with rows, got none")
-        self.data, self.taken, self.shape = data, taken, [len(data)]
+        self.data, self.taken = data, taken
+        self.shape = list(getattr(data, "rows_shape", [len(data)]))
         self.options: dict[str, Any] = {
             "num_workers": workers,
             "pin_memory": pinned,
             "collate_fn": collate,
+            # A loader draws a seed for its workers, which must not come from the network's state.
+            "generator": torch.Generator().manual_seed(taken.seed),
+            "worker_init_fn": begin or (_outlive_first_sigterm if workers else None),
         }
-        self.order = Order(len(data), taken.seed)
+        self.order = order(len(data), taken.seed)
         self._next = -1
         self._batches: Iterator[Any] = iter(())
 
@@ -157,6 +188,18 @@ class _DatasetRows:
             self._batches = iter(loader)
         self._next = step + 1
         return _checked(next(self._batches), step, self.taken.count)
+
+
+def _outlive_first_sigterm(worker: int) -> None:
+    """Launchers send SIGTERM to a whole process group; the training still needs its rows then.
+
+    PyTorch and Python end workers by a signal each, so the second one counts.
+    """
+
+    def first(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, first)
 
 
 @dataclass
@@ -232,6 +275,15 @@ def with_dropped(labels: Tensor, share: float, null: int, taken: Taken, step: in
     address = NoiseAddress(taken.seed, taken.first(step), stream=Stream.LABELS)
     word, _ = kernels.pair_words(address, len(labels), labels.device)
     return labels.masked_fill(word < share * 2**32, null)
+
+
+def with_mirrored(rows: Tensor, taken: Taken, step: int) -> Tensor:
+    """A step's images, half of them from right to left: the same ones in any number of parts."""
+    if rows.ndim != 4:
+        raise ValueError(f"flip: expected images (n, C, H, W), got {tuple(rows.shape)}")
+    address = NoiseAddress(taken.seed, taken.first(step), stream=Stream.MIRRORS)
+    word, _ = kernels.pair_words(address, len(rows), rows.device)
+    return torch.where((word < 2**31)[:, None, None, None], rows.flip(-1), rows)
 
 
 def parted(rows: Rows) -> Batch:

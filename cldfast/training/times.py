@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import torch
 
-from cldfast.kernels import Stream, noise_address, pair_words
+from cldfast.kernels import Stream, noise_address, uniforms
+from cldfast.kernels.time_tables import kept_on
 from cldfast.process.sde import LinearPhaseSDE
 
 TIME_SAMPLING = ("uniform", "stratified", "importance", "log", "half_log", "log_snr", "edm")
@@ -61,9 +64,7 @@ def sample_times(
     if batch < 1 or rows % batch:
         raise ValueError(f"rows must be whole batches of {batch}, got {rows}")
     address = noise_address(seed, first_index, generator, stream=Stream.TIMES)
-    word, _ = pair_words(address, rows, device)
-    # The half keeps the draw inside (0, 1).
-    uniform = (word.to(torch.float64) + 0.5) * 2.0**-32
+    uniform = uniforms(address, rows, device)
     if method == "stratified":
         stratum = torch.arange(rows, device=device) % batch
         uniform = (stratum + uniform) / batch
@@ -78,9 +79,8 @@ def sample_times(
         even, logarithmic = 2.0 * uniform, t_min * torch.exp((2.0 * uniform - 1.0) * range_)
         t = torch.where(uniform < 0.5, t_min + length * even, logarithmic)
         return t, 2.0 / (1.0 + length / (t * range_))
-    nodes, cumulative, density = (
-        array.to(uniform.device) for array in _density_table(sde, t_min, method, sigma_data)
-    )
+    table = _density_table(sde, t_min, method, sigma_data)
+    nodes, cumulative, density = kept_on(table.copies, table.arrays, uniform.device)
     cell = (torch.searchsorted(cumulative, uniform, right=True) - 1).clamp(0, _TABLE - 2)
     inside = (uniform - cumulative[cell]) / (cumulative[cell + 1] - cumulative[cell])
     t = nodes[cell] + inside * (nodes[cell + 1] - nodes[cell])
@@ -113,12 +113,20 @@ def given_times(t: object, T: float, rows: int, device: torch.device) -> torch.T
     return t
 
 
+@dataclass(frozen=True)
+class _Density:
+    """Nodes, distribution function at them, and density in the cells between them.
+
+    copies: of them by their devices, so that a step of training copies nothing to a GPU.
+    """
+
+    arrays: tuple[torch.Tensor, ...]
+    copies: dict[str, Any] = field(default_factory=dict)
+
+
 # A process is not changed after it was made, so its table can be kept.
 @lru_cache(maxsize=16)
-def _density_table(
-    sde: LinearPhaseSDE, t_min: float, method: str, sigma_data: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Nodes, distribution function at them, and density in the cells between them."""
+def _density_table(sde: LinearPhaseSDE, t_min: float, method: str, sigma_data: float) -> _Density:
     nodes = np.geomspace(t_min, sde.T, _TABLE)
     marginal = sde.marginal(nodes)
     if method == "importance":
@@ -135,4 +143,4 @@ def _density_table(
     mass = np.maximum(mass, 0.0)
     cumulative = np.concatenate([[0.0], np.cumsum(mass)]) / mass.sum()
     density = mass / mass.sum() / np.diff(nodes)
-    return torch.from_numpy(nodes), torch.from_numpy(cumulative), torch.from_numpy(density)
+    return _Density(tuple(map(torch.from_numpy, (nodes, cumulative, density))))

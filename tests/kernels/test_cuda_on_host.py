@@ -30,8 +30,8 @@ LONG_SHAPES = [(5, 2 * 32772), (3, 2 * 23333), (2, 6, 131, 90)]
 
 
 @pytest.fixture(scope="module")
-def cuda(tmp_path_factory: pytest.TempPathFactory) -> Calls:
-    return Calls(cuda_on_host.backend(tmp_path_factory.mktemp("cuda_on_host")))
+def cuda() -> Calls:
+    return Calls(cuda_on_host.backend())
 
 
 @pytest.fixture(scope="module")

@@ -63,15 +63,15 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ]
     for table in tables:
         assert table is not None and table.used
-    for method in ("importance", "log_snr", "edm"):
-        _density_table(SDE, T_MIN, method, 1.0)
+    methods = ("importance", "log_snr", "edm")
+    densities = [_density_table(SDE, T_MIN, method, 1.0) for method in methods]
     # Where there is a GPU its kernels must not be asked for words.
     monkeypatch.setattr(kernels, "automatic_backend", lambda device_type: Nowhere("nowhere"))
     kernels.register_backend("nowhere", lambda: Nowhere("nowhere"), (DEVICE.type,))
     with FakeTensorMode(allow_non_fake_inputs=True) if CUDA else nullcontext():
         yield
     kernels.unregister_backend("nowhere")
-    for table in tables:
+    for table in (*tables, *densities):
         table.copies.pop(str(DEVICE), None)
 
 

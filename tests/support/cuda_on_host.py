@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import hashlib
 import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +23,8 @@ import torch
 from cldfast.kernels.backends.cuda import CudaBackend
 
 ROOT = Path(__file__).resolve().parents[2]
+# Compiled modules, which are the same for all tests and runs until a source changes.
+KEPT = ROOT / "build" / "cuda_on_host"
 SOURCES = (
     "bind/cuda.cpp",
     "cuda/calls.cpp",
@@ -78,18 +84,39 @@ def compile_all(sources: list[Path], module: Path, home: Path, include: list[str
     run([flags[0], *sanitizers, "-shared", "-Wl,-Bsymbolic", *objects, "-o", str(module)])
 
 
-def build(folder: Path) -> ModuleType:
-    """Compiles and loads the module."""
+def build() -> ModuleType:
+    """Compiles the module, unless it has been compiled of the same sources, and loads it."""
     home = needs_cuda_toolkit()
     pybind11 = pytest.importorskip("pybind11", reason="NO_PYBIND11: pybind11 is not installed")
-    module = folder / "_cuda.so"
     include = [pybind11.get_include(), sysconfig.get_paths()["include"]]
-    compile_all([ROOT / "csrc" / name for name in SOURCES], module, home, include)
+    folder = KEPT / _fingerprint(str(home), *include)
+    module = folder / "_cuda.so"
+    KEPT.mkdir(parents=True, exist_ok=True)
+    with (KEPT / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        if not module.exists():
+            with tempfile.TemporaryDirectory(dir=KEPT) as made:
+                place = Path(made) / "build"
+                place.mkdir()
+                compile_all(
+                    [ROOT / "csrc" / name for name in SOURCES], place / "_cuda.so", home, include
+                )
+                place.rename(folder)
     spec = importlib.util.spec_from_file_location("_cuda", module)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
+
+
+def _fingerprint(*more: str) -> str:
+    """A name for what the module is made of: sources, compiler and options."""
+    parts = [*more, sys.version, os.environ.get("CXX", ""), os.environ.get("CLDFAST_SANITIZE", "")]
+    files = [*(ROOT / "csrc").rglob("*"), *Path(__file__).parent.glob("cuda_on_host.*")]
+    digest = hashlib.sha256("\n".join(parts).encode())
+    for file in sorted(path for path in files if path.is_file()):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 class OnHost(CudaBackend):
@@ -99,9 +126,9 @@ class OnHost(CudaBackend):
         return 0, 0
 
 
-def backend(folder: Path) -> OnHost:
-    """The backend of a module that is compiled now."""
-    return OnHost(build(folder))
+def backend() -> OnHost:
+    """The backend of the sources as they are."""
+    return OnHost(build())
 
 
 def launches(cuda: CudaBackend) -> Callable[[], int]:

@@ -1,77 +1,73 @@
-"""The CPU in a GPU's place: `cuda` is its sources on the host, `triton` its interpreter.
+"""A machine with a GPU, in a process of its own: `fake_device`, with the library's kernels on it.
 
-As a pytest plugin, `-p emulated_gpu`, it lets tests of backends find both on any machine; as a
-program it rehearses the scripts that a GPU's first run depends on: `check`, or `bench FOLDER`, at
-small sizes. Its figures mean nothing. Run with TRITON_INTERPRET=1, in a process of its own.
+`cuda` is its sources on the host, `triton` its interpreter. As a pytest plugin, `-p emulated_gpu`, it
+lets tests of backends find both on any machine. Run with TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
-import tempfile
-import time
-from pathlib import Path
+from collections.abc import Iterable
+from typing import Any
 
 import cuda_on_host
-import torch
+import fake_device
 
-import cldfast
-import cldfast.sampling.graphs
 from cldfast import kernels
 from cldfast.kernels import native
 from cldfast.kernels.backends.triton.backend import TritonBackend
 
 
+class WrongMemoryError(RuntimeError):
+    """A kernel was given the address of memory that is not the device's."""
+
+
+class Watched:
+    """The compiled module, which takes addresses of the device's memory alone."""
+
+    def __init__(self, kernels: Any) -> None:
+        self.kernels = kernels
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.kernels, name)
+
+    def _launch(self, name: str, addresses: Iterable[int], arguments: tuple[Any, ...]) -> None:
+        missing = {address for address in addresses if address} - fake_device.addresses
+        fake_device.addresses.clear()  # those of the next launch are asked for anew
+        if missing:
+            raise WrongMemoryError(f"{name} was given an address of the host's memory")
+        getattr(self.kernels, name)(*arguments)
+
+    def stage(self, layout, inputs, outputs, weights, on_device, step, *more) -> None:  # type: ignore[no-untyped-def]
+        matrix = (weights[0],) if on_device else ()
+        arguments = (layout, inputs, outputs, weights, on_device, step, *more)
+        self._launch("stage", (*inputs[::7], *outputs[::7], *matrix, step), arguments)
+
+    def residual(
+        self, layout, outputs, offsets, gradients, weights, scale, factor, sums, queue
+    ) -> None:  # type: ignore[no-untyped-def]
+        planes = outputs[::7] + offsets[::7] + gradients[::7]
+        arguments = (layout, outputs, offsets, gradients, weights, scale, factor, sums, queue)
+        self._launch("residual", (*planes, weights[0], scale, sums), arguments)
+
+    def matrices(self, *arguments: Any) -> None:
+        self._launch("matrices", [arguments[i] for i in (0, 1, 6, 9)], arguments)
+
+    def advance(self, *arguments: Any) -> None:
+        self._launch("advance", arguments[:3], arguments)
+
+    def philox_words(self, *arguments: Any) -> None:
+        self._launch("philox_words", arguments[2:4], arguments)
+
+
 def install() -> None:
-    """Both backends serve tensors on the CPU from now on."""
-    with tempfile.TemporaryDirectory() as folder:  # a loaded module needs its file no more
-        cuda = cuda_on_host.backend(Path(folder))
+    """From now on there is the device, and both backends serve it."""
+    fake_device.install()
+    cuda = cuda_on_host.backend()
     native.cuda = cuda.kernels
+    cuda.kernels = Watched(cuda.kernels)
     for backend in (cuda, TritonBackend()):
         kernels.unregister_backend(backend.name)
-        kernels.register_backend(backend.name, lambda found=backend: found, ("cuda", "cpu"))
-
-
-class Event:
-    """A device event, for work that is done when it is asked for."""
-
-    def __init__(self, enable_timing: bool) -> None:
-        self.time = 0.0
-
-    def record(self) -> None:
-        self.time = time.perf_counter()
-
-    def elapsed_time(self, end: Event) -> float:
-        return 1e3 * (end.time - self.time)
-
-
-def rehearse(arguments: list[str]) -> int:
-    """Runs one of the scripts; what would be captured is run again."""
-    sys.path.insert(0, str(cuda_on_host.ROOT / "benchmarks"))
-    torch.cuda.Event = Event  # type: ignore[assignment, misc]
-    torch.cuda.synchronize = lambda: None  # type: ignore[assignment]
-    torch.cuda.mem_get_info = lambda: (0, 0)  # type: ignore[assignment]
-    torch.cuda.get_device_name = lambda: "Rehearsal (CPU)"  # type: ignore[assignment]
-    torch.compile = lambda function: function  # type: ignore[assignment]
-    cldfast.sampling.graphs.obstacle = lambda *arguments: ""
-    cldfast.sampling.graphs.CudaGraphs = lambda device: lambda body: body  # type: ignore[assignment, misc]
-    if arguments == ["check"]:
-        gpu_check = importlib.import_module("gpu_check")
-        gpu_check.DEVICE = "cpu"
-        # The interpreter would take minutes; it has tests of its own.
-        gpu_check.BACKENDS = ("cuda",)
-        gpu_check.LONG, gpu_check.REPEATS = [(2, 3000), (70, 1028)], 2
-        gpu_check.run_checks()
-        return 0
-    gpu_bench = importlib.import_module("gpu_bench")
-    gpu_bench.DEVICE, gpu_bench.RESULTS = "cpu", Path(arguments[1])
-    gpu_bench.PAIRS, gpu_bench._SETS_BYTES = (2**11, 2**12), 0
-    gpu_bench._ROUNDS = gpu_bench._RUN_ROUNDS = 1
-    gpu_bench.STEPS, gpu_bench.BATCHES = 3, (2, 1)
-    return int(gpu_bench.measure())
+        kernels.register_backend(backend.name, lambda found=backend: found, ("cuda",))
 
 
 install()
-if __name__ == "__main__":
-    sys.exit(rehearse(sys.argv[1:]))

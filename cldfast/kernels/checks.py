@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,8 @@ from cldfast.kernels.address import NoiseAddress
 from cldfast.kernels.backends.registry import CPU
 
 STATE_DTYPES = (torch.float32, torch.float64)
+# Samples from here on may leave the numbers of a seed; earlier ones would need 2^32 pairs each.
+_FAR = 2**31
 OUTPUT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -37,6 +40,16 @@ def check_state(name: str, u: object) -> torch.Tensor:
     return tensor
 
 
+def check_data(name: str, data: object) -> torch.Tensor:
+    """Data (B, C, ...) of float32 or float64, not empty."""
+    tensor = check_tensor(name, data)
+    if tensor.dtype not in STATE_DTYPES:
+        raise TypeError(f"{name} must be float32 or float64, got {describe(tensor)}")
+    if tensor.dim() < 2 or tensor.numel() == 0:
+        raise ValueError(f"{name} must be non-empty (B, C, ...), got {describe(tensor)}")
+    return tensor
+
+
 def check_planes(name: str, tensor: object, like: torch.Tensor, channels: int) -> int:
     """The number of planes of an output or history row beside a state; raises if it misfits."""
     got = check_tensor(name, tensor)
@@ -58,12 +71,7 @@ def check_planes(name: str, tensor: object, like: torch.Tensor, channels: int) -
 
 
 def check_output(
-    name: str,
-    output: object,
-    like: torch.Tensor,
-    channels: int,
-    planes: int,
-    parameterization: str,
+    name: str, output: object, like: torch.Tensor, channels: int, planes: int, parameterization: str
 ) -> None:
     """ValueError or TypeError unless a network's output has so many planes beside a state."""
     got = check_planes(name, output, like, channels)
@@ -77,6 +85,8 @@ def check_output(
 def check_noise(noise: object, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor | None:
     """Normals that are given, None for an address; TypeError or ValueError for anything else."""
     if isinstance(noise, NoiseAddress):
+        if noise.first_index >= _FAR:
+            noise.check_room(shape[0], math.prod(shape[1:]) // 2)
         return None
     if not isinstance(noise, torch.Tensor):
         raise TypeError(f"noise must be a NoiseAddress or a tensor, got {type(noise).__name__}")

@@ -84,6 +84,14 @@ class NoiseAddress:
         """The same draw with samples of one coordinate pair each, where a sample has `width`."""
         return replace(self, first_index=self.first_index * width)
 
+    def check_room(self, samples: int, pairs: int) -> None:
+        """ValueError where so many samples of so many pairs go beyond the numbers of a seed."""
+        if (self.first_index + samples) * pairs >= _INDEX_LIMIT:
+            raise ValueError(
+                f"a seed has normals for 2^63 pairs: {samples} samples of {pairs} pairs must not "
+                f"begin at first_index = {self.first_index}"
+            )
+
 
 def check_seed(seed: object) -> int:
     """The seed as an int in [0, 2^64); TypeError or ValueError for anything else."""

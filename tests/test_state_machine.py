@@ -258,6 +258,24 @@ class Surface(RuleBasedStateMachine):
                 size = max(abs(m).sum() for m in plan.matrices()) ** len(plan.stages)
                 torch.testing.assert_close(made, exact, rtol=0, atol=1e-13 * size)
 
+    @rule(u=tensors, plan=plans, backend=st.sampled_from(["auto", BACKEND]))
+    def elsewhere(self, u: Tensor, plan: Any, backend: str) -> None:
+        """On a device without memory: a result there, or a refusal; nothing meets another device."""
+        meta = u.to("meta")
+        for state, outputs, out in (
+            (meta, (), None), (meta, (), meta), (u, (meta,), None), (u, (), meta), (meta, (u,), None),
+        ):  # fmt: skip
+            weights = torch.ones(1, 2, 4 + 2 * len(outputs), dtype=torch.float64)
+            with refused():
+                made = kernels.stage(state, outputs, weights=weights, out=out, backend=backend)
+                assert state.is_meta and made.state.is_meta
+        net = linear_network(3, plan.parameterization)
+        with refused():
+            drawn = cldfast.sample(
+                net, plan.sde, (2, 3), plan=plan, device="meta", seed=1, backend=backend
+            )
+            assert drawn.is_meta and drawn.shape == (2, 3)
+
 
 def planes_of(tensor: Tensor, channels: int) -> Tensor:
     """(B, planes, numbers of a plane)."""

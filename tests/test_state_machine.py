@@ -35,7 +35,7 @@ ROOM = 1 << 12
 
 examples = int(os.environ.get("CLDFAST_FUZZ_EXAMPLES", "0"))
 profile = settings(
-    max_examples=examples or 20, stateful_step_count=20, deadline=None, derandomize=not examples,
+    max_examples=examples or 15, stateful_step_count=20, deadline=None, derandomize=not examples,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 

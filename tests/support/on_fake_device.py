@@ -18,11 +18,11 @@ from emulated_gpu import WrongMemoryError
 from fake_device import HostWaitError
 
 import cldfast
-import cldfast.sampling.graphs
 from cldfast import NoiseAddress, kernels
 from cldfast.kernels.backends.cuda import CudaBackend
 from cldfast.lab.models import MLPScore
 from cldfast.planner.solvers import SOLVERS
+from cldfast.sampling import recorders
 from cldfast.training import TrainConfig, Trainer
 from cldfast.training.row_weights import WEIGHTINGS
 from cldfast.training.times import TIME_SAMPLING
@@ -208,7 +208,7 @@ def rehearsal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What would be captured is run again, what would be compiled is run as it is."""
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    monkeypatch.setattr(cldfast.sampling.graphs, "CudaGraphs", lambda device: lambda body: body)
+    monkeypatch.setattr(recorders, "CudaGraphs", lambda device: recorders.Recorder())
     yield
     torch.set_default_device(None)
 

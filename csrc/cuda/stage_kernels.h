@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(THREADS, 2) stage_rows(const __grid_constant__
 }
 
 template <class T, int MATRIX>
-__global__ void __launch_bounds__(THREADS) stage_scalar(const __grid_constant__ StageLaunch launch) {
+__global__ void __launch_bounds__(THREADS, 2) stage_scalar(const __grid_constant__ StageLaunch launch) {
   __shared__ T shared[LAUNCH_OUTPUTS * STAGE_COLUMNS];
   share_matrix<T, MATRIX>(launch, shared);
   const Source<MATRIX == RECORDED> source(launch);

@@ -93,9 +93,10 @@ def test_no_kernel_spills_or_passes_its_budget(tmp_path: Path) -> None:
 # 29.7e12 a second to lanes; a copy moves about 4.3e12 bytes (DESIGN), and the step 20 bytes a pair. At
 # 85 % of that it may cost 162 instructions a pair, or else they decide, not the memory. Some slots stay
 # empty. Counted is all that follows the barrier, also the long division of sizes past 2^31, some 25.
-STEP_BUDGET, STEP_PAIRS = 146, 8
-# With the hardware's logarithm, sine and cosine a pair takes some 60 fewer.
-FAST_BUDGET = 90
+STEP_BUDGET, STEP_PAIRS = 145, 8
+# With the hardware's logarithm, sine and cosine a pair takes some 60 fewer. A recorded step makes its round
+# keys from the seed, 20 additions for two pairs, most of which take the place of other instructions.
+FAST_BUDGET, RECORDED = 90, 3
 
 
 def test_a_step_has_few_enough_instructions_to_wait_for_memory(tmp_path: Path) -> None:
@@ -111,16 +112,16 @@ def test_a_step_has_few_enough_instructions_to_wait_for_memory(tmp_path: Path) -
         )  # fmt: skip
         if done.returncode:
             pytest.skip("NVDISASM_TOO_OLD: this disassembler does not know the compiler's format")
-        kernels = re.split(r"^\.text\.", done.stdout, flags=re.M)
+        parts = re.split(r"^\.text\.", done.stdout, flags=re.M)
         # Given or recorded, with an output of 16 bits or of 32.
-        usual = re.compile(r"\w*stage_vectorILi2ELi3ELi[02]ELb[01]E")
-        texts = [part for part in kernels if usual.match(part)]
+        usual = re.compile(r"\w*stage_vectorILi2ELi3ELi([02])ELb[01]E")
+        texts = [(found[1], part) for part in parts if (found := usual.match(part))]
         assert len(texts) == 4
-        for text in texts:
+        for matrix, text in texts:
             line = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z]\w*)"
             found = re.findall(line, text, flags=re.M)
             step = [name for name in found[found.index("BAR") :] if name != "NOP"]
-            assert len(step) <= budget * STEP_PAIRS
+            assert len(step) <= (budget + RECORDED * (matrix == "2")) * STEP_PAIRS
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="GPU: a device is there")

@@ -169,11 +169,12 @@ def test_samplers(solver: str) -> None:
     same(sampler(solver), uploads=False)
 
 
-def test_no_copy_to_the_device_for_each_step() -> None:
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_no_copy_to_the_device_for_each_step(backend: str) -> None:
     counts = []
-    for steps in (3, 9):
+    for steps in (3, 6):
         before = len(fake_device.copies)
-        sampler("sscs", steps=steps)("cuda")
+        sampler("sscs", steps=steps, backend=backend)("cuda")
         counts.append(len(fake_device.copies) - before)
     assert counts[0] == counts[1]
 
@@ -221,6 +222,7 @@ def test_the_check_is_rehearsed(
     monkeypatch.setattr(gpu_check, "LONG", [(2, 3000), (70, 1028)])
     monkeypatch.setattr(gpu_check, "REPEATS", 2)
     monkeypatch.setattr(gpu_check, "STEPS", 4)
+    monkeypatch.setattr(gpu_check, "MANY", 2**10)
     monkeypatch.setattr(gpu_check, "SHARE", (1, 3))
     gpu_check.run_checks()
     told = capsys.readouterr().out

@@ -55,11 +55,16 @@ sanitize-threads: $(VENV)/installed
 	$(RACES) $(BIN)/python tools/planted_race.py 2> build/threads/race; test $$? = 66
 	grep -q "data race" build/threads/race
 
-# A million inputs for each reader of files and arguments; RUNS=... for another number.
+# A million inputs for each reader of files and arguments, and calls in any order, also with the
+# core under the sanitizers; RUNS=... and CALLS=... (of 20 calls each) for other numbers.
 RUNS ?= 1000000
-fuzz: $(VENV)/installed
+CALLS ?= 2000
+fuzz: sanitize
 	$(PIP) atheris
 	for target in config plan header arguments; do $(BIN)/python -m fuzz $$target --runs $(RUNS) || exit 1; done
+	CLDFAST_FUZZ_EXAMPLES=$(CALLS) OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/test_state_machine.py
+	$(SANITIZED) CLDFAST_FUZZ_EXAMPLES=$(CALLS) OMP_NUM_THREADS=1 $(BIN)/pytest -q \
+	    tests/test_state_machine.py tests/kernels/test_core_fuzz.py
 
 # Kills, full disks, folders that cannot be written, two writers; with root on Linux all of them.
 faults: $(VENV)/installed

@@ -137,7 +137,7 @@ def network(recipe: Recipe, sde: cldfast.LinearPhaseSDE, rows: Tensor) -> nn.Mod
         sees = {"in_planes": 1, "conditioning": "c_noise"}
     planes = output_planes(recipe.parameterization)
     if rows.dim() == 4:
-        return UNetScore(rows.shape[1], planes * rows.shape[1], width=32, **sees)
+        return UNetScore(rows.shape[1], planes * rows.shape[1], width=16, **sees)
     dim = rows.shape[1]
     net = MLPScore(dim, planes * dim, width=WIDTH, depth=DEPTH, **sees)
     return PreconditionedState(net, sde) if recipe.preconditioned else net

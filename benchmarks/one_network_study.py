@@ -20,7 +20,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from learning_study import DATA, DIGITS_DRAWN, DRAWN, PROJECTIONS, ROWS, Recipe, network, train
+from learning_study import (
+    DATA,
+    DIGITS_DRAWN,
+    DRAWN,
+    PROJECTIONS,
+    REFERENCE,
+    ROWS,
+    Recipe,
+    network,
+    train,
+)
 from output import RESULTS, new_parser, write_csv
 from torch import Tensor, nn
 
@@ -56,7 +66,7 @@ SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def trained(data: str, rows: Tensor, steps: int, seed: int) -> nn.Module:
     """The averaged network of a training, kept as a file."""
-    recipe = Recipe("edm")
+    recipe = Recipe("edm", reference=REFERENCE)
     path = NETWORKS / f"{data}-{steps}-{seed}.safetensors"
     net = network(recipe, TRAINED, rows)
     if not path.exists():

@@ -2,7 +2,8 @@
 
 Trains in 1, 2 and 4 processes and compares; kills one of two at random moments, again and again;
 samples 20,000 rows in 1, 2 and 3 processes with kills; fills a small disk (as root on Linux);
-measures the memory of a million samples; trains on two "machines", network namespaces (as root).
+measures the memory of a million samples; trains on two "machines", network namespaces (as root);
+trains by the command line under `accelerate launch` and `torchrun`.
 Each figure goes to standard output as one line. Exit code 1 where something did not hold.
 
 Processes are forked from one that has imported everything, so that starting one costs nothing.
@@ -30,6 +31,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from scale_launchers import launchers
 
 from cldfast import CLD
 from cldfast.app.cli import main as cldfast
@@ -136,17 +138,23 @@ def equal_training(folder: Path) -> None:
         tell(f"final weights, {processes} processes against 1", f"{off:.2g}", off < 1e-4)
 
 
+def step_of(checkpoint: Path) -> int:
+    return int(read_tensors(checkpoint)[1]["step"]) if checkpoint.exists() else -1
+
+
 def kills_in_training(folder: Path, count: int) -> None:
-    config = replace(CONFIG, steps=1_000)
+    """Kills at moments that lie all over the run."""
+    config = replace(CONFIG, steps=260, checkpoint_every=5)
     assert wait(start(lambda: train(folder / "whole", config), 2)) == [0, 0], said(0)
     path, moment, slowest, clear = folder / "killed" / CHECKPOINT, random.Random(0), 0.0, 0
+    steps = []
     for number in range(count):
-        before = path.stat().st_mtime_ns if path.exists() else 0
+        least, end = (number + 1) * config.steps // (count + 1), time.monotonic() + 120
         children = start(lambda: train(folder / "killed", config, pause=0.05), 2)
-        # The two have found each other, and made a step or more that was not made before.
-        while not path.exists() or path.stat().st_mtime_ns == before:
-            time.sleep(0.01)
-        time.sleep(moment.uniform(0.0, 0.3))
+        while step_of(path) < least:
+            assert time.monotonic() < end, said(0) + said(1)
+            time.sleep(0.02)
+        time.sleep(moment.uniform(0.0, 0.1))
         victim = number % 2
         os.kill(children[victim], signal.SIGKILL)
         begin = time.monotonic()
@@ -155,13 +163,13 @@ def kills_in_training(folder: Path, count: int) -> None:
         text = said(1 - victim)
         told = "another process has ended" in text and "is whole: start all" in text
         clear += codes[1 - victim] == 1 and told
-        read_tensors(path)
-    step = read_tensors(path)[1]["step"]
+        steps.append(step_of(path))
     assert wait(start(lambda: train(folder / "killed", config), 2)) == [0, 0], said(0)
     a, b = (read_tensors(folder / name / CHECKPOINT)[0] for name in ("whole", "killed"))
     same = a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
     tell(
-        f"{count} kills of one of two processes up to step {step}: the other one ends within",
+        f"{count} kills of one of two processes, after steps {steps[0]} to {steps[-1]} of "
+        f"{config.steps}: the other one ends within",
         f"{slowest:.1f} s",
         slowest < 60,
     )
@@ -352,6 +360,7 @@ CASES: dict[str, Callable[[Path], None]] = {
     "disk-training": full_disk_in_training,
     "memory": memory,
     "machines": two_machines,
+    "launchers": lambda folder: launchers(folder, tell),
 }
 
 

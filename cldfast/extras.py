@@ -21,6 +21,7 @@ class Sized(Protocol):
 EXTRAS = {
     "sklearn": "demo", "matplotlib": "demo", "ot": "demo", "PIL": "demo", "torchdiffeq": "ode",
     "diffusers": "diffusers", "huggingface_hub": "hub", "arviz": "mcmc", "accelerate": "train",
+    "tensorboard": "track", "wandb": "track",
 }  # fmt: skip
 
 

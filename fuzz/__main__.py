@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 SECONDS, MEBIBYTES = 2, 1024
 # The modules whose branches lead atheris.
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--out", help="folder for new inputs and crashes (a new one)")
     args = parser.parse_args()
     out = args.out or tempfile.mkdtemp(prefix=f"fuzz-{args.target}-")
+    Path(out).mkdir(parents=True, exist_ok=True)
     if find_spec("atheris") is not None:
         by_atheris(args.target, args.runs, args.seconds, out)
     else:

@@ -1,8 +1,9 @@
-"""Values made of a fuzzer's bytes: plain values with some of their entries replaced."""
+"""Texts made of a fuzzer's bytes: those of plain values with some of their entries replaced."""
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,9 +33,9 @@ class Choices:
         return values[self.below(len(values))]
 
 
-def changed(values: Any, choices: Choices) -> Any:
-    """A copy with some entries replaced, removed, copied or added."""
-    values = copy.deepcopy(values)
+def changed(text: str, choices: Choices) -> str:
+    """A text in JSON, some of its values replaced, removed, copied or added."""
+    values = json.loads(text)
     for _ in range(1 + choices.below(4)):
         place = values
         while True:
@@ -60,4 +61,4 @@ def changed(values: Any, choices: Choices) -> Any:
             else:
                 place[key] = copy.deepcopy(choices.of(STRANGE))
             break
-    return values
+    return json.dumps(values)

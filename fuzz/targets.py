@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from cldfast.app.cli import parser
 from cldfast.app.commands.sample import _sampler_settings
@@ -47,7 +45,7 @@ def files(name: str) -> list[bytes]:
     return [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
 
 
-_values = {name: [json.loads(text) for text in files(name)] for name in ("config", "plan")}
+_texts = {name: [text.decode() for text in files(name)] for name in ("config", "plan")}
 
 
 def _text(name: str, data: bytes) -> bytes:
@@ -55,8 +53,7 @@ def _text(name: str, data: bytes) -> bytes:
     if data[:1] == b"{":
         return data
     choices = Choices(data)
-    values = changed(choices.of(_values[name]), choices)
-    return json.dumps(values).encode("utf-8", "surrogatepass")
+    return changed(choices.of(_texts[name]), choices).encode()
 
 
 @target("config")
@@ -71,9 +68,9 @@ def read_plan(data: bytes) -> None:
     plan.check_made_for(plan.sde, plan.parameterization)
 
 
-def _header(text: bytes) -> tuple[dict[str, Any], int]:
+def _header(text: bytes) -> tuple[str, int]:
     """The header of a safetensors file, and the size of the file."""
-    return json.loads(text[8 : 8 + int.from_bytes(text[:8], "little")]), len(text)
+    return text[8 : 8 + int.from_bytes(text[:8], "little")].decode(), len(text)
 
 
 _headers = [_header(text) for text in files("header")]
@@ -86,13 +83,15 @@ def read_header(data: bytes) -> None:
     if data[3:8] != bytes(5):
         choices = Choices(data)
         header, size = choices.of(_headers)
-        text = json.dumps(changed(header, choices)).encode("utf-8", "surrogatepass")
+        text = changed(header, choices).encode()
         data = struct.pack("<Q", len(text)) + text
         data += bytes(max(0, size - len(data)))
     _FILE.write_bytes(data)
     checked_header(_FILE, None, None)
 
 
+# argparse looks for translations of each of its messages: here for none.
+os.environ["LANGUAGE"] = "C"
 _parser = parser()
 # Words that a command line is made of: those of the corpus, and strange ones.
 _lines = [text.decode().split("\n") for text in files("arguments")]

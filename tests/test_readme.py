@@ -60,8 +60,16 @@ FIGURES = {
     "37 times": ("learned_speed", "digits", "stochastic_multistep 3", "20", "times_faster"),
     "8 calls: 0.0955": ("fitted_study", "funnel", "fitted stochastic_multistep 3", "8", "0", "sliced_w2"),
     ", 0.0923": ("fitted_study", "funnel", "fitted stochastic_multistep 3", "8", "1", "sliced_w2"),
-    "scores: 0.196": ("learning_study", "funnel", "0.25", "full_noise", "multistep 3, 20", "sliced_w2"),
+    "scores: 0.202": ("learning_study", "funnel", "0.25", "full_noise", "multistep 3, 20", "sliced_w2"),
     "outputs: 0.078": ("learning_study", "funnel", "0.25", "edm", "multistep 3, 20", "sliced_w2"),
+    "`mixed`: 0.0698": (
+        "learning_study", "gaussians25", "0.0", "mixed, uniform times", "multistep 3, 20", "sliced_w2",
+    ),
+    "averaged targets: 0.0443": (
+        "learning_study", "gaussians25", "0.0",
+        "edm, half_log times, edm weighting, averaged targets", "multistep 3, 20", "sliced_w2",
+    ),
+    "floor, 0.0413": ("learning_study", "gaussians25", "0.0", "multistep 3, 20", "floor"),
     "floor is 0.076": ("learning_study", "funnel", "0.25", "edm", "multistep 3, 20", "floor"),
     "47 times": ("loss_kernel", "256x3x32x32", "3.0924e-02", "hsm_loss_ratio"),
     "1.8 times": ("training_step", "64", "128", "2.8248e-03", "ratio"),

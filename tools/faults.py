@@ -50,9 +50,16 @@ def sample(folder: Path) -> int:
         return cli([*drawn, "--out", str(out), "--no-picture"])
 
 
+def sample_shards(folder: Path) -> int:
+    """Draw samples of the run beside a folder into shards in it, of which a killed one has some."""
+    drawn = ["sample", str(folder.parent / "whole"), "-n", "5000", "--steps", "4", "--quiet"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        return cli([*drawn, "--shard-rows", "250", "--out", str(folder)])
+
+
 def files(folder: Path) -> dict[str, bytes]:
     """The bytes of all files, of train.csv without the column of seconds."""
-    found = {}
+    found: dict[str, bytes] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
             continue
@@ -207,6 +214,7 @@ def main() -> int:
     rows: dict[str, Callable[[Path], tuple[int, int]]] = {
         "kills-training": lambda folder: kills(train, folder, args.kills),
         "kills-sampling": lambda folder: kills(sample, folder, args.kills),
+        "kills-shards": lambda folder: kills(sample_shards, folder, args.kills),
         "two-writers": two_writers,
         "clock": clock,
     }
@@ -219,7 +227,7 @@ def main() -> int:
             continue
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            if name in ("kills-sampling", "read-only"):
+            if name in ("kills-sampling", "kills-shards", "read-only"):
                 train(Path(folder) / "whole")
             tried, survived = row(Path(folder))
             seconds = time.perf_counter() - start

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cldfast.extras import extra_module
+from cldfast.app.image_folder import HALF_BYTE, open_folder
+from cldfast.app.lazy_rows import FileRows
 from cldfast.files import PathLike, read_tensors
 
 ARRAYS = (".npy", ".npz", ".safetensors")
-IMAGES = (".png", ".jpg", ".jpeg")
 # The array of this name holds the classes of the rows, where a file has several arrays.
 LABELS = "labels"
-# Bytes 0 to 255 of images are mapped to [-1, 1], where the networks and pictures have them.
-_HALF_BYTE = 127.5
-_GREY_MODES = {"1", "L", "LA"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,13 @@ class DataFile:
 
 
 def read_data(path: PathLike, size: int | None = None) -> DataFile:
-    """Read an array file or a folder of images.
+    """All rows of what `open_data` opens."""
+    source, labels = open_data(path, size)
+    return DataFile(source.read(range(source.rows_shape[0])), labels)
+
+
+def open_data(path: PathLike, size: int | None = None) -> tuple[FileRows, Tensor | None]:
+    """The rows of an array file, mapped into memory, or of a folder of images, and their labels.
 
     An array is (n, d), (n, H, W) of grey or (n, C, H, W); bytes are images, also (n, H, W, C), and
     become numbers in [-1, 1]. A file of several arrays has one of rows, and perhaps one that is
@@ -49,16 +53,38 @@ def read_data(path: PathLike, size: int | None = None) -> DataFile:
     if size is not None and not source.is_dir():
         raise ValueError(f"{source}: a size goes with a folder of images")
     if source.is_dir():
-        return _read_folder(source, size)
+        return open_folder(source, size)
     if not source.is_file():
         raise ValueError(f"{source}: expected a file or a folder of images, found nothing")
     if source.suffix not in ARRAYS:
         raise ValueError(
             f"{source}: expected an array file ({', '.join(ARRAYS)}) or a folder of images"
         )
+    with _naming(source):
+        array, labels = _arrays(source)
+        rows = _ArrayRows(array, source)
+        return rows, None if labels is None else as_labels(labels, rows.rows_shape[0])
+
+
+class _ArrayRows:
+    """Rows of an array, which may lie in a file that is mapped."""
+
+    def __init__(self, array: Any, path: Path) -> None:
+        _check_shape(array)
+        self.array, self.path = array, path
+        self.rows_shape = (len(array), *as_rows(array[:1]).shape[1:])
+
+    def read(self, numbers: Sequence[int]) -> Tensor:
+        whole = isinstance(numbers, range) and numbers == range(len(self.array))
+        with _naming(self.path):
+            return as_rows(self.array if whole else self.array[list(numbers)])
+
+
+@contextmanager
+def _naming(source: Path) -> Iterator[None]:
+    """Turns the errors of a broken file into ValueErrors that name it."""
     try:
-        rows, labels = _arrays(source)
-        return DataFile(as_rows(rows), None if labels is None else as_labels(labels, len(rows)))
+        yield
     except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
         text = " ".join(str(error).split())
         located = text if text.startswith(str(source)) else f"{source}: {text}"
@@ -89,18 +115,22 @@ def as_rows(values: Any) -> Tensor:
     array = torch.from_numpy(np.array(values)) if isinstance(values, np.ndarray) else values
     if array.dtype.is_complex or array.dtype == torch.bool:
         raise ValueError(f"expected an array of numbers, got {array.dtype}")
+    _check_shape(array)
     if array.ndim == 4 and array.dtype == torch.uint8 and array.shape[3] in (1, 3):
         array = array.permute(0, 3, 1, 2)
     elif array.ndim == 3:
         array = array[:, None]
-    if array.ndim not in (2, 4) or array.numel() == 0:
-        raise ValueError(f"expected (n, d), (n, H, W) or (n, C, H, W), got {tuple(array.shape)}")
     rows = array.float().contiguous()
     if array.dtype == torch.uint8:
-        return rows / _HALF_BYTE - 1.0
+        return rows / HALF_BYTE - 1.0
     if not bool(rows.isfinite().all()):
         raise ValueError("expected finite numbers")
     return rows
+
+
+def _check_shape(array: Any) -> None:
+    if array.ndim not in (2, 3, 4) or 0 in array.shape:
+        raise ValueError(f"expected (n, d), (n, H, W) or (n, C, H, W), got {tuple(array.shape)}")
 
 
 def as_labels(values: Any, count: int) -> Tensor:
@@ -114,57 +144,3 @@ def as_labels(values: Any, count: int) -> Tensor:
     if bool((labels < 0).any()):
         raise ValueError(f"{LABELS}: expected whole numbers from 0 on, got {int(labels.min())}")
     return labels
-
-
-def _read_folder(folder: Path, size: int | None) -> DataFile:
-    if size is not None and size < 1:
-        raise ValueError(f"size: expected at least 1 pixel, got {size}")
-    files = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and path.is_file()
-    )
-    if not files:
-        raise ValueError(f"{folder}: expected images ({', '.join(IMAGES)}), found none")
-    classes = [path.relative_to(folder).parts[0] for path in files if path.parent != folder]
-    if classes and len(classes) < len(files):
-        raise ValueError(f"{folder}: expected images in it or in folders of classes, found both")
-    names = sorted(set(classes))
-    labels = (
-        torch.tensor([names.index(name) for name in classes], device="cpu") if classes else None
-    )
-    pixels = _read_images(files, size)
-    return DataFile(as_rows(pixels), labels)
-
-
-def _read_images(files: Sequence[Path], size: int | None) -> Any:
-    """Images of one size as bytes (n, H, W, C): grey where all are grey, else colour."""
-    pillow = extra_module("PIL.Image", "images need Pillow")
-    fit = extra_module("PIL.ImageOps", "images need Pillow").fit
-    shape, grey = None, True
-    for path in files:  # headers only
-        with _opened(pillow, path) as image:
-            grey = grey and image.mode in _GREY_MODES
-            if size is None and shape not in (None, image.size):
-                raise ValueError(
-                    f"{path}: {image.width} x {image.height} pixels, but {files[0].name} has "
-                    f"{shape[0]} x {shape[1]}: give a size to which images are cut and resized"
-                )
-            shape = image.size if size is None else (size, size)
-    assert shape is not None
-    pixels = np.empty((len(files), shape[1], shape[0], 1 if grey else 3), dtype=np.uint8)
-    for row, path in zip(pixels, files, strict=True):
-        with _opened(pillow, path) as image:
-            try:
-                plain = image.convert("L" if grey else "RGB")
-            except (OSError, SyntaxError, ValueError) as error:
-                raise ValueError(f"{path}: not a whole image: {error}") from None
-            if size is not None:
-                plain = fit(plain, shape, pillow.Resampling.LANCZOS)
-            row[:] = np.asarray(plain).reshape(row.shape)
-    return pixels
-
-
-def _opened(pillow: Any, path: Path) -> Any:
-    try:
-        return pillow.open(path)
-    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not an image: {error}") from None

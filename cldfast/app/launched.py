@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -15,10 +17,16 @@ from cldfast.extras import extra_module
 from cldfast.files import PathLike
 from cldfast.training import LostProcess
 
-TRACKERS = ("tensorboard", "wandb")
+# Names of trackers, and what each needs.
+_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+TRACKERS = tuple(_PACKAGES)
 
-# A process that answers nobody for so long is lost: longer than a checkpoint takes to write.
-_PATIENCE = timedelta(minutes=10)
+# Seconds after which a process that answers nobody is lost: longer than writing a checkpoint takes.
+PATIENCE = 600.0
+
+
+class Preempted(RuntimeError):
+    """SIGTERM has ended a training, whose state is saved."""
 
 
 def process() -> tuple[int, int]:
@@ -31,35 +39,53 @@ def local_process() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def launched(trackers: Sequence[str], folder: PathLike, *, cpu: bool = False) -> Any:
+def launched(
+    trackers: Sequence[str], folder: PathLike, *, cpu: bool = False, patience: float = PATIENCE
+) -> Any:
     """An `accelerate.Accelerator` for a training; None for one process that reports nowhere.
 
-    cpu: leave GPUs alone. Raises ImportError without Accelerate.
+    cpu: leave GPUs alone. patience: seconds without an answer after which a process is lost.
+
+    Raises ImportError without Accelerate or the package of a tracker, LostProcess where the others
+    do not come.
     """
+    rank, processes = process()
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ  # set by its launcher
-    if process()[1] == 1 and not trackers and not by_accelerate:
+    if not 0.0 < patience < math.inf:
+        raise ValueError(f"--patience: expected seconds > 0, got {patience}")
+    if processes == 1 and not trackers and not by_accelerate:
         return None
     accelerate = extra_module("accelerate", "several processes need Accelerate")
-    _end_with_a_word()
     options: dict[str, Any] = {"kwargs_handlers": []}
-    if process()[1] > 1:
-        patience = accelerate.InitProcessGroupKwargs(timeout=_PATIENCE)
-        options["kwargs_handlers"].append(patience)
+    if processes > 1:
+        seconds = timedelta(seconds=patience)
+        options["kwargs_handlers"].append(accelerate.InitProcessGroupKwargs(timeout=seconds))
     if trackers:
+        for name in trackers:  # Accelerate leaves out what is not installed, and says nothing
+            extra_module(_PACKAGES[name], f"--track {name}")
         options |= {"log_with": list(trackers), "project_dir": str(folder)}
     # Accelerate brings processes together without a GPU only when it is told that there is none.
-    return accelerate.Accelerator(cpu=cpu or not torch.cuda.is_available(), **options)
-
-
-def _end_with_a_word() -> None:
-    """`torchrun` ends the others where one is lost: let them say so."""
-
-    def ended(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        rank, count = process()
+    cpu = cpu or not torch.cuda.is_available()
+    try:
+        return accelerate.Accelerator(cpu=cpu, **options)
+    except RuntimeError as error:
+        if processes == 1:
+            raise
+        reason = str(error).splitlines()[0]
         raise LostProcess(
-            f"process {rank} of {count} was told to end: the last checkpoint is whole, resume it"
-        )
+            f"process {rank} of {processes}: not all processes came within {patience:g} s "
+            f"({reason}): nothing was changed, start all of them again"
+        ) from error
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, ended)
+
+@contextmanager
+def ended_by_sigterm(stop: Callable[[], None]) -> Iterator[None]:
+    """Within the block SIGTERM, by which clusters take their machines back, calls `stop`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

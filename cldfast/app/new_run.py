@@ -7,8 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cldfast.app.process_options import process
-from cldfast.app.training_data import TrainingData, training_data
+from cldfast.app.training_data import OpenedData, open_training_data
 from cldfast.lab.data import DATASETS, make_data
 from cldfast.lab.models import MLPScore, UNetScore
 from cldfast.model.run_folder import RunConfig
@@ -44,8 +46,10 @@ def run_config(given: dict[str, Any]) -> RunConfig:
     sde = process(given)
     checked_parameterization(sde, train.form(sde), train.objective)
     data = _data(given, train.seed)
-    found = training_data(data)
-    shape = tuple(found.rows.shape[1:])
+    found = open_training_data(data)
+    shape = found.shape
+    if train.flip and len(shape) != 3:
+        raise ValueError(f"--flip goes with images, got rows of shape {shape}")
     if form is not None and len(shape) == 1 and "reference" not in settings:
         train = replace(train, reference=REFERENCE)
     net = _network(given, found, form, output_planes(settings["parameterization"]))
@@ -55,9 +59,9 @@ def run_config(given: dict[str, Any]) -> RunConfig:
     if given.get("standardise", "scale" not in given):
         if "scale" in given:
             raise ValueError("give --scale or --standardise, not both")
-        data["standardised"] = asdict(DataScale.fit(found.rows))
+        data["standardised"] = asdict(DataScale.fit(found.some_rows()))
     elif isinstance(form, Preconditioned) and "sigma_data" not in settings:
-        deviation = data["scale"] * float(found.rows.double().std())
+        deviation = data["scale"] * float(found.some_rows().double().std())
         train = replace(train, sigma_data=deviation)
     return RunConfig(
         sde.config(), net.config(), shape, settings["parameterization"], train.t_min,
@@ -89,7 +93,7 @@ def _data(given: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def _network(
-    given: dict[str, Any], data: TrainingData, form: DataForm | None, planes: int
+    given: dict[str, Any], data: OpenedData, form: DataForm | None, planes: int
 ) -> MLPScore | UNetScore:
     """A fresh network of the sizes that were given: a U-Net for images, else an MLP."""
     sizes: dict[str, Any] = {k: given[k] for k in ("width", "depth") if k in given}
@@ -102,15 +106,15 @@ def _network(
         sizes |= {"classes": data.classes}
     elif "label_dropout" in given:
         raise ValueError("--label-dropout goes with --conditional")
-    channels = data.rows.shape[1]
-    if data.rows.ndim == 2:
+    channels = data.shape[0]
+    if len(data.shape) == 1:
         # A gate serves a network that sees y, whose output is near a multiple of its input.
         return MLPScore(channels, planes * channels, gated="in_planes" in sizes, **sizes)
     if "depth" in given:
         raise ValueError("--depth does not go with images")
     net = UNetScore(channels, planes * channels, **sizes)
     try:
-        net.check(data.rows.new_zeros(1, net.in_planes * channels, *data.rows.shape[2:]))
+        net.check(torch.zeros(1, net.in_planes * channels, *data.shape[1:], device="cpu"))
     except ValueError as error:
         raise ValueError(f"{error}: resize a folder of images with --size") from None
     return net

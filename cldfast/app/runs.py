@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cldfast.app.training_data import training_data
+from cldfast.app.launched import Preempted, ended_by_sigterm
+from cldfast.app.training_data import LazyRows, open_training_data
 from cldfast.files import PathLike, locked
 from cldfast.lab.models import build_model
 from cldfast.lab.plots import loss_curve
@@ -30,6 +31,7 @@ from cldfast.sampling.probability_flow import pflow
 from cldfast.sampling.run import sample
 from cldfast.training import CHECKPOINT, FAILED, LOG, TrainConfig, Trainer
 from cldfast.training.log import read_rows
+from cldfast.training.processes import OneProcess, naming_lost
 
 LOSS_PLOT = "loss.png"
 
@@ -43,6 +45,7 @@ def train_run(
     device: torch.device | None = None,
     progress: bool = False,
     accelerator: Any = None,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Train what a config describes, and leave a run folder; returns its metrics.
 
@@ -51,14 +54,16 @@ def train_run(
     until: step after which the training stops, to go on another time; None is the last one.
     device: of the training; None is the CPU. progress: a bar, or lines where there is no terminal.
     accelerator: of several processes, all of which must call; the first one writes.
+    workers: processes that read the rows of files ahead.
 
-    Raises ValueError for a config that does not fit and a folder that another process writes, and
-    NonFiniteLoss.
+    Raises ValueError for a config that does not fit and a folder that another process writes,
+    NonFiniteLoss, LostProcess, and Preempted where SIGTERM came: the state is then saved.
     """
     path = Path(folder)
     if config.data is None or config.train is None:
         raise ValueError("the config says nothing of data or training: there is nothing to train")
-    first = accelerator is None or accelerator.is_main_process
+    accelerator = OneProcess() if accelerator is None else accelerator
+    first, safe = accelerator.is_main_process, "; what is in the folder is whole: resume it"
     settings = TrainConfig.from_dict(config.train)
     if until is not None and until < 1:
         raise ValueError(f"until: expected at least step 1, got {until}")
@@ -66,22 +71,31 @@ def train_run(
     # Everything that can be refused is refused before the first file is written.
     if not settings.t_min < sde.T:
         raise ValueError(f"t_min: expected below T = {sde.T}, got {settings.t_min}")
-    data = training_data(config.data)
-    rows: Any = data.rows
+    data = open_training_data(config.data)
+    labels = None
+    rows: Any
     held_out: Any = data.held_out
     if config.model.get("classes") is not None:
         if data.labels is None:
             raise ValueError("a network of classes needs data with labels")
-        rows, held_out = (rows, data.labels), (held_out, data.held_out_labels)
+        labels, held_out = data.labels, (held_out, data.held_out_labels)
+    if isinstance(data.rows, LazyRows):
+        rows = data.rows.loader(settings.batch_size, workers, labels)
+    elif workers:
+        raise ValueError(
+            f"workers: expected 0, got {workers}: only rows of files are read ahead, and "
+            f"{config.data.get('name')} is in memory"
+        )
+    else:
+        rows = data.rows if labels is None else (data.rows, labels)
     # The initial weights are the seed's, also where a run was killed before its first checkpoint.
     torch.manual_seed(settings.seed)
     net = build_model(config.model).to(device)
     make_folder(path)
-    with locked(path) if first else nullcontext():
+    with locked(path) if first else nullcontext(), naming_lost(accelerator, lambda: safe):
         if not resume and any((path / name).exists() for name in (CONFIG, MODEL, CHECKPOINT)):
             raise ValueError(f"{path} has a run already: resume it or choose another folder")
-        if accelerator is not None:
-            accelerator.wait_for_everyone()  # all have looked before the first one writes
+        accelerator.wait_for_everyone()  # all have looked before the first one writes
         if first and not resume:
             save_config(path, config)
         trainer = Trainer(
@@ -93,7 +107,13 @@ def train_run(
                 # The checkpoint fits, so the new settings may replace those in the folder.
                 save_config(path, config)
             remove_plans(path)
-        average = trainer.fit(steps=until, progress=progress)
+        with ended_by_sigterm(trainer.stop):
+            average = trainer.fit(steps=until, progress=progress)
+        if trainer.stopped and trainer.step < min(until or settings.steps, settings.steps):
+            raise Preempted(
+                f"stopped by SIGTERM; step {trainer.step} is saved, go on with: "
+                f"cldfast train --resume --out {path}"
+            )
         if trainer.step < settings.steps:
             trainer.save(path / CHECKPOINT)
         metrics = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from cldfast.sampling.shards import Manifest, Shards
 
 SHARD_ROWS = 16_384
 CALL_ROWS = 256
+# The names of the files have six digits.
+_MOST_SHARDS = 10**6
 
 
 def fill_shards(
@@ -37,6 +39,7 @@ def fill_shards(
     call_rows: int = CALL_ROWS,
     labels_of: Callable[[int, int], Tensor] | None = None,
     chosen: list[str] | None = None,
+    shards: Sequence[str] = (),
     plan: Plan | None = None,
     progress: bool = False,
     first_index: int = 0,
@@ -48,6 +51,8 @@ def fill_shards(
 
     call_rows: of a network call. batch_size: rows in memory at once, cut down to whole calls; None
         is a shard. labels_of: labels of `count` samples from number `first` on.
+    shards: numbers such as "3" and "5-7", or "all", which the processes take by number, without
+        locks; none is all shards, each taken by who is free.
     settings: of `cldfast.sample`.
 
     Raises ValueError for a folder of other samples, and where samples come out non-finite.
@@ -87,10 +92,27 @@ def fill_shards(
         return torch.cat(parts), torch.cat(labels) if labels else None
 
     rank, processes = process()
-    shards = Shards(folder, manifest)
-    made = shards.fill(make, progress=progress and rank == 0)
+    by_number = (rank, processes) if shards else None
+    to_make = Shards(folder, manifest, by_number, _numbers(shards))
+    made = to_make.fill(make, progress=progress and rank == 0)
     who = f"process {rank} of {processes}" if processes > 1 else "this process"
     print(f"{folder}: {n} samples in {manifest.shards} shards, {made} by {who}")
+
+
+def _numbers(texts: Sequence[str]) -> list[int] | None:
+    """The numbers that texts such as "3" and "5-7" name; None for all."""
+    if not texts or list(texts) == ["all"]:
+        return None
+    numbers: list[int] = []
+    for text in texts:
+        first, dash, last = text.partition("-")
+        ends = (first, last if dash else first)
+        if not all(end.isdecimal() for end in ends) or int(ends[0]) > int(ends[1]):
+            raise ValueError(f"--shards: expected all, or numbers such as 3 and 5-7, got {text!r}")
+        if int(ends[1]) >= _MOST_SHARDS:
+            raise ValueError(f"--shards: expected numbers below {_MOST_SHARDS}, got {text!r}")
+        numbers += range(int(ends[0]), int(ends[1]) + 1)
+    return numbers
 
 
 def _digest(*parts: bytes) -> str:

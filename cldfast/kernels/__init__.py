@@ -29,6 +29,7 @@ from cldfast.kernels.backends.registry import (
 from cldfast.kernels.checks import (
     OUTPUT_DTYPES,
     STATE_DTYPES,
+    check_noise,
     check_output,
     check_planes,
     check_state,
@@ -74,6 +75,7 @@ __all__ = [
     "automatic_backend",
     "backend_names",
     "check_gradients",
+    "check_noise",
     "check_output",
     "check_planes",
     "check_seed",

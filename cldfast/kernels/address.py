@@ -34,6 +34,7 @@ class Stream(IntEnum):
     BROWNIAN = 8
     ACCEPTANCE = 9
     LABELS = 10
+    MIRRORS = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,14 @@ class NoiseAddress:
     def in_pairs(self, width: int) -> NoiseAddress:
         """The same draw with samples of one coordinate pair each, where a sample has `width`."""
         return replace(self, first_index=self.first_index * width)
+
+    def check_room(self, samples: int, pairs: int) -> None:
+        """ValueError where so many samples of so many pairs go beyond the numbers of a seed."""
+        if (self.first_index + samples) * pairs >= _INDEX_LIMIT:
+            raise ValueError(
+                f"a seed has normals for 2^63 pairs: {samples} samples of {pairs} pairs must not "
+                f"begin at first_index = {self.first_index}"
+            )
 
 
 def check_seed(seed: object) -> int:

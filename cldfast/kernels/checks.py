@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,8 @@ from cldfast.kernels.address import NoiseAddress
 from cldfast.kernels.backends.registry import CPU
 
 STATE_DTYPES = (torch.float32, torch.float64)
+# Samples from here on may leave the numbers of a seed; earlier ones would need 2^32 pairs each.
+_FAR = 2**31
 OUTPUT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -77,6 +80,8 @@ def check_output(
 def check_noise(noise: object, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor | None:
     """Normals that are given, None for an address; TypeError or ValueError for anything else."""
     if isinstance(noise, NoiseAddress):
+        if noise.first_index >= _FAR:
+            noise.check_room(shape[0], math.prod(shape[1:]) // 2)
         return None
     if not isinstance(noise, torch.Tensor):
         raise TypeError(f"noise must be a NoiseAddress or a tensor, got {type(noise).__name__}")

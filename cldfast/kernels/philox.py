@@ -54,6 +54,7 @@ def pair_words(
     words, stage_index, stream), key = the 64-bit seed; an even pair takes words 0 and 1, an odd one
     words 2 and 3.
     """
+    address.check_room(count, 1)
     first, seed = address.first_index, address.seed
     pair = torch.arange(first, first + count, dtype=torch.int64, device=device)
     half = pair >> 1

@@ -24,6 +24,8 @@ Rows = NDArray[np.float64]
 
 # Rows of an array that are read at a time.
 _PIECE = 16_384
+# Rows whose distances to all others are in memory together.
+_ROWS_AT_ONCE = 256
 
 
 def sliced_w2_of_shards(
@@ -67,23 +69,87 @@ def frechet_distance_of_shards(
     return bures_w2(*moments[0], *moments[1]) ** 2
 
 
+def precision_recall_of_shards(
+    x: Any,
+    y: Any,
+    features: Callable[[Tensor], Tensor],
+    neighbours: int = 3,
+    batch_size: int = 256,
+) -> tuple[float, float]:
+    """Share of the samples x that lie among the data y, and share of y that lie among x.
+
+    A row lies among others where it is no farther from one of them than that one's nearest
+    neighbour of the given number. features: as for `frechet_distance_of_shards`; those of all rows
+    are in memory, the rows are not.
+
+    Source: Kynkaanniemi et al. (2019), "Improved precision and recall metric for assessing
+    generative models", eq. 1 to 3.
+    """
+    a, b = (torch.cat(list(_features(given, features, batch_size))) for given in (x, y))
+    if not 1 <= neighbours < min(len(a), len(b)):
+        raise ValueError(f"neighbours: expected 1 to {min(len(a), len(b)) - 1}, got {neighbours}")
+    return _share_among(a, b, neighbours), _share_among(b, a, neighbours)
+
+
+def _share_among(rows: Tensor, others: Tensor, neighbours: int) -> float:
+    # The nearest of all is the row itself.
+    radii = torch.cat(
+        [
+            torch.cdist(part, others).kthvalue(neighbours + 1).values
+            for part in others.split(_ROWS_AT_ONCE)
+        ]
+    )
+    among = [(torch.cdist(part, others) <= radii).any(1) for part in rows.split(_ROWS_AT_ONCE)]
+    return float(torch.cat(among).double().mean())
+
+
 @torch.no_grad()
-def _moments(given: Any, features: Callable[[Tensor], Tensor], size: int) -> tuple[Rows, Rows]:
-    count, mean, scatter = 0, np.zeros(()), np.zeros(())
+def torchmetrics_of_shards(
+    x: Any,
+    y: Any,
+    metric: Any,
+    prepare: Callable[[Tensor], Tensor] = torch.Tensor.float,
+    batch_size: int = 256,
+) -> Any:
+    """What a metric of torchmetrics makes of samples x and data y, which it is fed in batches.
+
+    metric: one whose `update` takes `real=`, such as `FrechetInceptionDistance` of
+        `torchmetrics.image.fid` or `KernelInceptionDistance` of `torchmetrics.image.kid`, with its
+        own network (which torch-fidelity has) or with `feature=` a module of yours.
+    prepare: rows (B, ...) as the metric wants them; for Inception bytes, of samples in [-1, 1]
+        `lambda rows: ((rows + 1) * 127.5).clamp(0, 255).byte()`.
+    """
+    for given, real in ((y, True), (x, False)):
+        for rows in _raw_pieces(given):
+            for batch in torch.as_tensor(np.asarray(rows), device="cpu").split(batch_size):
+                metric.update(prepare(batch).to(metric.device), real=real)
+    return metric.compute()
+
+
+@torch.no_grad()
+def _features(given: Any, features: Callable[[Tensor], Tensor], size: int) -> Iterator[Tensor]:
+    """Features of all rows, (B, f), float64 on the CPU, a batch at a time."""
     for rows in _raw_pieces(given):
         for batch in torch.as_tensor(np.asarray(rows), device="cpu").float().split(size):
-            values = features(batch).double().cpu().numpy()
+            values = features(batch).double().cpu()
             if values.ndim != 2 or len(values) != len(batch):
-                raise ValueError(f"features: expected ({len(batch)}, f), got {values.shape}")
-            own = values.mean(0)
-            centred = values - own
-            # Chan, Golub and LeVeque (1983): exact, and nothing cancels.
-            away = own - mean
-            both = count + len(values)
-            weight = count * len(values) / both
-            scatter = scatter + centred.T @ centred + weight * np.outer(away, away)
-            mean = mean + away * (len(values) / both)
-            count = both
+                raise ValueError(f"features: expected ({len(batch)}, f), got {tuple(values.shape)}")
+            yield values
+
+
+def _moments(given: Any, features: Callable[[Tensor], Tensor], size: int) -> tuple[Rows, Rows]:
+    count, mean, scatter = 0, np.zeros(()), np.zeros(())
+    for batch in _features(given, features, size):
+        values = batch.numpy()
+        own = values.mean(0)
+        centred = values - own
+        # Chan, Golub and LeVeque (1983): exact, and nothing cancels.
+        away = own - mean
+        both = count + len(values)
+        weight = count * len(values) / both
+        scatter = scatter + centred.T @ centred + weight * np.outer(away, away)
+        mean = mean + away * (len(values) / both)
+        count = both
     if count < 2:
         raise ValueError(f"expected at least 2 samples, got {count}")
     return mean, scatter / (count - 1)

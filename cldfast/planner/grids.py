@@ -13,6 +13,8 @@ GRIDS = ("linear", "quadratic", "power")
 # Grids that follow the noise level of a process.
 NOISE_GRIDS = ("log_snr", "logistic")
 DEFAULT_STEPS = 20
+# A plan takes 1 to 4 KiB of memory for each step, while it is made: the most steps take a gibibyte.
+MOST_STEPS = (1 << 30) // (4 << 10)
 # Karras et al. (2022), appendix D.1 find exponents around 7 best for their grids.
 DEFAULT_RHO = 7.0
 # Centre and scale of the logistic grid in log sigma, for data of unit variance: the best of a scan
@@ -42,8 +44,8 @@ def make_grid(
         of a logistic law of that log, which asks most often where the prediction moves most.
     steps: intervals >= 1; None means 20, or what a given array holds.
 
-    Raises ValueError for unknown names, `steps < 1`, `t_min` outside [0, T), or an array that is
-    not finite, one-dimensional and strictly descending.
+    Raises ValueError for unknown names, `steps < 1` or above 262,144, `t_min` outside [0, T), or an
+    array that is not finite, one-dimensional and strictly descending.
     """
     if not isinstance(grid, str):
         return _custom(grid, T, steps)
@@ -53,6 +55,7 @@ def make_grid(
         raise TypeError(f"steps must be an integer, got {type(steps).__name__}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
+    _check_count(int(steps))
     if not (math.isfinite(t_min) and 0.0 <= t_min < T):
         raise ValueError(f"t_min must lie in [0, T) with T = {T}, got {t_min}")
     s = np.linspace(1.0, 0.0, int(steps) + 1)
@@ -97,8 +100,17 @@ def _by_noise(grid: str, T: float, t_min: float, s: np.ndarray, noise: Levels) -
     return np.concatenate([[T], inner, [t_min]])
 
 
+def _check_count(steps: int) -> None:
+    if steps > MOST_STEPS:
+        raise ValueError(
+            f"steps must be at most {MOST_STEPS}, got {steps}: a plan of so many takes more than "
+            "a gibibyte; take fewer, or a solver of higher order"
+        )
+
+
 def _custom(grid: Sequence[float] | np.ndarray, T: float, steps: int | None) -> np.ndarray:
     times = np.array(grid, dtype=np.float64)
+    _check_count(times.size - 1)
     if times.ndim != 1 or times.size < 2:
         raise ValueError(
             f"a grid must be a flat array of at least 2 times, got shape {times.shape}"

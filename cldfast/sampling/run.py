@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, overload
@@ -37,6 +38,8 @@ from cldfast.sampling.steps import (
 )
 from cldfast.training.trained import check_training
 
+# A state has two numbers of at most 8 bytes for each one of its samples, and memory 2^63 bytes.
+_MOST_NUMBERS = 2**59
 GivenNoise = Sequence[torch.Tensor | None] | torch.Tensor | str | None
 
 
@@ -106,6 +109,7 @@ def run(
     kernels.check_state("u", u)
     check_choice(nonfinite)
     address = kernels.noise_address(seed, first_index, generator)
+    kernels.check_noise(address, tuple(u.shape), u)
     again = partial(
         run, plan, net, u, seed=address.seed, first_index=address.first_index, backend=backend,
         noise=noise, conditions=conditions, null=null, guidance=guidance, inpaint=inpaint,
@@ -484,4 +488,6 @@ def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     sizes = tuple(shape)
     if len(sizes) < 2 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sizes):
         raise ValueError(f"shape must be (n, d) or (n, C, H, W) of integers >= 1, got {sizes}")
+    if math.prod(sizes) >= _MOST_NUMBERS:
+        raise ValueError(f"shape must hold fewer than 2^59 numbers, got {sizes}")
     return sizes

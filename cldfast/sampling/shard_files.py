@@ -6,6 +6,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,8 @@ class _Npy(ShardFiles):
 
     def finish(self, shards: int) -> None:
         for name in ("labels", "samples"):  # the second one tells that all is there
-            part = self.folder / f".{name}.npy.part"
-            if part.exists():
-                os.replace(part, self.folder / f"{name}.npy")
+            with suppress(FileNotFoundError):  # no labels, or another process was faster
+                os.replace(self.folder / f".{name}.npy.part", self.folder / f"{name}.npy")
         for shard in range(shards):
             self.path(shard).unlink(missing_ok=True)
 

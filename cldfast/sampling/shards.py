@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ except ImportError:  # not on Windows
 MANIFEST = "manifest.json"
 _CLAIMS = ".claims"
 _VERSION = 1
+_BY_NUMBER = "let processes take shards by number (--shards all)"
 # Seconds between two looks for a shard whose maker has died.
 _PATIENCE = 0.5
 
@@ -86,15 +87,26 @@ class Shards:
     """A folder of shards, made where there is none.
 
     by_number: (process, processes) to take every so-many-th shard; None takes what is free.
+    numbers: of the shards to make; None is all of them.
 
-    Raises ValueError for a folder whose manifest says anything else, OSError where it cannot be
-    written.
+    Raises ValueError for a folder whose manifest says anything else and for numbers of no shard,
+    OSError where it cannot be written.
     """
 
     def __init__(
-        self, folder: PathLike, manifest: Manifest, by_number: tuple[int, int] | None = None
+        self,
+        folder: PathLike,
+        manifest: Manifest,
+        by_number: tuple[int, int] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> None:
         self.folder, self.manifest, self.by_number = Path(folder), manifest, by_number
+        self.numbers = range(manifest.shards) if numbers is None else sorted(set(numbers))
+        if self.numbers and not 0 <= self.numbers[0] <= self.numbers[-1] < manifest.shards:
+            raise ValueError(
+                f"shards: expected numbers from 0 to {manifest.shards - 1}, got "
+                f"{self.numbers[0]} to {self.numbers[-1]}"
+            )
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder}: expected a folder, found a file")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -115,8 +127,8 @@ class Shards:
         """Make what is missing; returns the number of shards that this process made.
 
         make: `make(first, count)` returns rows and their labels. progress: a tqdm bar over the
-        samples of all processes. Returns when all shards are there, whoever made them; with
-        `by_number`, when this process's are.
+        samples of all processes. Returns when all shards that are asked for are there, whoever
+        made them; with `by_number`, when this process's are.
 
         Raises OSError, with the shard's name, where the disk takes no more; what is there stays.
         """
@@ -170,9 +182,10 @@ class Shards:
             ) from error
 
     def _wanted(self) -> list[int]:
-        if self.by_number is None:
-            return self.missing()
-        return [k for k in shares(self.manifest.shards, *self.by_number) if not self.files.has(k)]
+        wanted = self.numbers
+        if self.by_number is not None:
+            wanted = [wanted[k] for k in shares(len(wanted), *self.by_number)]
+        return [k for k in wanted if not self.files.has(k)]
 
     @contextmanager
     def _claimed(self, shard: int) -> Iterator[bool]:
@@ -181,7 +194,7 @@ class Shards:
             yield True
             return
         if fcntl is None:
-            raise ValueError("this system has no file locks: let processes take shards by number")
+            raise ValueError(f"this system has no file locks: {_BY_NUMBER}")
         if self._claims is None:
             self._claims = os.open(self.folder / _CLAIMS, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -191,8 +204,7 @@ class Shards:
             return
         except OSError as error:
             raise ValueError(
-                f"{self.folder}: its file system has no locks ({error.strerror}): let processes "
-                "take shards by number"
+                f"{self.folder}: its file system has no locks ({error.strerror}): {_BY_NUMBER}"
             ) from error
         try:
             yield True

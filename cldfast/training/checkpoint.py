@@ -1,7 +1,7 @@
 """The state of a training as named tensors: the same for any number of processes.
 
 model/..., ema/...        weights of the network and of the average
-optimizer/NUMBER/...      Adam's, by the number of a parameter
+optimizer/NUMBER/...      Adam's, by the number of a parameter; the network's come first
 scale/...                 of the loss in float16
 uncertainty/...           learned weights of times
 rng/cpu, rng/cuda         PyTorch's random states, with a row for each process of several
@@ -34,6 +34,9 @@ def state_tensors(update: WeightUpdate, uncertainty: Uncertainty | None) -> dict
     else:
         model, average = net.state_dict(), ema.model.state_dict()
         optimizer = update.optimizer.state_dict()["state"]
+    if update.beside is not None:  # numbered after the network's parameters
+        moments = update.beside.state_dict()["state"]
+        optimizer = optimizer | {update.own + k: v for k, v in moments.items()}
     tensors = {f"model/{k}": v for k, v in model.items()}
     tensors |= {f"ema/{k}": v for k, v in average.items()}
     if uncertainty is not None:
@@ -67,6 +70,9 @@ def load_state(
         index, _, key = name.partition("/")
         state.setdefault(int(index), {})[key] = tensor
     _check_moments(update, state)
+    moments = {k - update.own: state.pop(k) for k in list(state) if k >= update.own}
+    if update.beside is not None:
+        _load_moments(update.beside, moments)
     if isinstance(update.ema, ShardedEMA):
         load_whole_weights(update.net, groups["model"])
         update.ema.load_whole(groups["ema"])
@@ -76,8 +82,7 @@ def load_state(
     else:
         update.net.load_state_dict(groups["model"])
         update.ema.load_state_dict({"model": groups["ema"], "updates": updates})
-        groups_now = update.optimizer.state_dict()["param_groups"]
-        update.optimizer.load_state_dict({"state": state, "param_groups": groups_now})
+        _load_moments(update.optimizer, state)
     if uncertainty is not None:
         uncertainty.load_state_dict(groups["uncertainty"])
     if update.scale is not None and "scale" in groups:
@@ -105,6 +110,11 @@ def _check_moments(update: WeightUpdate, state: dict[int, dict[str, Tensor]]) ->
         for name in ("exp_avg", "exp_avg_sq"):
             if moments[name].shape != shape:
                 raise ValueError(f"optimizer/{index}/{name} has another size than the weights")
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]) -> None:
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _of_all(accelerator: Any, state: Tensor, device: torch.device) -> Tensor:

@@ -33,6 +33,7 @@ class TrainConfig:
         "mixed", or "data_noise" for a process with noise on the position.
     sigma_data: standard deviation of the data, for the parameterisation "edm".
     uncertainty: learn the weights of times too, see `cldfast.Uncertainty`.
+    flip: turn half of the images from right to left, in an order made from the seed.
     reference: rows of the data, drawn for each step, over which its targets are averaged; the cost
         and the gain are in docs/learning.md. 0 for none.
     label_dropout: share of the labels that become "none", for classifier-free guidance.
@@ -60,6 +61,7 @@ class TrainConfig:
     t_min: float = 1e-3
     times: str = "uniform"
     uncertainty: bool = False
+    flip: bool = False
     reference: int = 0
     label_dropout: float = 0.0
     autocast: str | None = None

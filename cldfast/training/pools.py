@@ -12,7 +12,7 @@ from cldfast.process.sde import LinearPhaseSDE
 from cldfast.training.config import TrainConfig
 from cldfast.training.losses import reference_form
 from cldfast.training.reference import Reference
-from cldfast.training.rows import Taken, row_source
+from cldfast.training.rows import Taken, row_source, with_mirrored
 
 # Added to the seed of the training, so that pools are drawn independently of its batches.
 _SEED = 2**62
@@ -37,8 +37,8 @@ class Pools:
         self.sde, self.weighting, self.device, self.null = sde, config.weighting, device, null
         self.form = reference_form(parameterization, config.objective)
         count = config.reference
-        taken = Taken((config.seed + _SEED) % 2**64, count, slice(0, count))
-        self._source = row_source(data, taken, independent=True)
+        self._taken = Taken((config.seed + _SEED) % 2**64, count, slice(0, count))
+        self._source, self._flip = row_source(data, self._taken, independent=True), config.flip
 
     def at(self, step: int, t: Tensor, labels: Tensor | None) -> Reference:
         """The reference of the rows at times t (B,) with labels (B,) of a step, from 0."""
@@ -49,4 +49,6 @@ class Pools:
             if self.null is not None:
                 same |= (labels == self.null)[:, None]
         pool = pool.to(self.device)
+        if self._flip:  # rows of a pool are drawn like those of a batch
+            pool = with_mirrored(pool, self._taken, step)
         return Reference.at(t, self.sde, self.weighting, self.form, pool, same)

@@ -6,6 +6,7 @@ for any number of processes, and a resumed run finds its place without reading w
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -25,7 +26,10 @@ Batch = tuple[Tensor, Tensor | None]
 
 @runtime_checkable
 class Dataset(Protocol):
-    """A `torch.utils.data.Dataset` of rows, or of pairs of a row and its label."""
+    """A `torch.utils.data.Dataset` of rows, or of pairs of a row and its label.
+
+    One that says the shape of all its rows as `rows_shape` is told apart from others on resuming.
+    """
 
     def __len__(self) -> int: ...
 
@@ -83,8 +87,9 @@ def row_source(
                 )
             pinned = data.pin_memory or pinned
             return _DatasetRows(
-                data.dataset, taken, data.num_workers, pinned, data.collate_fn, order
-            )
+                data.dataset, taken, data.num_workers, pinned, data.collate_fn, order,
+                data.worker_init_fn,
+            )  # fmt: skip
     elif isinstance(data, Dataset) and not isinstance(data, list | str | dict | IterableDataset):
         return _DatasetRows(data, taken, workers, pinned, None, order)
     if independent:
@@ -159,14 +164,19 @@ class _DatasetRows:
         pinned: bool,
         collate: Any | None,
         order: type[Order],
+        begin: Any | None = None,
     ) -> None:
         if len(data) < 1:
             raise ValueError("data: expected a data set with rows, got none")
-        self.data, self.taken, self.shape = data, taken, [len(data)]
+        self.data, self.taken = data, taken
+        self.shape = list(getattr(data, "rows_shape", [len(data)]))
         self.options: dict[str, Any] = {
             "num_workers": workers,
             "pin_memory": pinned,
             "collate_fn": collate,
+            # A loader draws a seed for its workers, which must not come from the network's state.
+            "generator": torch.Generator().manual_seed(taken.seed),
+            "worker_init_fn": begin or (_outlive_first_sigterm if workers else None),
         }
         self.order = order(len(data), taken.seed)
         self._next = -1
@@ -178,6 +188,18 @@ class _DatasetRows:
             self._batches = iter(loader)
         self._next = step + 1
         return _checked(next(self._batches), step, self.taken.count)
+
+
+def _outlive_first_sigterm(worker: int) -> None:
+    """Launchers send SIGTERM to a whole process group; the training still needs its rows then.
+
+    PyTorch and Python end workers by a signal each, so the second one counts.
+    """
+
+    def first(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, first)
 
 
 @dataclass
@@ -253,6 +275,15 @@ def with_dropped(labels: Tensor, share: float, null: int, taken: Taken, step: in
     address = NoiseAddress(taken.seed, taken.first(step), stream=Stream.LABELS)
     word, _ = kernels.pair_words(address, len(labels), labels.device)
     return labels.masked_fill(word < share * 2**32, null)
+
+
+def with_mirrored(rows: Tensor, taken: Taken, step: int) -> Tensor:
+    """A step's images, half of them from right to left: the same ones in any number of parts."""
+    if rows.ndim != 4:
+        raise ValueError(f"flip: expected images (n, C, H, W), got {tuple(rows.shape)}")
+    address = NoiseAddress(taken.seed, taken.first(step), stream=Stream.MIRRORS)
+    word, _ = kernels.pair_words(address, len(rows), rows.device)
+    return torch.where((word < 2**31)[:, None, None, None], rows.flip(-1), rows)
 
 
 def parted(rows: Rows) -> Batch:

@@ -18,16 +18,17 @@ from cldfast.training.ema import EMA
 
 def is_sharded(net: nn.Module) -> bool:
     """Whether the weights are in parts."""
-    return any(_is_part(parameter) for parameter in net.parameters())
+    return any(is_part(parameter) for parameter in net.parameters())
 
 
-def _is_part(tensor: Tensor) -> bool:
+def is_part(tensor: Tensor) -> bool:
+    """Whether this process has but a part of the tensor."""
     return hasattr(tensor, "to_local")
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor itself, or the whole of one in parts; then all processes must ask."""
-    return tensor.full_tensor() if _is_part(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+    return tensor.full_tensor() if is_part(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
 
 
 class ShardedEMA(EMA):

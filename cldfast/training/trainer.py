@@ -47,6 +47,7 @@ from cldfast.training.rows import (
     null_label,
     row_source,
     with_dropped,
+    with_mirrored,
 )
 from cldfast.training.sharded import ShardedEMA
 from cldfast.training.trained import remember_training
@@ -91,6 +92,7 @@ class Trainer:
     Attributes:
         step: steps made so far.  ema: the average; `ema.model` is the network to sample from.
         skipped: steps left out because gradients overflowed in float16.
+        stopped: whether `stop` has ended the last `fit`.
 
     Raises:
         TypeError, ValueError: arguments that do not fit each other or the checkpoint.
@@ -141,14 +143,16 @@ class Trainer:
         self.uncertainty: Uncertainty | None = None
         if config.uncertainty:
             self.uncertainty = Uncertainty(device)
-            parameters = [*parameters, *self.uncertainty.parameters()]
         self._unread: list[Tensor] = []
+        self.stopped = self._asked_to_stop = False
         self._most_unread = 1 if device.type == "cpu" else _UNREAD
-        self._update = WeightUpdate(
-            net, parameters, config.lr, config.clip, config.ema_decay,
-            waits=self._most_unread == 1, accelerator=self.accelerator,
-            scale=LossScale(device) if self.half == torch.float16 else None,
-        )  # fmt: skip
+        with naming_lost(self.accelerator, lambda: "before the first step"):
+            self._update = WeightUpdate(
+                net, config.lr, config.clip, config.ema_decay,
+                beside=[] if self.uncertainty is None else list(self.uncertainty.parameters()),
+                waits=self._most_unread == 1, accelerator=self.accelerator,
+                scale=LossScale(device) if self.half == torch.float16 else None,
+            )  # fmt: skip
         self.optimizer, self.ema = self._update.optimizer, self._update.ema
         remember_training(self.ema.model, self.parameterization)
         self._coefficients = CoefficientsAhead(sde, config, self.parameterization, device)
@@ -195,6 +199,8 @@ class Trainer:
     def fit(self, *, steps: int | None = None, progress: bool = False) -> nn.Module:
         """Train up to step number `steps` (None: the settings'); returns the averaged network.
 
+        Where `stop` ends it before, a checkpoint is written first, if there is a folder.
+
         progress: a tqdm bar. Raises NonFiniteLoss, and `cldfast.training.LostProcess` where another
         process has ended.
         """
@@ -205,7 +211,8 @@ class Trainer:
         self._update.network.train()
         try:
             with naming_lost(self.accelerator, self._at_work):
-                while self.step < end:
+                self.stopped = False
+                while self.step < end and not self.stopped:
                     self._advance()
                     if len(self._unread) >= self._most_unread or self._due() or self.step == end:
                         values = self._read()
@@ -213,13 +220,24 @@ class Trainer:
                         if bar is not None:
                             bar.set_postfix_str(f"loss {values[-1][0]:.3g}", refresh=False)
                             bar.update(len(values))
+                if self.stopped and self.folder is not None and self._saved < self.step:
+                    self.save(self.folder / CHECKPOINT)
+                    self._saved = self.step
                 if isinstance(self.ema, ShardedEMA):
                     self.ema.gather()
         finally:
+            self._asked_to_stop = False
             if bar is not None:
                 bar.close()
         self._update.network.eval()
         return self.ema.model
+
+    def stop(self) -> None:
+        """Ask `fit` to end, in all processes, after a step that is the same in all of them.
+
+        Signal handlers and other threads may call it.
+        """
+        self._asked_to_stop = True
 
     def train_step(self) -> tuple[float, float]:
         """One optimiser step; returns its loss (mean over rows) and gradient norm before clipping.
@@ -257,19 +275,24 @@ class Trainer:
                     )  # fmt: skip
                 update.backward(loss, taken.count)
             total += loss.detach()
+        stop = torch.full_like(total, float(self._asked_to_stop))
         if self.accelerator.num_processes > 1:
-            total = self.accelerator.reduce(total, "mean")
+            total, stop = self.accelerator.reduce(torch.stack([total, stop]), "mean")
             if self.uncertainty is not None:
                 # The wrapped network exchanges its own gradients alone.
                 self.uncertainty.weight.grad = self.accelerator.reduce(
                     self.uncertainty.weight.grad, "mean"
                 )
-        self._unread.append(update(total, taken.count, config.learning_rate(self.step)))
+        made = update(total, taken.count, config.learning_rate(self.step))
+        self._unread.append(torch.cat([made, stop[None]]))
         self.step += 1
 
     def _read(self) -> list[tuple[float, float, float]]:
         """Loss, gradient norm and outcome of the steps not read yet; NonFiniteLoss at a bad one."""
-        values = [(a, b, c) for a, b, c in torch.stack(self._unread).tolist()]
+        values = []
+        for loss, norm, outcome, stop in torch.stack(self._unread).tolist():
+            values.append((loss, norm, outcome))
+            self.stopped = self.stopped or stop > 0.0
         self._unread.clear()
         for index, (loss, norm, outcome) in enumerate(values):
             if outcome == STEP_FAILED:
@@ -364,6 +387,8 @@ class Trainer:
         """This process's rows of the step, and their labels, on the device."""
         rows, labels = self._rows.at(self.step)
         rows = rows.to(self.device, non_blocking=True)
+        if self.config.flip:
+            rows = with_mirrored(rows, self._taken, self.step)
         if labels is not None:
             labels = labels.to(self.device, non_blocking=True)
             if self._null is not None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cldfast.training.ema import EMA
 from cldfast.training.loss_scale import LossScale
 from cldfast.training.processes import OneProcess
-from cldfast.training.sharded import ShardedEMA, is_sharded, whole
+from cldfast.training.sharded import ShardedEMA, is_part, is_sharded, whole
 
 # Keeps the clipped norm below the limit after rounding, as `torch.nn.utils.clip_grad_norm_` does.
 _CLIP_MARGIN = 1e-6
@@ -28,7 +28,8 @@ class WeightUpdate:
     """Adam with clipping and the running average, from gradients of a batch's summed loss.
 
     Args:
-        net: the network.  parameters: those of it that are trained, and others.
+        net: the network, whose parameters that take gradients are trained.
+        beside: parameters that are trained with it and belong to no network.
         lr: Adam's first step size.  clip: largest gradient norm, None for no limit.
         ema_decay: see `cldfast.training.ema.EMA`.
         waits: look at every step's loss and norm before the weights are touched. Else a bad step,
@@ -39,7 +40,8 @@ class WeightUpdate:
 
     Attributes:
         network: the network to call, as wrapped by the accelerator.
-        optimizer: the Adam.  ema: the average.
+        optimizer: the network's Adam.  beside: that of the parameters beside it, or None.
+        parameters: all of them, of which the first `own` are the network's.  ema: the average.
 
     Raises:
         RuntimeError: no fused Adam for these weights in this PyTorch.
@@ -48,11 +50,11 @@ class WeightUpdate:
     def __init__(
         self,
         net: nn.Module,
-        parameters: Sequence[nn.Parameter],
         lr: float,
         clip: float | None,
         ema_decay: float,
         *,
+        beside: Sequence[nn.Parameter] = (),
         waits: bool,
         scale: LossScale | None = None,
         accelerator: Any = None,
@@ -60,14 +62,18 @@ class WeightUpdate:
         self.net, self.clip, self.waits, self.scale = net, clip, waits, scale
         self.accelerator = accelerator or OneProcess()
         # One kernel a step instead of about ten a parameter; it also divides the gradients.
-        self.optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
+        trained = [p for p in net.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=lr, fused=True)
+        # An Adam of its own: sharding finds the parameters of an optimiser in the network.
+        self.beside = torch.optim.Adam(beside, lr=lr, fused=True) if beside else None
         # Copied before Accelerate puts methods of the one network into it.
         self.ema = EMA(net, ema_decay)
         self.network: nn.Module
         self.network, _ = self.accelerator.prepare(net, self.optimizer)
         # Sharding replaces the parameters.
-        self.parameters: list[nn.Parameter] = self.optimizer.param_groups[0]["params"]
-        self.device = self.parameters[0].device
+        own: list[nn.Parameter] = self.optimizer.param_groups[0]["params"]
+        self.parameters, self.own = [*own, *beside], len(own)
+        self.device = own[0].device
         if is_sharded(net):
             self.ema = ShardedEMA(self.ema.model, net, ema_decay)
         else:
@@ -99,8 +105,7 @@ class WeightUpdate:
         Returns [loss, gradient norm, how it came out], means over rows, before clipping; where one
         is not finite, nothing was changed. The gradients are left as means, clipped.
         """
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = whole(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+        norm = _norm([p.grad for p in self.parameters if p.grad is not None])
         loss = total / rows
         if self.scale is None:
             unit: Any = rows
@@ -145,10 +150,25 @@ class WeightUpdate:
         return torch.cat([values, outcome.double().reshape(1)])
 
     def _step(self, divisor: Tensor, skip: Tensor | None, lr: float) -> None:
-        # Adam's own arguments for training in mixed precision: a divisor, and a step to leave out.
-        self.optimizer.grad_scale = divisor  # type: ignore[attr-defined]
-        self.optimizer.found_inf = skip  # type: ignore[attr-defined]
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
+        for optimizer in (self.optimizer, self.beside):
+            if optimizer is None:
+                continue
+            # Adam's own arguments for mixed precision: a divisor, and a step to leave out.
+            optimizer.grad_scale = divisor  # type: ignore[attr-defined]
+            optimizer.found_inf = skip  # type: ignore[attr-defined]
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
         self.ema.update(self.net, skip)
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm of all gradients, () on the device; those in parts count as wholes."""
+    parts = [g for g in gradients if is_part(g)]
+    plain = [g for g in gradients if not is_part(g)]
+    norms = [
+        whole(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(kind))))
+        for kind in (parts, plain)
+        if kind
+    ]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))

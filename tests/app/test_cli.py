@@ -339,7 +339,18 @@ def test_sample_to_a_folder_of_shards(files, run, tmp_path, capsys):
     command += ["--call-rows", "8", "--files", files]
     assert main([*command, "--out", str(tmp_path / "a")]) == 0
     assert "50 samples in 3 shards, 3 by this process" in capsys.readouterr().out
-    assert main([*command, "--out", str(tmp_path / "b"), "--batch-size", "9"]) == 0
+    for numbers in (["1-2"], ["0", "2"]):
+        more = ["--batch-size", "9", "--shards", *numbers]
+        assert main([*command, "--out", str(tmp_path / "b"), *more]) == 0
+        made = {"1-2": 2, "0": 1}[numbers[0]]
+        assert f"3 shards, {made} by this process" in capsys.readouterr().out
+    for numbers, word in (
+        ("3", "from 0 to 2"),
+        ("2-1", "all, or numbers"),
+        ("x", "all, or numbers"),
+    ):
+        assert main([*command, "--out", str(tmp_path / "b"), "--shards", numbers]) == 2
+        assert word in capsys.readouterr().err
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert len(names) == (2 if files == "npy" else 4)
     for name in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ pytest.importorskip("safetensors")
 pytest.importorskip("PIL", reason="images need Pillow")
 
 from cldfast.app.cli import main
-from cldfast.app.data_files import read_data
-from cldfast.app.training_data import training_data
+from cldfast.app.data_files import open_data, read_data
+from cldfast.app.lazy_rows import LazyRows
+from cldfast.app.training_data import open_training_data, training_data
 from cldfast.files import write_tensors
+from cldfast.lab.models import build_model
 from cldfast.model.run_folder import load_run
+from cldfast.process.sde import sde_from_config
+from cldfast.training import TrainConfig, Trainer
 
 Image = importlib.import_module("PIL.Image")
 POINTS = np.arange(24.0).reshape(12, 2)
@@ -128,7 +133,47 @@ def test_a_run_on_images_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--data", str(tmp_path / "data"), "--size", "6"], "--size"),
         (["digits", "--data", str(tmp_path / "data")], "once"),
         (["funnel", "--label-dropout", "0.1"], "--conditional"),
+        (["funnel", "--flip"], "images"), (["funnel", "--workers", "1", *small[:-1]], "in memory"),
     ):  # fmt: skip
         assert main(["train", *options, "--out", str(tmp_path / "no")]) == 2
         assert word in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+def test_a_training_reads_the_rows_of_files_when_it_asks_for_them(tmp_path: Path) -> None:
+    """The weights of rows in memory, bit for bit, also where other processes read, with labels."""
+    for number, pixels in enumerate(np.tile(PIXELS, (2, 1, 1))):
+        saved(pixels, tmp_path / "data" / "ab"[number % 2] / f"{number:02}.png")
+    options = ["train", "--data", str(tmp_path / "data"), "--width", "8", "--batch-size", "4"]
+    options += ["--steps", "3", "--quiet", "--conditional", "--flip"]
+    for name, more in (("here", []), ("ahead", ["--workers", "2"])):
+        assert main([*options, "--out", str(tmp_path / name), *more]) == 0
+    config = load_run(tmp_path / "here")[2]
+    assert config.data is not None and config.train is not None
+    lazy, whole = open_training_data(config.data), training_data(config.data)
+    assert isinstance(lazy.rows, LazyRows) and lazy.shape == (1, 8, 8)
+    assert torch.equal(lazy.rows.tensor(), whole.rows) and whole.labels is not None
+    some = lazy.rows.tensor(most=6 * 64)  # rows at equal distances
+    assert torch.equal(some, whole.rows[[22 * k // 6 for k in range(6)]])
+    torch.manual_seed(0)
+    net = build_model(config.model)
+    settings = TrainConfig.from_dict(config.train)
+    memory = Trainer(net, sde_from_config(config.sde), (whole.rows, whole.labels), settings)
+    made = memory.fit().state_dict()
+    for name in ("here", "ahead"):
+        for key, value in load_run(tmp_path / name)[0].state_dict().items():
+            assert torch.equal(value, made[key]), (name, key)
+
+
+def test_arrays_are_mapped(tmp_path: Path) -> None:
+    """What is written into a file that is open already is seen."""
+    np.save(tmp_path / "a.npy", POINTS)
+    write_tensors(tmp_path / "a.safetensors", {"x": torch.from_numpy(POINTS)})
+    for name in ("a.npy", "a.safetensors"):
+        source, labels = open_data(tmp_path / name)
+        assert source.rows_shape == (12, 2) and labels is None
+        np.testing.assert_array_equal(source.read([3, 1]), POINTS[[3, 1]].astype(np.float32))
+        with open(tmp_path / name, "r+b") as file:
+            file.seek(-8, os.SEEK_END)
+            file.write(np.float64(7.0).tobytes())
+        assert source.read([11])[0, 1] == 7.0

@@ -94,6 +94,22 @@ def test_a_network_without_memory_leaves_none_of_the_run_allocated() -> None:
     assert len(states) == 3 and not any(state() is not None for state in states)
 
 
+def test_numbers_beyond_a_machine_are_refused_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """2^53 bytes are more than a process can address, 2^59 numbers more than memory can hold."""
+    small_run(tmp_path)
+    for options, words in (
+        (["-n", str(2**50)], f"not enough memory for {2**53} bytes"),
+        (["-n", str(2**59)], "fewer than 2^59 numbers"),
+        (["--steps", "1000000000"], "steps must be at most 262144, got 1000000000"),
+        (["--threads", "1000000"], "--threads: expected 1 to 1024"),
+    ):
+        assert main(["sample", str(tmp_path), "--no-picture", *options]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("cldfast: error: ") and words in line
+
+
 @pytest.mark.parametrize("target", ["config", "plan", "header", "arguments"])
 def test_fuzzing(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The corpus and a few random inputs; `make fuzz` tries a million."""

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import cldfast
+from cldfast import kernels
 from cldfast.kernels import NoiseAddress, Stream
 from cldfast.kernels.address import check_seed, signed_seed
 from cldfast.kernels.philox import pair_words
@@ -173,3 +174,22 @@ def test_what_is_no_number_of_ones_own() -> None:
         "NoiseAddress(seed, stream=other.stream)",
     ):  # fmt: skip
         assert not list(foreign_streams(line))
+
+
+def test_a_seed_has_normals_for_so_many_pairs(backend: str) -> None:
+    """The last sample before 2^63 pairs is drawn, and none beyond: its normals would be another's."""
+    last = 2**62 - 3
+    normals = kernels.normals((2, 2), NoiseAddress(1, last), backend=backend)
+    assert torch.equal(
+        normals[1:], kernels.normals((1, 2), NoiseAddress(1, last + 1), backend=backend)
+    )
+    with pytest.raises(ValueError, match="2 samples of 1 pairs must not begin at first_index"):
+        pair_words(NoiseAddress(1, 2**63 - 2), 2)
+    for call in (
+        lambda first: kernels.normals((2, 2), NoiseAddress(1, first), backend=backend),
+        lambda first: cldfast.sample(
+            lambda u, t: u[:, 2:], cldfast.CLD(), (2, 2), seed=1, first_index=first, backend=backend
+        ),
+    ):
+        with pytest.raises(ValueError, match="2 samples of 2 pairs must not begin at first_index"):
+            call(last + 1)

@@ -8,7 +8,12 @@ import torch
 from scipy.linalg import sqrtm
 
 from cldfast.lab.metrics import sliced_w2
-from cldfast.lab.shard_metrics import frechet_distance_of_shards, sliced_w2_of_shards
+from cldfast.lab.shard_metrics import (
+    frechet_distance_of_shards,
+    precision_recall_of_shards,
+    sliced_w2_of_shards,
+    torchmetrics_of_shards,
+)
 from cldfast.sampling.shards import Manifest, Shards
 
 pytest.importorskip("ot")
@@ -46,3 +51,45 @@ def test_frechet_distance(samples):
     assert frechet_distance_of_shards(folder, y, features, 64) == pytest.approx(wanted, rel=1e-8)
     with pytest.raises(ValueError, match=r"features: expected \(64, f\)"):
         frechet_distance_of_shards(folder, y, lambda rows: rows[:, 0], 64)
+
+
+def test_precision_and_recall(samples):
+    """Against the definition, row by row; and where they are known."""
+    folder, x = samples
+    y = np.random.default_rng(1).standard_normal((300, 3)) * [0.5, 1.0, 2.0]
+
+    def share(rows, others):
+        radii = [np.sort(np.linalg.norm(others - o, axis=1))[3] for o in others]
+        return np.mean([np.any(np.linalg.norm(others - r, axis=1) <= radii) for r in rows])
+
+    wanted = share(x, y), share(y, x)
+    assert precision_recall_of_shards(folder, y, torch.nn.Identity()) == pytest.approx(wanted)
+    assert 0.1 < wanted[0] < wanted[1] < 1.0
+    # Samples of a half of the data: all are data, and half of the data are covered.
+    both = np.concatenate([x, x + 100.0])
+    assert precision_recall_of_shards(folder, both, torch.nn.Identity(), 1) == (1.0, 0.5)
+    with pytest.raises(ValueError, match="neighbours: expected 1 to 299, got 300"):
+        precision_recall_of_shards(folder, y, torch.nn.Identity(), 300)
+
+
+def test_metrics_of_torchmetrics(samples):
+    """Its FID is ours, in its precision; its KID is the unbiased estimate with a cubic kernel."""
+    reason = "needs torchmetrics: cldfast[metrics]"
+    fids = pytest.importorskip("torchmetrics.image.fid", reason=reason)
+    kids = pytest.importorskip("torchmetrics.image.kid", reason=reason)
+    folder, x = samples
+    y = np.random.default_rng(1).standard_normal((300, 3)) * [1.0, 2.0, 0.5] + 0.3
+    features = torch.nn.Identity()
+    features.num_features = 3
+    fid = torchmetrics_of_shards(folder, y, fids.FrechetInceptionDistance(features))
+    assert float(fid) == pytest.approx(frechet_distance_of_shards(folder, y, features), rel=1e-5)
+    kernel = kids.KernelInceptionDistance(features, subsets=1, subset_size=300)
+    few = x[:300]
+
+    def mean(a, b, same):
+        values = (a @ b.T / 3 + 1) ** 3
+        return (values.sum() - np.trace(values)) / (300 * 299) if same else values.mean()
+
+    wanted = mean(few, few, True) + mean(y, y, True) - 2 * mean(few, y, False)
+    made = torchmetrics_of_shards(few, y, kernel)[0]
+    assert float(made) == pytest.approx(wanted, rel=1e-4)

@@ -159,6 +159,17 @@ def test_by_number_each_makes_its_own(tmp_path):
     assert torch.equal(_read(open_shards(tmp_path)), _rows(0, 10)[0])
 
 
+def test_some_numbers_alone_are_made_and_the_rest_later(tmp_path):
+    manifest = Manifest(10, (2,), 2)
+    assert [Shards(tmp_path, manifest, (k, 2), [1, 3, 4]).fill(_rows) for k in range(2)] == [2, 1]
+    assert Shards(tmp_path, manifest).missing() == [0, 2]
+    assert Shards(tmp_path, manifest, numbers=[0, 1]).fill(_rows) == 1  # what is free of these
+    assert Shards(tmp_path, manifest).fill(_rows) == 1
+    assert torch.equal(_read(open_shards(tmp_path)), _rows(0, 10)[0])
+    with pytest.raises(ValueError, match="expected numbers from 0 to 4, got 3 to 5"):
+        Shards(tmp_path, manifest, (0, 1), [5, 3])
+
+
 def test_fixed_calls_make_samples_bit_for_bit_alike_for_all_batch_sizes():
     """A matrix product of another number of rows may differ in the last bit; ours has one number."""
     torch.manual_seed(0)

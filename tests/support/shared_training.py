@@ -17,8 +17,9 @@ from cldfast.training import LostProcess, TrainConfig, Trainer
 
 CONFIG = TrainConfig(
     steps=12, batch_size=16, accumulate=2, lr=1e-2, warmup=3, times="stratified",
-    label_dropout=0.3, log_every=5, validate_every=6, checkpoint_every=4,
+    label_dropout=0.3, uncertainty=True, log_every=5, validate_every=6, checkpoint_every=4,
 )  # fmt: skip
+PLAIN = replace(CONFIG, uncertainty=False)
 
 
 def network() -> MLPScore:
@@ -70,9 +71,7 @@ def main(folder: Path) -> None:
         state = shared.fit().state_dict()
         keep.update({f"{name}/{key}": value for key, value in state.items()})
 
-    keep["plain/losses"] = losses(trainer(accelerator=accelerator), 12)
-    learned = replace(CONFIG, uncertainty=True, accumulate=1)
-    keep["uncertainty/losses"] = losses(trainer(learned, accelerator=accelerator), 12)
+    keep["losses"] = losses(trainer(PLAIN, accelerator=accelerator), 12)
     for name, way in (("ddp", accelerator), ("fsdp", Sharding(accelerator))):
         kept(name, trainer(folder=folder / name, accelerator=way))
         trainer(folder=folder / f"{name}-cut", accelerator=way).fit(steps=7)
@@ -82,6 +81,13 @@ def main(folder: Path) -> None:
         kept(f"{name}-cut", again)
     if accelerator.is_main_process:
         write_tensors(folder / "kept.safetensors", keep)
+    # One process is asked to stop, and all do.
+    stopped = trainer(folder=folder / "stopped", accelerator=accelerator)
+    stopped.fit(steps=2)
+    if accelerator.process_index == 1:
+        stopped.stop()
+    stopped.fit()
+    assert stopped.stopped and stopped.step == 3
     # The last process ends in the middle of a run.
     lost = trainer(replace(CONFIG, steps=10**6), folder=folder / "lost", accelerator=accelerator)
     lost.fit(steps=9)

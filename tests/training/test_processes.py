@@ -47,14 +47,10 @@ def _kept(shared, name):
     }
 
 
-@pytest.mark.parametrize("name", ["plain", "uncertainty"])
-def test_losses_are_those_of_one_process(shared, name):
+def test_losses_are_those_of_one_process(shared):
     """Times, noise, order and dropped labels are addressed: only sums are rounded otherwise."""
-    config = shared_training.CONFIG
-    if name == "uncertainty":
-        config = shared_training.replace(config, uncertainty=True, accumulate=1)
-    alone = shared_training.losses(shared_training.trainer(config), 12)
-    torch.testing.assert_close(_kept(shared, name)["losses"], alone, rtol=1e-5, atol=0.0)
+    alone = shared_training.losses(shared_training.trainer(shared_training.PLAIN), 12)
+    torch.testing.assert_close(shared["kept"]["losses"], alone, rtol=1e-5, atol=0.0)
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
@@ -63,6 +59,10 @@ def test_weights_are_those_of_one_process(shared, way):
     alone.fit()
     for name, value in alone.ema.model.state_dict().items():
         torch.testing.assert_close(_kept(shared, way)[name], value, rtol=1e-4, atol=1e-5)
+    # What is learned beside the network, which no engine shares out.
+    learned = read_tensors(shared["folder"] / way / CHECKPOINT)[0]["uncertainty/weight"]
+    assert learned.abs().max() > 0.01
+    torch.testing.assert_close(learned, alone.uncertainty.weight.detach(), rtol=1e-4, atol=1e-5)
     assert alone.validate() == pytest.approx(
         read_rows(shared["folder"] / way / LOG)[-1]["validation_loss"], rel=1e-4
     )
@@ -105,6 +105,10 @@ def test_where_a_process_is_killed_the_others_end_and_say_what_is_safe(shared):
     )  # fmt: skip
     assert again.step == 8
     again.fit()
+
+
+def test_all_stop_where_one_is_asked_to(shared):
+    assert read_tensors(shared["folder"] / "stopped" / CHECKPOINT)[1]["step"] == 3
 
 
 def test_processes_that_are_alone_are_refused(monkeypatch):

@@ -1,5 +1,6 @@
 """Targets averaged over a pool: the same minimiser, less variance, the same rows everywhere."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -195,3 +196,13 @@ def test_what_has_no_pool_is_refused():
         Trainer(network(), sde, lambda step: torch.zeros(8, 2), settings())
     with pytest.raises(ValueError, match="reference: expected at least 0"):
         TrainConfig(reference=-1)
+
+
+def test_a_pool_of_turned_images_is_turned_as_a_batch_is():
+    """Each row is drawn like the row that is noised, or its target would be biased."""
+    images = torch.tensor([[0.0, 1.0]]).expand(20, 1, 1, 2)  # turned ones are 1, 0
+    turning = dataclasses.replace(settings(), reference=1_000, flip=True)
+    pools = Pools(images, cldfast.CLD(), turning, data_form("edm"), torch.device("cpu"), null=None)
+    pool = pools.at(0, torch.full((4,), 0.5, dtype=torch.float64), None).pool
+    # Five standard deviations of one half among 1,000.
+    assert pool[:, 0, 0, 0].mean().item() == pytest.approx(0.5, abs=5 * 0.5 / 1_000**0.5)

@@ -15,7 +15,7 @@ from torch.utils.data import (
 from cldfast import CLD
 from cldfast.lab.models import MLPScore
 from cldfast.training import TrainConfig, Trainer
-from cldfast.training.rows import Order, Taken, row_source, with_dropped
+from cldfast.training.rows import Order, Taken, row_source, with_dropped, with_mirrored
 
 ROWS = torch.arange(40.0).reshape(20, 2)
 LABELS = torch.arange(20)
@@ -117,6 +117,23 @@ def test_dropped_labels_are_the_same_in_any_number_of_parts():
         0.1, abs=5 * (0.09 / 80_000) ** 0.5
     )
     assert torch.equal(whole[whole < 10], labels[whole < 10])
+
+
+def test_half_of_the_images_are_turned_the_same_ones_in_any_number_of_parts():
+    rows = torch.arange(8_000 * 4.0).reshape(8_000, 1, 2, 2)
+    whole = with_mirrored(rows, Taken(3, 8_000, slice(0, 8_000)), 2)
+    taken = [Taken(3, 8_000, slice(k, k + 2_000)) for k in range(0, 8_000, 2_000)]
+    parts = [with_mirrored(rows[one.share], one, 2) for one in taken]
+    assert torch.equal(torch.cat(parts), whole)
+    turned = whole[:, 0, 0, 0] > rows[:, 0, 0, 0]
+    assert torch.equal(whole[turned], rows[turned].flip(3))
+    assert torch.equal(whole[~turned], rows[~turned])
+    # Five standard deviations of a share of one half among 8,000.
+    assert turned.double().mean().item() == pytest.approx(0.5, abs=5 * 0.5 / 8_000**0.5)
+    other = with_mirrored(rows, Taken(3, 8_000, slice(0, 8_000)), 3)  # another step, other ones
+    assert 0.4 < (other == whole).all((1, 2, 3)).double().mean() < 0.6
+    with pytest.raises(ValueError, match="flip: expected images"):
+        with_mirrored(ROWS, WHOLE, 0)
 
 
 def test_training_on_a_loader_is_training_on_its_rows():

@@ -11,6 +11,7 @@ examples:
   cldfast sample RUN --labels 3 7 --guidance-scale 2
   cldfast sample RUN --solver multistep --option order=3 --grid logistic --batch-size 256
   cldfast sample RUN -n 1000000 --out samples/      # in constant memory; run it again to go on
+  cldfast sample RUN -n 1000000 --out samples/ --shards 0-15   # these alone, by number
   torchrun --nproc-per-node 8 -m cldfast sample RUN -n 1000000 --out samples/
   cldfast sample RUN --solver pflow --tolerance 1e-4 --device cuda --out flow.npz
 """
@@ -61,7 +62,7 @@ _MAKING = {"solver", "grid", "denoise", "guidance_scale", "t_min"}
 _OF_THE_FLOW: dict[str, Any] = {"tolerance": 1e-5}
 # What is left to say where a plan is given.
 _WITH_A_PLAN = ("seed", "first_index", "batch_size", "backend")
-_OF_SHARDS = ("files", "shard_rows", "call_rows")
+_OF_SHARDS = ("files", "shard_rows", "call_rows", "shards")
 # Columns of a picture whose rows are classes.
 _COLUMNS = 16
 
@@ -106,6 +107,8 @@ def add_options(parser: Any) -> None:
         "call-rows": f"samples in one network call, on which the last bit depends ({CALL_ROWS})",
     }
     add_numbers(shards, int, shard_counts)
+    by_number = "make these, by number and without locks, such as 0-3 9, or all (what is free)"
+    shards.add_argument("--shards", nargs="+", metavar="K", help=by_number)
     parser.add_argument("--no-picture", action="store_true", help="write the .npz only")
     add_device(parser)
     add_progress(parser)

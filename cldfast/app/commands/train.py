@@ -7,7 +7,7 @@ bit for bit, with --resume.
 
 examples:
   cldfast train digits --out RUN --conditional --steps 6000
-  cldfast train --data photos/ --size 32 --out RUN --width 64 --device cuda
+  cldfast train --data photos/ --size 32 --flip --workers 4 --out RUN --width 64 --device cuda
   cldfast train --data points.npy --out RUN --schedule cosine scale=2 --T 1
   cldfast train funnel --dim 20 --out RUN --process psld kappa=0.04
   cldfast train --resume --out RUN --steps 20000
@@ -21,7 +21,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from cldfast.app.launched import TRACKERS, launched
+from cldfast.app.launched import PATIENCE, TRACKERS, launched
 from cldfast.app.new_run import LABEL_DROPOUT, run_config
 from cldfast.app.options import (
     add_device,
@@ -29,6 +29,7 @@ from cldfast.app.options import (
     add_progress,
     device,
     given,
+    given_of,
 )
 from cldfast.app.process_options import add_process
 from cldfast.app.runs import plot_losses, train_run
@@ -43,6 +44,7 @@ from cldfast.training.times import TIME_SAMPLING
 # Options that a resumed run may be given anew.
 _WITH_RESUME = {
     "command", "run", "out", "resume", "steps", "until", "threads", "quiet", "device", "track",
+    "patience", "workers",
 }  # fmt: skip
 
 USAGE = "[NAME | --data PATH] --out RUN [options]"
@@ -69,6 +71,10 @@ def add_options(parser: Any) -> None:
     shared.add_argument(
         "--track", nargs="+", default=(), choices=TRACKERS, help="report there, beside train.csv"
     )
+    lost = f"seconds without an answer after which another process is lost ({PATIENCE:g})"
+    add_numbers(shared, float, {"patience": lost})
+    ahead = "processes that read the rows of --data ahead, for each process of the training (0)"
+    add_numbers(shared, int, {"workers": ahead})
     add_device(parser)
     add_progress(parser)
 
@@ -83,6 +89,10 @@ def _add_data(group: Any) -> None:
     }
     add_numbers(group, int, drawn)
     add_numbers(group, float, {"scale": "factor on the data, which is then not standardised"})
+    group.add_argument(
+        "--flip", action="store_const", const=True,
+        help="turn half of the images from right to left, by the seed",
+    )  # fmt: skip
     group.add_argument(
         "--standardise", action=argparse.BooleanOptionalAction,
         help="train on data of mean 0 and standard deviation 1 (yes)",
@@ -133,7 +143,9 @@ def _add_training(group: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     config = _config(args)
-    accelerator = launched(args.track, args.out, cpu=args.device == "cpu")
+    accelerator = launched(
+        args.track, args.out, cpu=args.device == "cpu", **given_of(args, "patience")
+    )
     if accelerator is None:
         where = device(args)
     else:
@@ -141,7 +153,7 @@ def run(args: argparse.Namespace) -> None:
         accelerator.init_trackers("cldfast", config=config.train)
     metrics = train_run(
         args.out, config, resume=args.resume, until=args.until, device=where,
-        progress=not args.quiet, accelerator=accelerator,
+        progress=not args.quiet, accelerator=accelerator, **given_of(args, "workers"),
     )  # fmt: skip
     if accelerator is not None:
         accelerator.end_training()

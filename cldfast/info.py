@@ -36,6 +36,8 @@ def info() -> dict[str, Any]:
     """
     names = [name for name in kernels.backend_names() if name != "auto"]
     missing = {name: kernels.missing_backend(name) for name in names}
+    built = native.cuda
+    cuda = built and {"architectures": built.ARCHITECTURES.split(), "runtime": built.CUDART_VERSION}
     return {
         "versions": versions(),
         "backends": {
@@ -44,17 +46,8 @@ def info() -> dict[str, Any]:
         },
         "auto": {device: kernels.automatic_backend(device).name for device in ("cpu", "cuda")},
         "core": None if native.core is None else native.core.info(),
-        "cuda": _cuda_build(),
+        "cuda": cuda,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
-
-
-def _cuda_build() -> dict[str, Any] | None:
-    if native.cuda is None:
-        return None
-    return {
-        "architectures": native.cuda.ARCHITECTURES.split(),
-        "runtime": native.cuda.CUDART_VERSION,
     }

@@ -17,17 +17,7 @@ from typing import NoReturn
 
 import torch
 
-from cldfast.app.commands import (
-    bench,
-    budget,
-    demo,
-    fit,
-    info,
-    likelihood,
-    sample,
-    study,
-    train,
-)
+from cldfast.app.commands import bench, budget, demo, fit, info, likelihood, sample, study, train
 from cldfast.app.launched import Preempted
 from cldfast.app.options import add_numbers
 from cldfast.training import LostProcess, NonFiniteLoss

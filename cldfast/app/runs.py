@@ -217,11 +217,7 @@ def likelihood_run(
         )
         bounds.append(made.nll.cpu())
         evaluations += made.evaluations
-    return torch.cat(bounds) + _log_volume(config), evaluations
-
-
-def _log_volume(config: RunConfig) -> float:
-    """The logarithm of the volume in units of the data that the network's unit cube takes."""
+    # The network's unit cube has this volume in units of the data.
     origin, unit = (make(1, *config.shape, device="cpu") for make in (torch.zeros, torch.ones))
     sides = config.restore(unit.double()) - config.restore(origin.double())
-    return float(sides.log().sum())
+    return torch.cat(bounds) + float(sides.log().sum()), evaluations

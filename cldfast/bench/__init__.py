@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from cldfast.bench.cases import CASES, RUN_CASES, STEADY_CASE
-from cldfast.bench.measure import measure_case, measure_run, measure_steady_case
+from cldfast.bench.measure import measure_case, measure_run, measure_steady
 from cldfast.bench.report import Results, summary
 from cldfast.bench.results import Row, environment, read_csv, write_csv
 from cldfast.bench.tables import bandwidth, markdown
@@ -58,7 +58,8 @@ def measure(
             elif name in RUN_CASES:
                 found = measure_run(RUN_CASES[name], quick=quick)
             else:
-                found = measure_steady_case(quick=quick)
+                size = ((100_000, 2), 50) if quick else ((1_000_000, 2), 1000)
+                found = [measure_steady(*size, quick=quick)]
         rows += found
         say(f"{name}: {len(found)} rows in {time.perf_counter() - start:.0f} s")
     return rows

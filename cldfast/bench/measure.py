@@ -86,25 +86,24 @@ def measure_run(case: RunCase, *, quick: bool) -> list[Row]:
     runs = loops(shape, steps)
     for run in loops(shape, 2).values():
         run(net)  # warm
-    totals: dict[str, list[float]] = {name: [] for name in runs}
-    networks: dict[str, list[float]] = {name: [] for name in runs}
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             timed = TimedNetwork(net)
             start = time.perf_counter()
             run(timed)
-            totals[name].append(time.perf_counter() - start)
-            networks[name].append(timed.seconds)
+            spent[name].append((time.perf_counter() - start, timed.seconds))
     rows = []
-    for name, total in totals.items():
-        integrator = float(np.median(np.subtract(total, networks[name])))
-        timing = Timing(torch.get_num_threads(), 1, rounds, total)
+    for name, seconds in spent.items():
+        total, inside = np.transpose(seconds)
+        integrator = float(np.median(total - inside))
+        timing = Timing(torch.get_num_threads(), 1, rounds, total.tolist())
         rows.append(
             measured_row(
                 SAMPLING, case.name, shape, timing, quick=quick, operation=SSCS, contestant=name,
                 level=best_level() if name == FUSED else "", evaluations=steps,
                 ns_per_pair=integrator * 1e9 / math.prod(shape) / steps,
-                network_seconds=float(np.median(networks[name])), integrator_seconds=integrator,
+                network_seconds=float(np.median(inside)), integrator_seconds=integrator,
             )
         )  # fmt: skip
     return rows
@@ -138,25 +137,18 @@ def measure_steady(shape: tuple[int, ...], steps: int, *, quick: bool = False) -
     finally:
         allocations.stop()
 
-    start = 0.0
+    started: list[float] = []
     gc.collect()
 
     def mark() -> None:
-        nonlocal start
         resident.start()
-        start = time.perf_counter()
+        started.append(time.perf_counter())
 
     sampling.run(plan, calling_after_a_step(mark), u, nonfinite="return")
-    seconds = (time.perf_counter() - start) / (steps - 1)
+    seconds = (time.perf_counter() - started[0]) / (steps - 1)
     timing = Timing(torch.get_num_threads(), steps - 1, 1, [seconds])
     return measured_row(
         STEADY, STEADY_CASE, shape, timing, quick=quick, operation=SSCS,
         contestant=REFERENCE if kernels.missing_backend("cpu") else FUSED, level=best_level(),
         allocated_bytes=allocations.total, resident_bytes=resident.growth(), evaluations=steps,
     )  # fmt: skip
-
-
-def measure_steady_case(*, quick: bool) -> list[Row]:
-    """The row of the steady case: 1,000 steps at (1,000,000, 2), less in a quick run."""
-    shape, steps = ((100_000, 2), 50) if quick else ((1_000_000, 2), 1000)
-    return [measure_steady(shape, steps, quick=quick)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from cldfast.bench import contestants as names
 from cldfast.bench.cases import INTEGRATOR, LARGE, NOISE_FREE, POINTS, RANDN, SSCS, TOY, WIDE
@@ -58,10 +59,6 @@ class Results:
         """The row of a whole run."""
         return self.find(section=SAMPLING, case=case, contestant=contestant)
 
-    def fused(self, case: str, operation: str, level: str = "") -> Row | None:
-        """The row of the fused kernel, in place."""
-        return self.stage(case, names.FUSED, operation, level=level)
-
 
 def checks(results: Results) -> list[Check]:
     """Each speed target with its verdict: the fused kernel against others in one run.
@@ -78,13 +75,14 @@ def checks(results: Results) -> list[Check]:
             return Check(what, target, "not measured", None)
         return Check(what, target, f"{value:.{digits}f}{unit}", _SIGNS[sign](value, bound))
 
-    large, quiet = results.fused(LARGE, SSCS), results.fused(LARGE, NOISE_FREE)
+    fused = partial(results.stage, contestant=names.FUSED)
+    large, quiet = fused(LARGE, operation=SSCS), fused(LARGE, operation=NOISE_FREE)
     randn = results.stage(LARGE, names.RANDN_LIKE, RANDN)
     published = results.stage(LARGE, names.PUBLISHED, SSCS)
     call = results.stage(TOY, names.PUBLIC_OP, SSCS)
     one = None
     if results.fewest < results.threads:
-        one = results.stage(LARGE, names.FUSED, SSCS, results.fewest)
+        one = fused(LARGE, operation=SSCS, threads=results.fewest)
     noisy = f"{LARGE}: noisy stage"
     return [
         check(f"{noisy} against {names.RANDN_LIKE}", ">=", 6.0, "x", 1, _ratio(randn, large)),
@@ -99,7 +97,7 @@ def checks(results: Results) -> list[Check]:
         *(
             check(
                 f"{case}: noisy stage, cost of a pair against {LARGE}", "<=", 1.7, "x", 2,
-                _ratio(results.fused(case, SSCS), large, "ns_per_pair"),
+                _ratio(fused(case, operation=SSCS), large, "ns_per_pair"),
             )
             for case in (POINTS, WIDE)
         ),

@@ -65,12 +65,12 @@ def measured_row(
     """The row of a contestant's times on data of a shape; `columns` are the others, by name."""
     pairs, seconds = math.prod(shape), timing.median
     low, high = timing.quartiles() if len(timing.samples) > 1 else (None, None)
-    computed: dict[str, Any] = {
-        "shape": "x".join(map(str, shape)), "pairs": pairs, "threads": timing.threads,
-        "rounds": len(timing.samples), "calls": timing.calls, "seconds": seconds,
-        "seconds_q1": low, "seconds_q3": high, "ns_per_pair": seconds * 1e9 / pairs,
-    }  # fmt: skip
-    return Row(section=section, case=case, **(computed | columns))
+    columns = {"ns_per_pair": seconds * 1e9 / pairs} | columns
+    return Row(
+        section, case, "x".join(map(str, shape)), pairs, threads=timing.threads,
+        rounds=len(timing.samples), calls=timing.calls, seconds=seconds, seconds_q1=low,
+        seconds_q3=high, **columns,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +101,14 @@ _DIGITS = 5
 
 def environment() -> Environment:
     """This machine and these versions."""
-    found = versions()
+    found, own = versions(), getattr(os, "sched_getaffinity", None)
     return Environment(
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         device=processor(),
-        cores=_cores(),
+        cores=len(own(0)) if own else os.cpu_count() or 1,
         simd=best_level() or "none",
         **{name: str(found[name]) for name in ("python", "torch", "numpy", "cldfast")},
     )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +75,9 @@ def _stage_table(results: Results) -> str:
 def _level_table(results: Results) -> str:
     lines = []
     for level in reversed(results.levels):
-        found = [results.fused(cases.LARGE, op, level) for op in cases.OPERATIONS]
-        one = results.stage(cases.LARGE, names.FUSED, cases.SSCS, results.fewest, level)
+        of_level = partial(results.stage, cases.LARGE, names.FUSED, level=level)
+        found = [of_level(operation) for operation in cases.OPERATIONS]
+        one = of_level(cases.SSCS, results.fewest)
         if any(row is not None for row in found):
             lines.append([level, *map(_cost, (*found, one))])
     header = ["SIMD level, largest case", "noisy", "velocity noise", "no noise"]
@@ -89,16 +91,10 @@ def _run_table(results: Results) -> str:
             row = results.run(case.name, contestant)
             if row is None or row.integrator_seconds is None:
                 continue
-            lines.append(
-                [
-                    f"{row.shape}, {row.evaluations} steps, {case.about}",
-                    contestant,
-                    number(row.seconds),
-                    number(row.network_seconds),
-                    number(row.integrator_seconds * 1e3),
-                    f"{row.integrator_seconds / row.seconds:.1%}",
-                ]
-            )
+            about = f"{row.shape}, {row.evaluations} steps, {case.about}"
+            numbers = (row.seconds, row.network_seconds, row.integrator_seconds * 1e3)
+            share = f"{row.integrator_seconds / row.seconds:.1%}"
+            lines.append([about, contestant, *map(number, numbers), share])
     header = ["whole sampling", "loop", "s", "network, s", "integrator, ms", "its share"]
     return table(header, lines)
 

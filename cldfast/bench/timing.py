@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import timeit
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -62,18 +62,12 @@ def threads_set(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _once(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def calibrate(call: Callable[[], object], threads: int, effort: Effort) -> Timing:
     """Warm up (compilation included) and choose how often to call and to take part."""
     call()
-    seconds = _once(call)
+    seconds = timeit.timeit(call, number=1)
     if seconds < effort.sample:
-        seconds = min(seconds, _once(call))
+        seconds = min(seconds, timeit.timeit(call, number=1))
     calls = int(np.clip(np.ceil(effort.sample / max(seconds, 1e-9)), 1, _MOST_CALLS))
     rounds = int(np.clip(effort.budget / (calls * seconds), _FEWEST_ROUNDS, effort.rounds))
     return Timing(threads, calls, rounds)
@@ -107,14 +101,8 @@ def interleaved(
             for timing in row:
                 if takes_part(index, timing.rounds, effort.rounds):
                     with threads_set(timing.threads):
-                        timing.samples.append(_sample(call, timing.calls, reset))
+                        reset()
+                        call()  # what the reset has moved out of the caches comes back
+                        seconds = timeit.timeit(call, number=timing.calls)
+                        timing.samples.append(seconds / timing.calls)
     return results
-
-
-def _sample(call: Callable[[], object], calls: int, reset: Callable[[], None]) -> float:
-    reset()
-    call()  # what the reset has moved out of the caches comes back
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    return (time.perf_counter() - start) / calls

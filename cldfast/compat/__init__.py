@@ -7,6 +7,6 @@ There is a package for each codebase, `cld_sgm`, `gddim`, `psld`, `strasman`, an
 
 Each package has two modes, see `published.py`. The published modes share one implementation of the
 published formulas: `laws.py` (means and covariances), `steps.py` (steps as stages), `losses.py`,
-`flow.py`, `draws.py`. `docs/codebases.md` has the conventions of each codebase beside ours, and
+`draws.py`. `docs/codebases.md` has the conventions of each codebase beside ours, and
 every difference.
 """

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cldfast.compat.noise_tables import FAR, FlowTable, NoiseTable, SigmaTable, Table, Values
 from cldfast.conditions import Conditions, null_of
-from cldfast.network import per_row
+from cldfast.network import network_dtype, per_row
 from cldfast.training.trained import remember_training
 
 # How x0 follows from y and the output: the factors of both, of the noise level r and of alpha.
@@ -83,7 +83,7 @@ class Denoiser(nn.Module):
             shrink = (most / rows).clamp_max(1.0)
             keep, alpha = keep * shrink, alpha * shrink
         keep, gain, alpha = (per_row(part, y) for part in (keep, gain, alpha))
-        seen = (alpha * y).to(_dtype_of(self.net, y.dtype))
+        seen = (alpha * y).to(network_dtype(self.net) or y.dtype)
         output = self.net(seen, t.expand(y.shape[0]), *arguments, **conditions)
         if not isinstance(output, Tensor):
             raise TypeError(f"the network's output must be a tensor, got {type(output).__name__}")
@@ -195,11 +195,3 @@ class _OfDiffusers(nn.Module):
         output: Tensor = self.unet(z, t, *arguments, return_dict=False, **given)[0]
         # Twice the channels: the second half is a variance, which a denoiser has no use for.
         return output[:, : z.shape[1]] if output.shape[1] == 2 * z.shape[1] else output
-
-
-def _dtype_of(net: object, default: torch.dtype) -> torch.dtype:
-    """The dtype of a module's parameters."""
-    if isinstance(net, nn.Module):
-        for parameter in net.parameters():
-            return parameter.dtype
-    return default

@@ -82,10 +82,8 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         if not num_train_timesteps > 0:
             raise ValueError(f"num_train_timesteps must be > 0, got {num_train_timesteps}")
-        if isinstance(sde, LinearPhaseSDE):
-            self.sde = sde
-        else:
-            self.sde = CLD() if sde is None else sde_from_config(sde)
+        sde = CLD() if sde is None else sde
+        self.sde = sde if isinstance(sde, LinearPhaseSDE) else sde_from_config(sde)
         self._given = Plan.from_config(plan) if isinstance(plan, dict) else plan
         if self._given is not None:
             self._given.check_made_for(self.sde, parameterization)
@@ -118,10 +116,10 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         self.plan: Plan | None = None
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0)
-        self._begin_index: int | None = None
-        self._steps: Steps | None = None
-        self._step_index: int | None = None
-        self._seeds: Seeds | None = None
+        self._begin_index: int | None
+        self._step_index: int | None
+        self._seeds: Seeds | None
+        self._steps: Steps | None
         self._forget_run()
 
     @classmethod
@@ -141,11 +139,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def from_scheduler(
-        cls,
-        scheduler: Any,
-        sde: LinearPhaseSDE | None = None,
-        solver: str = "auto",
-        **options: Any,
+        cls, scheduler: Any, sde: LinearPhaseSDE | None = None, solver: str = "auto", **options: Any
     ) -> CLDScheduler:
         """The scheduler under which a network of diffusers runs as it is, in its own pipeline.
 
@@ -215,7 +209,6 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps = self.plan.steps
         self._prepare(self.plan)
         self.timesteps = self._timesteps(self.plan, device)
-        self._begin_index = None
         self._forget_run()
 
     def initial_noise(
@@ -318,10 +311,8 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
             stage = self._stages[index]
             noise: kernels.Noise = NoiseAddress()  # of a stage that draws nothing
             if index in drawn:
-                if variance_noise is None:
-                    noise = self._noise(state, first_index, index)
-                else:
-                    noise = variance_noise
+                given = variance_noise
+                noise = self._noise(state, first_index, index) if given is None else given
             state = self._steps.take(
                 index, stage, state, (model_output,) if stage.evaluates else (), noise, checked=True
             ).state
@@ -424,8 +415,7 @@ class CLDScheduler(SchedulerMixin, ConfigMixin):
         self._draws = [bool(np.any(stage.L)) for stage in stages]
 
     def _forget_run(self) -> None:
-        self._step_index = self._seeds = None
-        self._steps = None
+        self._begin_index = self._step_index = self._seeds = self._steps = None
         self._hidden = HiddenState()
 
     def _run(self) -> Steps:

@@ -1,4 +1,4 @@
-"""Steps of the codebases as stages for a network that returns the full score, and `fold`.
+"""Steps of the codebases as stages for a network that returns the full score; `fold` and `Flow`.
 
 Published steps are affine too, so each step is a stage. The steps are written down once, for all
 codebases: a codebase that does something differently passes other times, rates and laws. `fold`
@@ -15,10 +15,12 @@ import numpy as np
 import torch
 
 from cldfast.compat.laws import checked, jittered, naive
+from cldfast.network import Network
 from cldfast.planner.parameterization import LinearMap
 from cldfast.planner.stage import Stage, affine_stages
 from cldfast.process.linear_flow import Covariance, Transition
 from cldfast.process.sde import LinearPhaseSDE
+from cldfast.sampling import probability_flow
 
 # Times (n,) -> how to make the score of a network's output there.
 OutputMap = Callable[[np.ndarray], LinearMap]
@@ -113,6 +115,17 @@ def fold(
         added = () if guidance is None else (guidance * E,)
         result[k] = replace(stages[k], P=P + E @ from_state, E=(E @ from_output, *added))
     return result
+
+
+class Flow(probability_flow.Flow):
+    """`cldfast.sampling.probability_flow.Flow` for networks whose outputs `output_map` explains."""
+
+    def __init__(self, net: Network, sde: LinearPhaseSDE, output_map: OutputMap) -> None:
+        super().__init__(net, sde, "full_score")  # which `score` takes from the map
+        self.output_map = output_map
+
+    def score(self, times: np.ndarray) -> LinearMap:
+        return self.output_map(times)
 
 
 def rows_of_score(rows: np.ndarray) -> OutputMap:

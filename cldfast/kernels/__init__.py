@@ -29,6 +29,7 @@ from cldfast.kernels.backends.registry import (
 from cldfast.kernels.checks import (
     OUTPUT_DTYPES,
     STATE_DTYPES,
+    check_data,
     check_noise,
     check_output,
     check_planes,
@@ -74,6 +75,7 @@ __all__ = [
     "Stream",
     "automatic_backend",
     "backend_names",
+    "check_data",
     "check_gradients",
     "check_noise",
     "check_output",

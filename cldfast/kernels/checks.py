@@ -40,6 +40,16 @@ def check_state(name: str, u: object) -> torch.Tensor:
     return tensor
 
 
+def check_data(name: str, data: object) -> torch.Tensor:
+    """Data (B, C, ...) of float32 or float64, not empty."""
+    tensor = check_tensor(name, data)
+    if tensor.dtype not in STATE_DTYPES:
+        raise TypeError(f"{name} must be float32 or float64, got {describe(tensor)}")
+    if tensor.dim() < 2 or tensor.numel() == 0:
+        raise ValueError(f"{name} must be non-empty (B, C, ...), got {describe(tensor)}")
+    return tensor
+
+
 def check_planes(name: str, tensor: object, like: torch.Tensor, channels: int) -> int:
     """The number of planes of an output or history row beside a state; raises if it misfits."""
     got = check_tensor(name, tensor)
@@ -61,12 +71,7 @@ def check_planes(name: str, tensor: object, like: torch.Tensor, channels: int) -
 
 
 def check_output(
-    name: str,
-    output: object,
-    like: torch.Tensor,
-    channels: int,
-    planes: int,
-    parameterization: str,
+    name: str, output: object, like: torch.Tensor, channels: int, planes: int, parameterization: str
 ) -> None:
     """ValueError or TypeError unless a network's output has so many planes beside a state."""
     got = check_planes(name, output, like, channels)

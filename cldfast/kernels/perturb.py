@@ -7,14 +7,7 @@ import torch
 from cldfast.kernels.address import NoiseAddress
 from cldfast.kernels.backends.protocol import Backend, Noise
 from cldfast.kernels.backends.registry import resolve_backend
-from cldfast.kernels.checks import (
-    STATE_DTYPES,
-    check_like,
-    check_noise,
-    check_tensor,
-    check_weights,
-    describe,
-)
+from cldfast.kernels.checks import check_data, check_like, check_noise, check_weights
 from cldfast.kernels.stage import stage
 from cldfast.kernels.time_tables import AtTimes
 
@@ -59,14 +52,17 @@ def perturb(
     Raises ValueError or TypeError before anything is written; OutsideTableError, a ValueError, for
     a time outside the table.
     """
-    like = _check_data(data)
+    if len(data) not in (1, 2):
+        raise ValueError(f"data must be (x0,) or (x0, v0), got {len(data)} tensors")
+    like = check_data("data[0]", data[0])
+    for other in data[1:]:
+        check_like("data[1]", other, tuple(like.shape), like)
     rows, columns = like.shape[0], len(data) + 2
     if not isinstance(weights, AtTimes):
         check_weights(weights, rows, columns, like.device)
     elif (
-        weights.shape[0] != rows
+        weights.shape[::2] != (rows, columns)
         or weights.shape[1] < 2
-        or weights.shape[2] != columns
         or weights.device != like.device
     ):
         raise ValueError(
@@ -85,17 +81,3 @@ def perturb(
     else:
         made = found.stage(None, data, (), weights, noise)
     return made.state, made.history
-
-
-def _check_data(data: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """The first of the tensors to be perturbed, after a look at all of them."""
-    if len(data) not in (1, 2):
-        raise ValueError(f"data must be (x0,) or (x0, v0), got {len(data)} tensors")
-    like = check_tensor("data[0]", data[0])
-    if like.dtype not in STATE_DTYPES:
-        raise TypeError(f"data must be float32 or float64, got {describe(like)}")
-    if like.dim() < 2 or like.numel() == 0:
-        raise ValueError(f"data must be non-empty (B, C, ...), got {describe(like)}")
-    for other in data[1:]:
-        check_like("data[1]", other, tuple(like.shape), like)
-    return like

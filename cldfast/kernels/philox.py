@@ -59,12 +59,8 @@ def pair_words(
     pair = torch.arange(first, first + count, dtype=torch.int64, device=device)
     half = pair >> 1
     zero = torch.zeros((), dtype=torch.int64, device=device)
-    counter = (
-        half & _MASK,
-        (half >> 32) & _MASK,
-        zero + address.stage_index,
-        zero + int(address.stream),
-    )
+    low, high = half & _MASK, (half >> 32) & _MASK
+    counter = low, high, zero + address.stage_index, zero + int(address.stream)
     words = philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))
     odd = (pair & 1).bool()
     return torch.where(odd, words[2], words[0]), torch.where(odd, words[3], words[1])
@@ -96,10 +92,7 @@ def normals_from_words(
 
 
 def pair_normals(
-    address: NoiseAddress,
-    count: int,
-    dtype: torch.dtype,
-    device: torch.device | str = "cpu",
+    address: NoiseAddress, count: int, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Addressed normals (z_x, z_v), each (count,), of the pairs of `pair_words`."""
     return normals_from_words(*pair_words(address, count, device), dtype)

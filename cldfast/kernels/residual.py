@@ -14,8 +14,8 @@ from cldfast.kernels.backends.planes import layout
 from cldfast.kernels.backends.protocol import Backend
 from cldfast.kernels.backends.registry import get_backend, resolve_backend
 from cldfast.kernels.checks import STATE_DTYPES, check_like, check_planes, check_tensor, describe
-from cldfast.kernels.library import library
 from cldfast.kernels.perturb import matrices
+from cldfast.kernels.stage import library
 from cldfast.kernels.time_tables import AtTimes
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -96,14 +96,8 @@ def _check(output: object, offset: object, weights: torch.Tensor | AtTimes) -> N
     rows, residuals, columns = weights.shape
     width = e.shape[1] + (o.shape[1] if o.dim() == e.dim() else 0)
     channels = width // max(columns, 1)
-    if (
-        rows != e.shape[0]
-        or not residuals
-        or not channels
-        or width != channels * columns
-        or e.shape[1] % channels
-        or weights.device != e.device
-    ):
+    whole = channels and width == channels * columns and e.shape[1] % channels == 0
+    if rows != e.shape[0] or weights.device != e.device or not residuals or not whole:
         raise ValueError(
             f"weights must be ({e.shape[0]}, q, r + p) on {e.device}, a column for each plane of "
             f"output {describe(o)} and offset {describe(e)}; "
@@ -147,23 +141,10 @@ def scaled(stored: torch.Tensor, incoming: torch.Tensor, after: float) -> torch.
     """
     if incoming.dim() == 0 and incoming.device.type == "cpu" and after * incoming.item() == 1.0:
         return stored
-    return _product(stored, incoming, after)
-
-
-def _product(stored: torch.Tensor, incoming: torch.Tensor, after: float) -> torch.Tensor:
     factor = incoming if after == 1.0 else incoming * after
     # A dimension keeps the factor's dtype in the product, which is rounded to the output's.
     factor = factor.reshape(-1, *([1] * (stored.dim() - 1)))
     return torch.mul(stored, factor, out=torch.empty_like(stored))
-
-
-def refuse_second_derivative() -> None:
-    """NotImplementedError in a backward that is itself to be differentiated."""
-    if torch.is_grad_enabled():
-        raise NotImplementedError(
-            "a fused residual has no second derivative: its gradient is made with the loss "
-            f"(backward was called with create_graph=True); {_PLAIN}"
-        )
 
 
 class _Residual(torch.autograd.Function):
@@ -176,7 +157,11 @@ class _Residual(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, incoming):  # type: ignore[no-untyped-def]
-        refuse_second_derivative()
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "a fused residual has no second derivative: its gradient is made with the loss "
+                f"(backward was called with create_graph=True); {_PLAIN}"
+            )
         (stored,) = ctx.saved_tensors
         return scaled(stored, incoming, ctx.after), None, None
 

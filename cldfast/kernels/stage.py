@@ -15,17 +15,14 @@ from cldfast.kernels.backends.planes import layout
 from cldfast.kernels.backends.protocol import Backend, Noise, StageResult
 from cldfast.kernels.backends.registry import get_backend, resolve_backend
 from cldfast.kernels.checks import (
-    STATE_DTYPES,
+    check_data,
     check_noise,
     check_out,
     check_planes,
     check_seen,
     check_state,
-    check_tensor,
     check_weights,
-    describe,
 )
-from cldfast.kernels.library import library
 
 
 def stage(
@@ -65,12 +62,7 @@ def stage(
     else:
         if not outputs:
             raise ValueError("a stage without state u needs at least one output, got none")
-        like = check_tensor("outputs[0]", outputs[0])
-        if like.dtype not in STATE_DTYPES or like.dim() < 2 or like.numel() == 0:
-            raise ValueError(
-                "outputs[0] of a stage without state must be a non-empty (B, C, ...) tensor of "
-                f"float32 or float64, got {describe(like)}"
-            )
+        like = check_data("outputs[0] of a stage without state", outputs[0])
         channels = like.shape[1]
         columns = 2
     for j, tensor in enumerate(outputs):
@@ -88,10 +80,16 @@ def stage(
     if torch.compiler.is_compiling() or _needs_grad(u, outputs, history, weights):
         if out is not None:
             raise ValueError("out= cannot be used with gradients or under torch.compile")
-        seen_dtype = like.dtype if seen_dtype is None else seen_dtype
-        return stage_operator(
-            u, outputs, history, weights, noise, seen_planes, seen_dtype, found.name
-        )
+        words = (0, 0, 0, 0)
+        if isinstance(noise, NoiseAddress):
+            seed = signed_seed(noise.seed)
+            words = seed, noise.first_index, noise.stage_index, int(noise.stream)
+        state, row, seen = torch.ops.cldfast.stage(
+            u, list(outputs), list(history), weights, *words, given, seen_planes,
+            like.dtype if seen_dtype is None else seen_dtype, found.name,
+        )  # fmt: skip
+        has_row = weights.shape[1] > 2 + seen_planes
+        return StageResult(state, row if has_row else None, seen if seen_planes else None)
     return found.stage(
         u, outputs, history, weights, noise, out=out, seen_planes=seen_planes, seen_dtype=seen_dtype
     )
@@ -118,45 +116,12 @@ def _needs_grad(
 # --- the registered operator -------------------------------------------------------------------
 # An operator returns tensors only: missing planes are an empty tensor.
 
+library = torch.library.Library("cldfast", "DEF")  # of all operators
 library.define(
     "stage(Tensor? u, Tensor[] outputs, Tensor[] history, Tensor weights, int seed, "
     "int first_index, int stage_index, int stream, Tensor? noise, int seen_planes, "
     "ScalarType seen_dtype, str backend) -> (Tensor, Tensor, Tensor)"
 )
-
-
-def flattened(noise: Noise) -> tuple[int, int, int, int, torch.Tensor | None]:
-    """Noise as an operator's schema has it: four words, and a tensor or None."""
-    if isinstance(noise, torch.Tensor):
-        return 0, 0, 0, 0, noise
-    return (
-        signed_seed(noise.seed), noise.first_index, noise.stage_index, int(noise.stream), None
-    )  # fmt: skip
-
-
-def stage_operator(
-    u: torch.Tensor | None,
-    outputs: Sequence[torch.Tensor],
-    history: Sequence[torch.Tensor],
-    weights: torch.Tensor,
-    noise: Noise,
-    seen_planes: int,
-    seen_dtype: torch.dtype,
-    backend: str,
-) -> StageResult:
-    """`torch.ops.cldfast.stage` with the conventions of `stage`; arguments taken as valid."""
-    state, row, seen = torch.ops.cldfast.stage(
-        u,
-        list(outputs),
-        list(history),
-        weights,
-        *flattened(noise),
-        seen_planes,
-        seen_dtype,
-        backend,
-    )
-    has_row = weights.shape[1] > 2 + seen_planes
-    return StageResult(state, row if has_row else None, seen if seen_planes else None)
 
 
 def _implementation(  # type: ignore[no-untyped-def]
@@ -218,15 +183,12 @@ def _backward(ctx, *grads_of_results):  # type: ignore[no-untyped-def]
             [transposed.new_zeros(weights.shape[0], 2, weights.shape[1]), transposed], 1
         )
     no_noise = transposed.new_zeros(transposed.shape[0], transposed.shape[1], 2)
+    matrix = torch.cat([transposed, no_noise], 2).contiguous()
     grad_state, *others = grads_of_results
     others = [grad for grad in others if grad.numel()]  # missing planes are empty
     state, rows, _ = torch.ops.cldfast.stage(
-        grad_state,
-        others,
-        [],
-        torch.cat([transposed, no_noise], 2).contiguous(),
-        0, 0, 0, 0, None, 0, grad_state.dtype, ctx.backend,
-    )  # fmt: skip
+        grad_state, others, [], matrix, 0, 0, 0, 0, None, 0, grad_state.dtype, ctx.backend
+    )
     sizes = [count * ctx.channels for count in ctx.planes]
     parts = list(rows.split(sizes, dim=1)) if sizes else []
     grads = [part.to(dtype) for part, dtype in zip(parts, ctx.dtypes, strict=True)]

@@ -136,9 +136,11 @@ class Table:
     def __call__(self, t: torch.Tensor) -> torch.Tensor:
         """The matrices at float64 times (B,) in the table, (B, rows, columns): the reference."""
         panel, x = self.locate(t)
-        return _polynomial(self.on(t.device)[0].index_select(0, panel), x)[
-            :, : self.rows * self.columns
-        ].reshape(-1, self.rows, self.columns)
+        coefficients = self.on(t.device)[0].index_select(0, panel)
+        made = coefficients[:, -1]
+        for k in range(coefficients.shape[1] - 2, -1, -1):  # Horner's rule
+            made = made * x[:, None] + coefficients[:, k]
+        return made[:, : self.rows * self.columns].reshape(-1, self.rows, self.columns)
 
 
 def kept_on(
@@ -197,9 +199,7 @@ def make_table(function: Function, end: float, terms: Function | None = None) ->
             panels[int(octave)] = panel
         bits[left[good]] = split
         left = left[~good]
-        if not left.size:
-            break
-        if left.size * 2 ** (split + 1) > _MOST_PANELS:
+        if not left.size or left.size * 2 ** (split + 1) > _MOST_PANELS:
             break
     # Where small times fail, large ones are still worth having.
     count = int(left.min()) if left.size else OCTAVES
@@ -253,11 +253,3 @@ def _interpolate(
         error = np.abs(made - values[:, :, TERMS:]) / np.maximum(size, np.finfo(np.float64).tiny)
         largest = np.max(error, axis=(2, 3))
     return coefficients, np.where(np.isfinite(largest), largest, np.inf), shape
-
-
-def _polynomial(coefficients: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Horner's rule: (B, TERMS, n) at (B,)."""
-    result = coefficients[:, -1]
-    for k in range(coefficients.shape[1] - 2, -1, -1):
-        result = result * x[:, None] + coefficients[:, k]
-    return result

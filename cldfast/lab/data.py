@@ -45,10 +45,8 @@ def make_data(name: str, dim: int | None = None) -> Dataset:
     ImportError for "digits" without scikit-learn.
     """
     free: dict[str, Maker] = {
-        "funnel": Funnel,
-        "gaussians25": gaussians25,
-        "two_points": two_points,
-    }
+        "funnel": Funnel, "gaussians25": gaussians25, "two_points": two_points
+    }  # fmt: skip
     fixed: dict[str, Maker] = {"diamonds": diamonds, "swiss_roll": SwissRoll, "digits": Digits}
     if name in free:
         return free[name]() if dim is None else free[name](dim)

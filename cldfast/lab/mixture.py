@@ -265,11 +265,8 @@ class GaussianMixture:
             return torch.cat(score, dim=1)
         # `score_map` gives the score from output and state; here the output is asked for.
         to_score = score_map(sde, np.array([t]), what)
-        gain, shift = torch.from_numpy(to_score.from_output[0]), to_score.from_state[0].tolist()
+        shift, back = to_score.from_state[0].tolist(), to_score.left_inverse()[0].tolist()
         rows = [s - on_x * x - on_v * v for s, (on_x, on_v) in zip(score, shift, strict=True)]
-        if to_score.planes == 1:
-            return rows[1] / float(gain[1, 0])
-        back = torch.linalg.inv(gain).tolist()
         return torch.cat([on_x * rows[0] + on_v * rows[1] for on_x, on_v in back], dim=1)
 
     def _components(self, y: Tensor, s2: float) -> tuple[Tensor, Tensor]:

@@ -49,14 +49,15 @@ def image_grid(images: Any, path: PathLike, rows: int = 8, columns: int = 16) ->
     array = array[: rows * columns]
     height, width = array.shape[2:]
     gap = max(1, min(height, width) // 8)
-    tall, wide = rows * (height + gap) + gap, columns * (width + gap) + gap
-    canvas = np.ones((tall, wide, 3))
-    for index, image in enumerate((array.clip(-1.0, 1.0) + 1.0) / 2.0):
-        top = gap + (index // columns) * (height + gap)
-        left = gap + (index % columns) * (width + gap)
-        canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    # A cell has its gap above and to the left; one more gap closes the grid.
+    tall, wide = height + gap, width + gap
+    cells = np.ones((rows * columns, tall, wide, 3))
+    cells[: len(array), gap:, gap:] = (array.clip(-1.0, 1.0).transpose(0, 2, 3, 1) + 1.0) / 2.0
+    canvas = cells.reshape(rows, columns, tall, wide, 3).swapaxes(1, 2)
+    canvas = canvas.reshape(rows * tall, columns * wide, 3)
+    canvas = np.pad(canvas, ((0, gap), (0, gap), (0, 0)), constant_values=1.0)
     # Whole repeats of each pixel, at least about 1,200 across, keep pixels sharp and square.
-    zoom = max(1, -(-1200 // wide))
+    zoom = max(1, -(-1200 // canvas.shape[1]))
     canvas = canvas.repeat(zoom, axis=0).repeat(zoom, axis=1)
     figure = new_figure(canvas.shape[1] / _DPI, canvas.shape[0] / _DPI)
     figure.figimage(canvas)
@@ -157,8 +158,7 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float], path: PathLike) 
     axes.plot(at, loss, color=COLOURS[0], alpha=0.3, linewidth=0.8)
     window = max(1, len(loss) // 50)
     if window > 1:
-        sums = np.concatenate([[0.0], loss.cumsum()])
-        mean = (sums[window:] - sums[:-window]) / window
+        mean = np.convolve(loss, np.full(window, 1.0 / window), "valid")
         axes.plot(
             at[window - 1 :], mean, color=COLOURS[0], label=f"mean of the last {window} values"
         )
@@ -172,13 +172,9 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float], path: PathLike) 
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure, inches wide and high, on its own Agg canvas."""
-    purpose = "plots need matplotlib"
-    canvas = extra_module("matplotlib.backends.backend_agg", purpose).FigureCanvasAgg
-    kind = extra_module("matplotlib.figure", purpose).Figure
-    figure = kind(figsize=(width, height), dpi=_DPI, layout="constrained")
-    canvas(figure)
-    return figure
+    """An empty figure, inches wide and high."""
+    kind = extra_module("matplotlib.figure", "plots need matplotlib").Figure
+    return kind(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 
 def decimal_ticks(axes: Any) -> None:

@@ -77,12 +77,8 @@ def optimise_grid(
 
     for start in (shape.fit(best_grid), np.zeros(knots)):
         simplex = np.vstack([start, start + np.eye(knots)])
-        minimize(
-            objective,
-            start,
-            method="Nelder-Mead",
-            options={"maxfev": max_evaluations // 2, "initial_simplex": simplex, "fatol": 1e-3},
-        )
+        limits = {"maxfev": max_evaluations // 2, "initial_simplex": simplex, "fatol": 1e-3}
+        minimize(objective, start, method="Nelder-Mead", options=limits)
     return best_grid
 
 

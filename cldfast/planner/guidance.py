@@ -51,8 +51,7 @@ def added_score(
 
 
 def _map_blocks(
-    stages: Sequence[Stage],
-    expand: Callable[[Stage, np.ndarray], tuple[np.ndarray, ...]],
+    stages: Sequence[Stage], expand: Callable[[Stage, np.ndarray], tuple[np.ndarray, ...]]
 ) -> tuple[Stage, ...]:
     """Replace the first output's blocks in E and A by several; later outputs stay behind them."""
     result = []

@@ -151,10 +151,8 @@ def check_parameterization(parameterization: object) -> None:
             f"got {type(parameterization).__name__}"
         )
     if parameterization not in PARAMETERIZATIONS:
-        raise ValueError(
-            f"unknown parameterization {parameterization!r}; "
-            f"expected one of {', '.join(PARAMETERIZATIONS)}"
-        )
+        known = ", ".join(PARAMETERIZATIONS)
+        raise ValueError(f"unknown parameterization {parameterization!r}; expected one of {known}")
 
 
 def default_parameterization(sde: Process) -> str:

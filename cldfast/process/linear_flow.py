@@ -288,16 +288,11 @@ class LinearFlow:
         lag = -b * c / (abs(self._gap) + w) if b * c != 0.0 else 0.0
         high = decay + lag * sine
         low = xp.exp(-fast * tau) - lag * sine
-        f2 = sine * sine
+        f1, f2 = decay * sine * (1.0 + 0.5 * lost), sine * sine
         integral = xp.expm1((-2.0 * slow) * tau) * (-0.5 / slow)
         closed = (integral - decay * sine - self.damping * f2) * (0.5 / (self.damping * fast))
-        diagonal = (high, low) if self._gap >= 0.0 else (low, high)
-        return (
-            (diagonal[0], b * sine, c * sine, diagonal[1]),
-            decay * sine * (1.0 + 0.5 * lost),
-            f2,
-            closed,
-        )
+        first, last = (high, low) if self._gap >= 0.0 else (low, high)
+        return (first, b * sine, c * sine, last), f1, f2, closed
 
     def _complex(self, xp: Any, tau: Array) -> tuple[Any, Array, Array, Array]:
         """Entries of phi, F1, F2 and the closed J for complex eigenvalues."""

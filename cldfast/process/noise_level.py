@@ -9,13 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cldfast.process.path import Path, Process
+from cldfast.process.path import Path, Process, bisected
 from cldfast.process.sde import LinearPhaseSDE
-
-# sigma is monotone in tau, and a bisection from this part of the largest tau to all of it ends
-# after 60 halvings below the spacing of float64.
-_FLOOR = 1e-12
-_HALVINGS = 60
 
 
 class NoiseLevel:
@@ -30,14 +25,8 @@ class NoiseLevel:
 
     def time(self, log_sigma: np.ndarray) -> np.ndarray:
         """The times (n,) at which log sigma has these values, clipped to [0, T]."""
-        largest = np.log(float(self.sde.tau(self.sde.T)))
-        low = np.full(np.shape(log_sigma), largest + np.log(_FLOOR))
-        high = np.full(np.shape(log_sigma), largest)
-        for _ in range(_HALVINGS):
-            middle = 0.5 * (low + high)
-            above = self._of_tau(np.exp(middle)) > log_sigma
-            low, high = np.where(above, low, middle), np.where(above, middle, high)
-        times: np.ndarray = self.sde.time(np.exp(high))
+        tau = bisected(self._of_tau, log_sigma, float(self.sde.tau(self.sde.T)))
+        times: np.ndarray = self.sde.time(tau)
         return np.minimum(times, self.sde.T)
 
     def _of_tau(self, tau: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,7 +25,8 @@ from cldfast.process.prior_gap import PriorGap, prior_gap
 from cldfast.process.sde import LinearPhaseSDE, Marginal
 
 Array = Any
-# A bisection over log t from this part of T ends below the spacing of float64 after 60 halvings.
+# A bisection over the logarithm from this part of the largest number to all of it ends after 60
+# halvings below the spacing of float64.
 _FLOOR = 1e-12
 _HALVINGS = 60
 
@@ -91,14 +92,7 @@ class Path(ABC):
 
     def time(self, log_sigma: np.ndarray) -> np.ndarray:
         """The times at which `log_sigma` has these values, at most T."""
-        low = np.full(np.shape(log_sigma), math.log(_FLOOR * self.T))
-        high = np.full(np.shape(log_sigma), math.log(self.T))
-        for _ in range(_HALVINGS):
-            middle = 0.5 * (low + high)
-            above = self.log_sigma(np.exp(middle)) > log_sigma
-            low, high = np.where(above, low, middle), np.where(above, middle, high)
-        times: np.ndarray = np.minimum(np.exp(high), self.T)
-        return times
+        return np.minimum(bisected(self.log_sigma, log_sigma, self.T), self.T)
 
     def marginal(self, t: Array, objective: str = "dsm") -> Marginal:
         """The law of a pair given its data: `mean` (..., 2, 2) is `alpha I`."""
@@ -128,6 +122,19 @@ class Path(ABC):
         cov = isotropic(np.float64(self.sigma(self.T) ** 2)).matrix
         mean = np.array([self.alpha(self.T), 0.0])
         return prior_gap(mean, cov, self.prior().cov, second_moment, dim / 2)
+
+
+def bisected(
+    rising: Callable[[np.ndarray], np.ndarray], values: np.ndarray, largest: float
+) -> np.ndarray:
+    """Where a rising function of positive numbers has these values, at most at the largest."""
+    low = np.full(np.shape(values), math.log(largest) + math.log(_FLOOR))
+    high = np.full(np.shape(values), math.log(largest))
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        above = rising(np.exp(middle)) > values
+        low, high = np.where(above, low, middle), np.where(above, middle, high)
+    return np.exp(high)
 
 
 def isotropic(variance: Array) -> Covariance:

@@ -139,11 +139,9 @@ class ExponentialBeta:
         if self.beta_min > 0.0:
             bounds.append(tau / self.beta_min)
         if self.delta > 0.0:
+            part = self.k * tau / self.delta
             bounds.append(xp.sqrt(2.0 * tau / (self.delta * self.k)))
-            bounds.append(
-                xp.log1p(xp.sqrt(2.0 * tau * self.k / self.delta) + self.k * tau / self.delta)
-                / self.k
-            )
+            bounds.append(xp.log1p(xp.sqrt(2.0 * part) + part) / self.k)
         t = reduce(xp.minimum, bounds)
         for _ in range(_NEWTON_STEPS):
             t = t - _divide(xp, self.integral(t) - tau, self.beta(t), xp.zeros_like(t))

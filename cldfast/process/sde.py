@@ -294,13 +294,10 @@ class CLD(LinearPhaseSDE):
             sigma = 2.0 * math.sqrt(self.damping / self.a)
         self.sigma = _number("sigma", sigma, minimum=0.0, open_end=True)
         self.x_noise = _number("x_noise", x_noise, minimum=0.0)
-        super().__init__(
-            A=[[0.0, self.a * self.a], [-1.0, -2.0 * self.a * self.damping]],
-            D=[self.x_noise * self.x_noise, self.sigma * self.sigma],
-            v0_var=0.04 / self.a / self.a if v0_var is None else v0_var,
-            beta=beta,
-            T=T,
-        )
+        A = [[0.0, self.a * self.a], [-1.0, -2.0 * self.a * self.damping]]
+        D = [self.x_noise * self.x_noise, self.sigma * self.sigma]
+        v0_var = 0.04 / self.a / self.a if v0_var is None else v0_var
+        super().__init__(A, D, v0_var, beta, T)
 
     @classmethod
     def from_mass(
@@ -322,18 +319,10 @@ class CLD(LinearPhaseSDE):
         gamma = _number("gamma", gamma, minimum=0.0)
         a = math.sqrt(mass_inv)
         critical = 2.0 / a
-        if friction is None:
-            friction = critical
-        friction = _number("friction", friction, minimum=0.0, open_end=True)
-        return cls(
-            a=a,
-            sigma=math.sqrt(2.0 * friction),
-            x_noise=x_noise,
-            v0_var=gamma / mass_inv,
-            beta=beta,
-            T=T,
-            damping=friction / critical,
-        )
+        given = critical if friction is None else friction
+        friction = _number("friction", given, minimum=0.0, open_end=True)
+        sigma, v0_var = math.sqrt(2.0 * friction), gamma / mass_inv
+        return cls(a, sigma, x_noise, v0_var, beta, T, damping=friction / critical)
 
 
 class PSLD(LinearPhaseSDE):
@@ -363,16 +352,10 @@ class PSLD(LinearPhaseSDE):
             mass_inv = (self.position_friction - self.velocity_friction) ** 2 / 4.0
         self.mass_inv = _number("mass_inv", mass_inv, minimum=0.0, open_end=True)
         self.kappa = _number("kappa", kappa, minimum=0.0)
-        super().__init__(
-            A=[
-                [-0.5 * self.position_friction, 0.5 * self.mass_inv],
-                [-0.5, -0.5 * self.velocity_friction],
-            ],
-            D=[self.position_friction, self.velocity_friction / self.mass_inv],
-            v0_var=self.kappa / self.mass_inv,
-            beta=beta,
-            T=T,
-        )
+        on_x, on_v = self.position_friction, self.velocity_friction
+        A = [[-0.5 * on_x, 0.5 * self.mass_inv], [-0.5, -0.5 * on_v]]
+        D = [on_x, on_v / self.mass_inv]
+        super().__init__(A, D, self.kappa / self.mass_inv, beta, T)
 
 
 _KINDS = {sde._kind: sde for sde in (LinearPhaseSDE, CLD, PSLD)}

@@ -24,14 +24,10 @@ class Inpainting:
     """
 
     def __init__(self, known: torch.Tensor, mask: torch.Tensor) -> None:
-        if not isinstance(known, torch.Tensor) or known.dtype not in kernels.STATE_DTYPES:
-            raise TypeError(f"known must be a float32 or float64 tensor, got {_kind(known)}")
+        kernels.check_data("known", known)
         if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
-            raise TypeError(f"mask must be a bool tensor, True where known, got {_kind(mask)}")
-        if known.dim() < 2 or known.numel() == 0:
-            raise ValueError(
-                f"known must be a non-empty (n, d) or (n, C, H, W), got {_kind(known)}"
-            )
+            got = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
+            raise TypeError(f"mask must be a bool tensor, True where known, got {got}")
         try:
             self.mask = mask.to(known.device).expand(known.shape)
         except RuntimeError:
@@ -79,9 +75,3 @@ class Inpainting:
             noise=address.in_stream(Stream.INPAINTING), backend=backend,
         ).state  # fmt: skip
         return torch.where(torch.cat([self.mask, self.mask], dim=1), known, u)
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"{tuple(value.shape)} {value.dtype}"
-    return type(value).__name__

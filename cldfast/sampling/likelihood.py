@@ -36,6 +36,7 @@ from cldfast.network import Network
 from cldfast.planner.parameterization import Parameterization, score_map, x0_map
 from cldfast.process.sde import LinearPhaseSDE
 from cldfast.sampling.probability_flow import Flow, check_t_min, combine, solve
+from cldfast.sampling.steps import look
 from cldfast.training.losses import perturb
 
 PROBES = ("rademacher", "gaussian", "exact")
@@ -191,21 +192,14 @@ def _divergence(
             o = flow.output(t, u)
         divergence = u.new_full((len(u),), u[0].numel() // 2 * trace.known)
         for e in probes:
-            vector = _planes(trace.left, e).to(o.dtype)
+            vector = look(trace.left, e, o.dtype)
             (back,) = torch.autograd.grad(o, u, vector, retain_graph=e is not probes[-1])
-            terms = (back * _planes(trace.right, e)).flatten(1).sum(1)
-            divergence = divergence + terms + (e * _planes(trace.rest, e)).flatten(1).sum(1)
+            terms = (back * look(trace.right, e, u.dtype)).flatten(1).sum(1)
+            divergence = divergence + terms + (e * look(trace.rest, e, u.dtype)).flatten(1).sum(1)
         state, gain = flow.blocks(float(t))
         return combine(state, gain, u.detach(), o.detach()), divergence
 
     return rate
-
-
-def _planes(block: np.ndarray, u: torch.Tensor) -> torch.Tensor:
-    """`block @ u` over the planes of u, (B, q C, ...) to (B, r C, ...)."""
-    planes = u.chunk(block.shape[1], dim=1)
-    rows = [sum(float(a) * p for a, p in zip(row, planes, strict=True)) for row in block]
-    return torch.cat([torch.as_tensor(row, device=u.device) for row in rows], dim=1)
 
 
 def _log_prior(sde: LinearPhaseSDE, u: torch.Tensor) -> torch.Tensor:
@@ -222,8 +216,7 @@ def _log_complement(sde: LinearPhaseSDE, t: float, u: torch.Tensor) -> torch.Ten
     """`log N(w; 0, kappa)` summed over coordinates, (B,)."""
     kernel = sde.marginal(t)
     m_x, m_v = (float(entry) for entry in kernel.mean)
-    cov = kernel.covariance
-    kappa = float(m_v * m_v * cov.xx - 2.0 * m_x * m_v * cov.xv + m_x * m_x * cov.vv)
+    kappa = float(kernel.signal)  # `m^T adj(Sigma) m`, the same number
     x, v = u.double().chunk(2, dim=1)
     w = (m_x * v - m_v * x).flatten(1)
     return -0.5 * (w * w).sum(1) / kappa - 0.5 * math.log(2.0 * math.pi * kappa) * w.shape[1]

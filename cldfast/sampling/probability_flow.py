@@ -14,6 +14,7 @@ from cldfast.conditions import Conditions, conditioned
 from cldfast.extras import extra_module
 from cldfast.network import Network, device_of, explain_failure, network_dtype, output_tensor
 from cldfast.planner.parameterization import (
+    LinearMap,
     Parameterization,
     check_parameterization,
     default_parameterization,
@@ -93,30 +94,48 @@ def solve(
 ) -> Any:
     """The state at ends[1] of `du/dt = rate(t, u)` from `start` at ends[0], by torchdiffeq.
 
-    Over log t, in which the flow is about as fast near 0 as elsewhere. An adaptive method is told
-    to land on the end: it would step past it and interpolate, and there may be nothing past it.
+    Over log t, in which the flow is about as fast near 0 as elsewhere.
 
     Raises ImportError without torchdiffeq, ValueError for tolerances that are not > 0.
     """
     for name, value in (("rtol", rtol), ("atol", atol)):
         if not (math.isfinite(value) and value > 0.0):
             raise ValueError(f"{name} must be finite and > 0, got {value}")
-    odeint = extra_module("torchdiffeq", "adaptive ODE solving needs torchdiffeq").odeint
-    first = start[0] if isinstance(start, tuple) else start
-    s = torch.tensor([math.log(t) for t in ends], dtype=torch.float64, device=first.device)
     low, high = min(ends), max(ends)
 
     def over_log_time(at: torch.Tensor, state: Any) -> Any:
         # The solver hands out times in the state's precision; rounding may not leave the interval.
         t = min(max(math.exp(float(at)), low), high)
-        result = rate(torch.tensor(t, dtype=torch.float64, device=first.device), state)
+        result = rate(torch.tensor(t, dtype=torch.float64, device=at.device), state)
         return tuple(t * r for r in result) if isinstance(result, tuple) else t * result
 
-    if method in ADAPTIVE:
-        options = {"step_t": s[1:], **options}
-    path = odeint(
-        over_log_time, start, s, rtol=rtol, atol=atol, method=method, options=options or None
-    )
+    logs = math.log(ends[0]), math.log(ends[1])
+    return odeint(over_log_time, start, logs, method, options or None, rtol=rtol, atol=atol)
+
+
+def odeint(
+    rate: Callable[..., Any],
+    start: Any,
+    ends: tuple[float, float],
+    method: str,
+    options: dict[str, Any] | None,
+    **tolerances: float,
+) -> Any:
+    """The solution of `du/ds = rate(s, u)` at ends[1]; other arguments as in torchdiffeq.
+
+    An adaptive method is told to land on the end: it would step past it and interpolate, and there
+    may be no score past it.
+
+    Raises ImportError without torchdiffeq.
+    """
+    first = start[0] if isinstance(start, tuple) else start
+    times = torch.tensor(ends, dtype=torch.float64, device=first.device)
+    # torchdiffeq makes tensors on the default device: when it is imported, and when it solves.
+    with torch.device(first.device):
+        solver = extra_module("torchdiffeq", "the probability flow needs torchdiffeq")
+        if method in ADAPTIVE:
+            options = {"step_t": times[1:], **(options or {})}
+        path = solver.odeint(rate, start, times, method=method, options=options, **tolerances)
     return tuple(part[-1] for part in path) if isinstance(start, tuple) else path[-1]
 
 
@@ -139,9 +158,13 @@ class Flow:
         self.net, self.sde, self.parameterization = net, sde, parameterization
         self.evaluations = 0
 
+    def score(self, times: np.ndarray) -> LinearMap:
+        """The score made of output and state at times (n,)."""
+        return score_map(self.sde, times, self.parameterization)
+
     def blocks(self, t: float) -> tuple[np.ndarray, np.ndarray]:
         """(2, 2) on the state and (2, r) on the network output."""
-        to_score = score_map(self.sde, np.array([t]), self.parameterization)
+        to_score = self.score(np.array([t]))
         beta = float(self.sde.beta(t))
         half = 0.5 * np.diag(self.sde.D)
         state = beta * (self.sde.A - half @ to_score.from_state[0])
@@ -174,11 +197,9 @@ class Flow:
         state, gain = self.blocks(float(t))
         o = self.output(t, u)
         planes = kernels.check_planes("the network's output", o, u, u.shape[1] // 2)
-        if planes != gain.shape[1]:
-            raise ValueError(
-                f"parameterization {str(self.parameterization)!r} needs {gain.shape[1]} output "
-                f"planes, got {planes}"
-            )
+        if planes != (needed := gain.shape[1]):
+            what = f"parameterization {str(self.parameterization)!r}"
+            raise ValueError(f"{what} needs {needed} output planes, got {planes}")
         return combine(state, gain, u, o)
 
 

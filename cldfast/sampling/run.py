@@ -146,7 +146,9 @@ def run(
             own = given is net and guidance is None
             key = key_of(plan, net, u, address, found) if own else None
             with torch.no_grad():
-                recording = recordings.take(key, loop.recording)
+                record = recorders.CudaGraphs(u.device)
+                make = partial(graphs.Recording, plan, u, address, found, record, loop.dtype)
+                recording = recordings.take(key, make)
                 loop.u = recording.run(stages, loop.outputs, u, address)
             recordings.give(key, net, recording)
             stages = ()
@@ -209,20 +211,10 @@ class _Loop:
         # was asked about and what it returned.
         self.watched = watched
         self.evaluated: tuple[float, torch.Tensor, Sequence[torch.Tensor]] | None = None
-        arguments = network_arguments(plan, u)
         # For each stage the times of all rows, and the network's arguments: views of one number.
-        self.times, self.arguments = (
-            numbers[:, None].expand(-1, len(u)).unbind(0)
-            for numbers in (stage_times(plan, u), arguments)
-        )
-        self.nets = None if differentiable else at_times(net, arguments)
-
-    def recording(self) -> graphs.Recording:
-        """Fixed memory for runs like this one."""
-        return graphs.Recording(
-            self.plan, self.u, self.address, self.backend, recorders.CudaGraphs(self.u.device),
-            self.dtype,
-        )  # fmt: skip
+        numbers = stage_times(plan, u), network_arguments(plan, u)
+        self.times, self.arguments = (n[:, None].expand(-1, len(u)).unbind(0) for n in numbers)
+        self.nets = None if differentiable else at_times(net, numbers[1])
 
     def step(self, index: int, stage: Stage, given: torch.Tensor | None) -> torch.Tensor:
         outputs: tuple[torch.Tensor, ...] = ()
@@ -239,8 +231,7 @@ class _Loop:
         if self.differentiable or given is not None:
             made = self.steps.take(index, stage, self.u, outputs, noise, checked=True)
         else:
-            u = self.u
-            reuse = self.owned
+            u, reuse = self.u, self.owned
             for output in outputs:
                 # Our state is the whole of its memory, so a view of the state begins inside it.
                 if reuse and 0 <= output.data_ptr() - u.data_ptr() < u.nbytes:
@@ -420,8 +411,7 @@ def sample(
     if dtype not in kernels.STATE_DTYPES:
         raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
     n = shape[0]
-    if batch_size is None:
-        batch_size = n
+    batch_size = n if batch_size is None else batch_size
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer >= 1 or None, got {batch_size!r}")
     if init is not None:
@@ -438,36 +428,23 @@ def sample(
     parts = []
     for start in range(0, n, batch_size):
         stop = min(start + batch_size, n)
-        where = address.first_index + start
+        own: dict[str, Any] = {
+            "seed": address.seed, "first_index": address.first_index + start, "backend": backend
+        }  # fmt: skip
         if init is None:
-            u = initial_state(
-                sde, (stop - start, *shape[1:]), seed=address.seed, first_index=where,
-                device=target, dtype=dtype, backend=backend,
-            )  # fmt: skip
+            u = initial_state(sde, (stop - start, *shape[1:]), device=target, dtype=dtype, **own)
         else:
             u = init[start:stop].to(dtype)
         rows = noise
         if noise is not None and not isinstance(noise, str):
             rows = [None if z is None else z[start:stop] for z in noise]
-        parts.append(
-            run(
-                plan,
-                net,
-                u,
-                seed=address.seed,
-                first_index=where,
-                backend=backend,
-                noise=rows,
-                conditions=conditions and take_rows(conditions, slice(start, stop)),
-                null=null,
-                guidance=guidance,
-                inpaint=None if inpaint is None else inpaint.rows(start, stop),
-                callback=callback,
-                progress=progress,
-                graph=graph,
-                nonfinite=nonfinite,
-            )  # fmt: skip
-        )
+        u = run(
+            plan, net, u, **own, noise=rows, null=null, guidance=guidance, callback=callback,
+            conditions=conditions and take_rows(conditions, slice(start, stop)),
+            inpaint=None if inpaint is None else inpaint.rows(start, stop),
+            progress=progress, graph=graph, nonfinite=nonfinite,
+        )  # fmt: skip
+        parts.append(u)
     u = torch.cat(parts) if len(parts) > 1 else parts[0]
     if packing is not None:
         return packing.unpack(u).contiguous()

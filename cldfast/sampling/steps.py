@@ -89,11 +89,13 @@ def planes_seen(stages: Sequence[Stage]) -> list[int]:
 def look(seen: np.ndarray | torch.Tensor, u: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The planes (B, sC, ...) that a network sees of a state (B, 2C, ...), rows `seen` (s, 2).
 
-    Differentiable in the state, and in rows that are a tensor.
+    Differentiable in the state, and in rows that are a tensor; (s, q) for any number q of planes.
     """
-    x, v = u.chunk(2, dim=1)
-    rows = seen if isinstance(seen, torch.Tensor) else seen.tolist()
-    planes = [on_x * x + on_v * v for on_x, on_v in rows]
+    parts = u.chunk(seen.shape[1], dim=1)
+    planes = []
+    for row in seen if isinstance(seen, torch.Tensor) else seen.tolist():
+        first, *rest = (entry * part for entry, part in zip(row, parts, strict=True))
+        planes.append(sum(rest, first))
     return (planes[0] if len(planes) == 1 else torch.cat(planes, dim=1)).to(dtype)
 
 

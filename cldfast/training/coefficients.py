@@ -37,17 +37,13 @@ class CoefficientsAhead:
 
     def at(self, step: int) -> RowCoefficients:
         """The coefficients of the `batch_size` rows of step number `step`, from 0."""
-        index, offset = divmod(step, self._steps)
+        config, (index, offset) = self.config, divmod(step, self._steps)
         if self._block is None or self._block[0] != index:
-            self._block = index, self._make(index)
-        start = offset * self.config.batch_size
-        return self._block[1][start : start + self.config.batch_size]
-
-    def _make(self, index: int) -> RowCoefficients:
-        config = self.config
-        rows = self._steps * config.batch_size
-        return drawn_coefficients(
-            rows, self.sde, config.weighting, self.parameterization, t_min=config.t_min,
-            times=config.times, batch=config.batch_size, seed=config.seed,
-            first_index=index * rows, device=self.device, objective=config.objective,
-        )  # fmt: skip
+            rows = self._steps * config.batch_size
+            self._block = index, drawn_coefficients(
+                rows, self.sde, config.weighting, self.parameterization, t_min=config.t_min,
+                times=config.times, batch=config.batch_size, seed=config.seed,
+                first_index=index * rows, device=self.device, objective=config.objective,
+            )  # fmt: skip
+        start = offset * config.batch_size
+        return self._block[1][start : start + config.batch_size]

@@ -7,11 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from cldfast import kernels
-from cldfast.planner.parameterization import (
-    Parameterization,
-    check_parameterization,
-    named_form,
-)
+from cldfast.planner.parameterization import Parameterization, check_parameterization, named_form
 from cldfast.process.sde import OBJECTIVES, LinearPhaseSDE
 from cldfast.training.losses import WEIGHTINGS
 from cldfast.training.times import TIME_SAMPLING
@@ -81,30 +77,22 @@ class TrainConfig:
                 f"batch_size: expected a multiple of accumulate = {self.accumulate}, "
                 f"got {self.batch_size}"
             )
-        _check_positive("lr", self.lr)
-        _check_positive("t_min", self.t_min)
-        if self.clip is not None:
-            _check_positive("clip", self.clip)
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay: expected in [0, 1), got {self.ema_decay}")
-        if not 0.0 <= self.label_dropout < 1.0:
-            raise ValueError(f"label_dropout: expected in [0, 1), got {self.label_dropout}")
+        for name in ("lr", "t_min", "sigma_data", *(() if self.clip is None else ("clip",))):
+            _check_positive(name, getattr(self, name))
+        for name in ("ema_decay", "label_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name}: expected in [0, 1), got {getattr(self, name)}")
         choices = {
             "decay": DECAYS, "objective": OBJECTIVES, "weighting": WEIGHTINGS,
             "times": TIME_SAMPLING,
         }  # fmt: skip
+        if self.autocast is not None:
+            choices["autocast"] = AUTOCAST
         for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}"
-                )
-        if self.autocast is not None and self.autocast not in AUTOCAST:
-            raise ValueError(
-                f"autocast: expected None or one of {', '.join(AUTOCAST)}, got {self.autocast!r}"
-            )
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
         if self.parameterization is not None:
             check_parameterization(self.parameterization)
-        _check_positive("sigma_data", self.sigma_data)
         kernels.check_seed(self.seed)
 
     @classmethod

@@ -10,6 +10,7 @@ from typing import Any
 
 from cldfast.files import PathLike, write_atomic
 
+_NOTHING = {"loss": 0.0, "norm": 0.0, "count": 0}
 COLUMNS = ("step", "seconds", "loss", "gradient_norm", "lr", "validation_loss")
 
 
@@ -25,8 +26,7 @@ class TrainLog:
 
     def __init__(self, path: PathLike) -> None:
         self.path = Path(path)
-        self._loss = self._norm = 0.0
-        self._count = 0
+        self._sums = dict(_NOTHING)
         self._start = time.perf_counter()
 
     @property
@@ -46,37 +46,30 @@ class TrainLog:
 
     def add(self, loss: float, norm: float) -> None:
         """Count a step."""
-        self._loss += loss
-        self._norm += norm
-        self._count += 1
+        self._sums["loss"] += loss
+        self._sums["norm"] += norm
+        self._sums["count"] += 1
 
     def write(self, step: int, lr: float, validation: float | None) -> dict[str, float]:
         """Append a row for the steps counted since the last one; returns its numbers by column."""
-        count = max(self._count, 1)
+        count = max(self._sums["count"], 1)
         values = [
-            step, round(self.seconds, 3), self._loss / count,
-            self._norm / count, lr, "" if validation is None else validation,
+            step, round(self.seconds, 3), self._sums["loss"] / count, self._sums["norm"] / count,
+            lr, "" if validation is None else validation,
         ]  # fmt: skip
         # One write of one line: a kill leaves at worst a part of the last row, which `cut` drops.
         with open(self.path, "a") as file:
             file.write(",".join(map(str, values)) + "\n")
-        self._loss = self._norm = 0.0
-        self._count = 0
+        self._sums = dict(_NOTHING)
         return {n: v for n, v in zip(COLUMNS, values, strict=True) if v != "" and n != "step"}  # type: ignore[misc]
 
     def pending(self) -> dict[str, float]:
         """The sums since the last row and the seconds so far, for a checkpoint."""
-        return {
-            "loss": self._loss,
-            "norm": self._norm,
-            "count": self._count,
-            "seconds": self.seconds,
-        }
+        return {**self._sums, "seconds": self.seconds}
 
     def restore(self, pending: dict[str, float]) -> None:
         """Go on from what `pending` returned."""
-        self._loss, self._norm = float(pending["loss"]), float(pending["norm"])
-        self._count = int(pending["count"])
+        self._sums = {name: type(start)(pending[name]) for name, start in _NOTHING.items()}
         self._start = time.perf_counter() - float(pending["seconds"])
 
 

@@ -128,10 +128,9 @@ def drawn_coefficients(
         rows, sde, t_min=t_min, method=times, batch=batch, seed=seed, first_index=first_index,
         device=device, sigma_data=sigma_data,
     )  # fmt: skip
+    scale = factors if times == "importance" else None
     if weighting == "likelihood":
-        scale: torch.Tensor | None = factors * (sde.T - t_min)
-    else:
-        scale = factors if times == "importance" else None
+        scale = factors * (sde.T - t_min)
     return row_coefficients(
         sde, t, weighting, parameterization, factors=scale, objective=objective,
         bounds=(t_min, sde.T),
@@ -175,7 +174,7 @@ def perturb(
     Returns u, in the layout of noise, and the float64 kernels of the rows, which are computed when
     they are first looked at.
     """
-    _check_data(x0)
+    kernels.check_data("x0", x0)
     t, objective = given_times(t, sde.T, len(x0), x0.device), "hsm" if v0 is None else "dsm"
     u, _ = kernels.perturb(
         (x0,) if v0 is None else (x0, v0), row_perturbation(sde, t, objective),
@@ -234,15 +233,13 @@ def hsm_loss(
     Raises ValueError or TypeError naming what was expected.
     Source: Dockhorn, Vahdat, Kreis (2022), eqs. 6 to 9; "det": Strasman, Surendran et al. (2025).
     """
-    _check_data(x0)
+    kernels.check_data("x0", x0)
     parameterization = checked_parameterization(sde, parameterization, objective)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if not callable(weighting) and weighting not in WEIGHTINGS:
-        raise ValueError(
-            f"unknown weighting {weighting!r}; "
-            f"expected a function of t or one of {', '.join(WEIGHTINGS)}"
-        )
+        known = f"a function of t or one of {', '.join(WEIGHTINGS)}"
+        raise ValueError(f"unknown weighting {weighting!r}; expected {known}")
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
     if not 0.0 < t_min < sde.T:
@@ -329,7 +326,8 @@ def prepared_loss(
                 f"noise of parameterization {str(form)!r} must be one plane, {tuple(x0.shape)}, "
                 f"got {tuple(noise.shape)}"
             )
-        data, noise = _pairs(x0), None if noise is None else _paired(noise)
+        # Coordinate j and coordinate j + D/2 are a pair.
+        data, noise = _paired(x0).chunk(2, dim=1), None if noise is None else _paired(noise)
     else:
         data = (x0,) if v0 is None else (x0, v0)
     seen, offset = kernels.perturb(
@@ -427,12 +425,6 @@ def _paired(rows: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(flat, (0, 1)) if flat.shape[1] % 2 else flat
 
 
-def _pairs(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both halves of the coordinates, of which coordinate j and coordinate j + D/2 are a pair."""
-    first, second = _paired(rows).chunk(2, dim=1)
-    return first, second
-
-
 def _noise(
     seed: int | None,
     first_index: int,
@@ -458,12 +450,3 @@ def drawn_velocity(
         factor=sde.v0_var**0.5 * np.eye(2), device=x0.device, backend=backend,
     )  # fmt: skip
     return pairs[:, : x0.shape[1]]
-
-
-def _check_data(x0: object) -> None:
-    if not isinstance(x0, torch.Tensor):
-        raise TypeError(f"x0 must be a tensor, got {type(x0).__name__}")
-    if x0.dtype not in kernels.STATE_DTYPES:
-        raise TypeError(f"x0 must be float32 or float64, got {x0.dtype}")
-    if x0.dim() < 2 or x0.numel() == 0:
-        raise ValueError(f"x0 must be a non-empty (B, d) or (B, C, H, W), got {tuple(x0.shape)}")

@@ -216,17 +216,28 @@ def row_loss(
     bounds: the least and the largest time that there may be, if that is known.
     """
     found = _looked_up(t, bounds, lambda: loss_tables(sde, objective, weighting, parameterization))
+    if found is None:
+        return loss_weights(sde, t, objective, weighting, parameterization)
+    first, second, *argument = found
+    return first, second, kernels.matrices(argument[0])[:, 0, 0] if argument else t
+
+
+def loss_weights(
+    sde: LinearPhaseSDE,
+    t: torch.Tensor,
+    objective: str,
+    weighting: str,
+    parameterization: Parameterization,
+    sizes: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`row_loss` by its formula. sizes: those of the terms of each entry, which may cancel."""
     form = data_form(parameterization)
     if form is not None and form.sees_y:
-        if found is not None:
-            return found[0], found[1], kernels.matrices(found[2])[:, 0, 0]
         return isotropic_weights(sde, t, weighting, form)
-    if found is not None:
-        return found[0], found[1], t
     kernel = sde.marginal(t, objective)
-    halves = split_weights(
-        perturbation_weights(kernel), residual_weights(sde, t, kernel, weighting, parameterization)
-    )
+    first = perturbation_weights(kernel)
+    second = residual_weights(sde, t, kernel, weighting, parameterization)
+    halves = split_weights(first.abs(), second.abs()) if sizes else split_weights(first, second)
     return (*halves, t)
 
 
@@ -266,10 +277,7 @@ def _looked_up(
     on_host = t.device.type == "cpu"
     if torch._C._are_functorch_transforms_active():
         return None
-    if on_host:
-        if not kernels.automatic_backend("cpu").reads_tables:
-            return None
-    elif bounds is None:
+    if not (kernels.automatic_backend("cpu").reads_tables if on_host else bounds):
         return None
     found = []
     for table in tables():
@@ -298,41 +306,23 @@ def loss_tables(
     """
     form = data_form(parameterization)
     key = (objective, weighting, parameterization if form is None else form)
-    if form is not None and form.sees_y:
 
-        def part(index: int) -> Table | None:
-            def function(t: torch.Tensor) -> torch.Tensor:
-                return isotropic_weights(sde, t, weighting, form)[index].reshape(len(t), *shape)
-
-            shape = ((4, 4), (2, 4), (1, 1))[index]
-            return _table(sde, (*key, index), function)
-
-        return part(0), part(1), part(2)
-
-    def half(index: int) -> Table | None:
-        def whole(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            kernel = sde.marginal(t, objective)
-            residual = residual_weights(sde, t, kernel, weighting, parameterization)
-            return perturbation_weights(kernel), residual
-
+    def part(index: int, sizes: bool = False) -> Function:
         def function(t: torch.Tensor) -> torch.Tensor:
-            return split_weights(*whole(t))[index]
+            made = loss_weights(sde, t, objective, weighting, parameterization, sizes)[index]
+            return made[:, None, None] if made.dim() == 1 else made
 
-        def terms(t: torch.Tensor) -> torch.Tensor:
-            perturbation, residual = whole(t)
-            return split_weights(perturbation.abs(), residual.abs())[index]
+        return function
 
-        return _table(sde, (*key, index), function, terms)
-
-    return half(0), half(1)
+    if form is not None and form.sees_y:
+        return tuple(_table(sde, (*key, index), part(index)) for index in range(3))
+    return tuple(_table(sde, (*key, index), part(index), part(index, True)) for index in range(2))
 
 
 def _table(
     sde: LinearPhaseSDE, key: Hashable, function: Function, terms: Function | None = None
 ) -> Table | None:
-    known = _tables.get(sde)
-    if known is None:
-        known = _tables.setdefault(sde, {})
+    known = _tables.setdefault(sde, {})
     if key not in known:
         with torch.no_grad():
             known[key] = make_table(function, sde.T, terms)

@@ -57,9 +57,8 @@ def sample_times(
     score-based diffusion models", section 5.1.
     """
     if method not in TIME_SAMPLING:
-        raise ValueError(
-            f"unknown time sampling {method!r}; expected one of {', '.join(TIME_SAMPLING)}"
-        )
+        known = ", ".join(TIME_SAMPLING)
+        raise ValueError(f"unknown time sampling {method!r}; expected one of {known}")
     batch = rows if batch is None else batch
     if batch < 1 or rows % batch:
         raise ValueError(f"rows must be whole batches of {batch}, got {rows}")

@@ -5,7 +5,6 @@
 #include <chrono>
 
 #include "bind/arguments.h"
-#include "cpu/levels.h"
 #include "cpu/run.h"
 #include "cpu/threads.h"
 
@@ -27,10 +26,6 @@ Table read_table(const py::tuple& table) {
   return made;
 }
 
-void check_entries(const Table& table, int64_t entries) {
-  require(entries <= table.stride, "the table holds fewer entries");
-}
-
 // Takes matrices from a table, if there is one, and finds the used columns. False where a time lies outside
 // the table.
 bool place_matrices(Call& call, const MatrixShape& weights, const py::object& described, uintptr_t times,
@@ -42,7 +37,7 @@ bool place_matrices(Call& call, const MatrixShape& weights, const py::object& de
   table = read_table(as_tuple(described));
   call.table = &table;
   call.times = reinterpret_cast<const double*>(times);
-  check_entries(table, weights.rows * weights.columns);
+  require(weights.rows * weights.columns <= table.stride, "the table holds fewer entries");
   call.used = table.used & ((uint64_t(1) << weights.columns) - 1);
   return covers_all(table, call.times, call.rows);
 }
@@ -108,7 +103,7 @@ bool residual(const py::tuple& shape, const py::tuple& outputs, const py::tuple&
 bool matrices(const py::tuple& described, uintptr_t t, int64_t rows, int64_t entries, uintptr_t to,
               int threads, const std::string& level) {
   const Table table = read_table(described);
-  check_entries(table, entries);
+  require(entries <= table.stride, "the table holds fewer entries");
   const double* times = reinterpret_cast<const double*>(t);
   if (!covers_all(table, times, rows)) return false;
   run_matrices(table, kernels_for(level), times, rows, entries, reinterpret_cast<double*>(to), threads,

@@ -1,6 +1,6 @@
-#include "cpu/levels.h"
-
 #include <stdexcept>
+
+#include "cpu/run.h"
 
 namespace cldfast {
 

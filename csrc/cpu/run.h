@@ -1,11 +1,21 @@
-// Runs operations on at most `threads` of torch's threads.
+// The kernels of the instruction sets, and operations by them on at most `threads` of torch's threads.
 #pragma once
+
+#include <string>
+#include <vector>
 
 #include "cpu/threads.h"
 #include "shared/operations.h"
 #include "shared/table.h"
 
 namespace cldfast {
+
+// Names of the instruction sets that this machine runs, slowest first.
+std::vector<std::string> levels();
+
+// The kernels of the named instruction set, the best one if the name is empty; throws
+// std::invalid_argument for a level that this machine or build has not.
+const Kernels& kernels_for(const std::string& level);
 
 // run_stage and run_residual may change the order in which `args` walks through planes.
 void run_stage(StageArgs& args, const Kernels& kernels, int threads, const Pause& pause);

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 import mpmath as mp
@@ -25,35 +26,25 @@ def remez(
 ) -> tuple[list[mp.mpf], mp.mpf]:
     """Coefficients (lowest first) and the largest weighted error of the minimax polynomial."""
     nodes = degree + 2
-    points = [
-        (low + high) / 2 - (high - low) / 2 * mp.cos(mp.pi * i / (nodes - 1)) for i in range(nodes)
-    ]
-    grid = [
-        (low + high) / 2 - (high - low) / 2 * mp.cos(mp.pi * i / (60 * nodes))
-        for i in range(60 * nodes + 1)
-    ]
-    values = [(x, function(x), weight(x)) for x in grid]
+
+    def chebyshev(parts: int) -> list[mp.mpf]:
+        angles = (mp.pi * i / parts for i in range(parts + 1))
+        return [(low + high) / 2 - (high - low) / 2 * mp.cos(angle) for angle in angles]
+
+    points = chebyshev(nodes - 1)
+    values = [(x, function(x), weight(x)) for x in chebyshev(60 * nodes)]
     coefficients: list[mp.mpf] = []
     worst = mp.inf
     for _ in range(30):
-        system = mp.matrix(nodes, nodes)
-        right = mp.matrix(nodes, 1)
-        for i, x in enumerate(points):
-            for power in range(degree + 1):
-                system[i, power] = x**power
-            system[i, degree + 1] = (-1) ** i / weight(x)
-            right[i] = function(x)
-        solution = mp.lu_solve(system, right)
+        powers = [[x**power for power in range(degree + 1)] for x in points]
+        signs = [[(-1) ** i / weight(x)] for i, x in enumerate(points)]
+        system = mp.matrix([row + sign for row, sign in zip(powers, signs, strict=True)])
+        solution = mp.lu_solve(system, mp.matrix([function(x) for x in points]))
         coefficients = [solution[i] for i in range(degree + 1)]
-        errors = [(mp.polyval(coefficients[::-1], x) - f) * w for x, f, w in values]
+        errors = [(x, (mp.polyval(coefficients[::-1], x) - f) * w) for x, f, w in values]
         # One extremum for each run of equal sign.
-        extrema: list[tuple[mp.mpf, mp.mpf]] = []
-        for (x, _f, _w), error in zip(values, errors, strict=True):
-            if extrema and mp.sign(extrema[-1][1]) == mp.sign(error):
-                if abs(error) > abs(extrema[-1][1]):
-                    extrema[-1] = (x, error)
-            else:
-                extrema.append((x, error))
+        runs = groupby(errors, key=lambda pair: mp.sign(pair[1]))
+        extrema = [max(run, key=lambda pair: abs(pair[1])) for _, run in runs]
         while len(extrema) > nodes:
             extrema.pop(0 if abs(extrema[0][1]) < abs(extrema[-1][1]) else -1)
         worst = max(abs(error) for _x, error in extrema)

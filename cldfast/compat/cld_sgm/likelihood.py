@@ -9,8 +9,8 @@ import torch
 
 from cldfast.compat.cld_sgm.sampling import solve
 from cldfast.compat.cld_sgm.sde import PublishedInterface, as_served
-from cldfast.compat.flow import Flow
 from cldfast.compat.published import check_name
+from cldfast.compat.steps import Flow
 from cldfast.sampling.probability_flow import combine
 
 Tensor = torch.Tensor
@@ -38,7 +38,11 @@ def get_likelihood_fn(
         if isinstance(model, torch.nn.Module):
             model.eval()
         flow = Flow(served.network(model, data.shape), served.process, served.output_map)
-        probe = served.pack(_probe(config.likelihood_hutchinson_type, data))
+        law = "likelihood_hutchinson_type"
+        if check_name(law, getattr(config, law), HUTCHINSON) == "gaussian":
+            probe = served.pack(torch.randn_like(data))
+        else:
+            probe = served.pack(torch.randint_like(data, low=0, high=2) * 2.0 - 1.0)
         xx, xv, vv = _traces(probe, data.shape, served)
         # The probe at the rows of the state that the network's output moves.
         own = probe.chunk(2, dim=1)[1] if served.is_augmented else probe
@@ -63,13 +67,6 @@ def get_likelihood_fn(
         return -(log_prior + change), last, flow.evaluations
 
     return likelihood_fn
-
-
-def _probe(law: str, data: Tensor) -> Tensor:
-    check_name("likelihood_hutchinson_type", law, HUTCHINSON)
-    if law == "gaussian":
-        return torch.randn_like(data)
-    return torch.randint_like(data, low=0, high=2) * 2.0 - 1.0
 
 
 def _traces(

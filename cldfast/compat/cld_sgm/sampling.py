@@ -12,14 +12,14 @@ import torch
 from cldfast import kernels
 from cldfast.compat.cld_sgm.sde import PublishedInterface, Samples, as_served
 from cldfast.compat.draws import Draws, StageNoise
-from cldfast.compat.flow import Flow, odeint
 from cldfast.compat.published import check_name
-from cldfast.compat.steps import denoising, fold, published_splitting, rows_of_score
+from cldfast.compat.steps import Flow, denoising, fold, published_splitting, rows_of_score
 from cldfast.network import Network
 from cldfast.planner.grids import make_grid
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
 from cldfast.planner.stage import Stage
+from cldfast.sampling.probability_flow import odeint
 from cldfast.sampling.run import run
 
 Tensor = torch.Tensor

@@ -67,11 +67,7 @@ def order0_plan(cld: CLD, rev_timesteps: Any, is_em: bool = False, denoising: bo
 
 
 def multistep_plan(
-    cld: CLD,
-    rev_timesteps: Any,
-    coefficients: np.ndarray,
-    form: str = "R",
-    denoising: bool = False,
+    cld: CLD, rev_timesteps: Any, coefficients: np.ndarray, form: str = "R", denoising: bool = False
 ) -> Plan:
     """A plan from coefficients in the layout of `CLD.get_deis_coef`, `CLD`'s or your own.
 
@@ -102,11 +98,7 @@ def multistep_plan(
 
 
 def sdeis_plan(
-    cld: CLD,
-    rev_timesteps: Any,
-    order: int = 1,
-    lambda_coef: float = 1.0,
-    denoising: bool = False,
+    cld: CLD, rev_timesteps: Any, order: int = 1, lambda_coef: float = 1.0, denoising: bool = False
 ) -> Plan:
     """`deis_plan` with noise: lambda_coef 0 is the probability flow, 1 the reverse SDE."""
     rule = LambdaCLD(cld, lambda_coef)

@@ -9,12 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cldfast.compat.gddim.published import (
-    ORDER0_SUM_POINTS,
-    SUM_POINTS,
-    factor_table,
-    interpolate,
-)
+from cldfast.compat.gddim.published import ORDER0_SUM_POINTS, SUM_POINTS, factor_table, interpolate
 from cldfast.compat.laws import exact, propagator
 from cldfast.compat.published import check_mode, check_name
 from cldfast.planner.reverse import Bridge
@@ -210,8 +205,7 @@ class CLD:
         result[:, 0] = self.psi(t, s)
         for count in range(1, order + 2):
             # The steps whose polynomial goes through `count` nodes.
-            steps = np.arange(len(t))
-            steps = steps[np.minimum(steps, order) + 1 == count]
+            steps = np.flatnonzero(np.minimum(np.arange(len(t)), order) + 1 == count)
             if len(steps):
                 nodes = np.stack([times[steps - j] for j in range(count)], axis=1)
                 result[steps, 1 : 1 + count] = weights(s[steps], t[steps], nodes)

@@ -27,7 +27,8 @@ def from_config(config: Any, mode: str = "exact", numerical_eps: float | None = 
     config: with attributes or keys, such as an `ml_collections.ConfigDict`.
     """
     model = _get(config, "model")
-    values = {name: _get(model, name) for name in _MODEL if _has(model, name)}
+    given = {name: _get(model, name, None) for name in _MODEL}
+    values = {name: value for name, value in given.items() if value is not None}
     return CLD(**values, numerical_eps=numerical_eps, mode=mode)
 
 
@@ -120,13 +121,11 @@ def data_shape(config: Any) -> tuple[int, ...]:
     return (size, size, int(_get(data, "num_channels")))
 
 
-def _has(section: Any, name: str) -> bool:
-    return hasattr(section, name) or (hasattr(section, "keys") and name in section)
-
-
-def _get(section: Any, name: str) -> Any:
+def _get(section: Any, name: str, *default: Any) -> Any:
     if hasattr(section, name):
         return getattr(section, name)
     if hasattr(section, "keys") and name in section:
         return section[name]
+    if default:
+        return default[0]
     raise ValueError(f"the configuration needs {name!r}, which is missing")

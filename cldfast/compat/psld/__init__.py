@@ -13,9 +13,9 @@ from cldfast.compat.checkpoint import read_checkpoint
 from cldfast.compat.install import Installer, Namespace
 from cldfast.compat.psld.inpainting import ES3EulerMaruyamaInpainter
 from cldfast.compat.psld.loss import PSLDScoreLoss
-from cldfast.compat.psld.ode import BBODESampler
 from cldfast.compat.psld.process import process_of
 from cldfast.compat.psld.samplers import (
+    BBODESampler,
     ClassCondEulerMaruyamaSampler,
     EulerMaruyamaSampler,
     SSCSSampler,

@@ -31,10 +31,8 @@ class PSLDScoreLoss(torch.nn.Module):
     def __init__(self, config: Any, sde: Any, *, mode: str | None = None) -> None:
         super().__init__()
         self.mode = check_mode(mode or self.mode)
-        if config.training.loss.weighting != "fid":
-            raise ValueError(
-                f"training.loss.weighting must be 'fid', got {config.training.loss.weighting!r}"
-            )
+        if (weighting := config.training.loss.weighting) != "fid":
+            raise ValueError(f"training.loss.weighting must be 'fid', got {weighting!r}")
         self.training_mode = training_mode(config)
         self.sde = sde
         self.mean = bool(config.training.loss.reduce_mean)

@@ -11,12 +11,13 @@ import torch
 from cldfast.compat.draws import Draws, StageNoise
 from cldfast.compat.psld.process import factor, output_map_of, process_of, training_mode
 from cldfast.compat.published import check_mode
-from cldfast.compat.steps import denoising, fold, published_splitting
+from cldfast.compat.steps import Flow, denoising, fold, published_splitting
 from cldfast.kernels import stage as stage_op
 from cldfast.planner.make_plan import make_plan
 from cldfast.planner.plan import Plan
 from cldfast.planner.stage import Stage
 from cldfast.sampling.callbacks import StateCallback
+from cldfast.sampling.probability_flow import odeint
 from cldfast.sampling.run import run
 
 Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -60,11 +61,8 @@ class Sampler:
         mode: str | None = None,
     ) -> None:
         self.mode = check_mode(mode or self.mode)
-        self.config = config
-        self.sde = sde
-        self.score_fn = score_fn
-        self.corrector_fn = corrector_fn
-        self.nfe = 0
+        self.config, self.sde, self.nfe = config, sde, 0
+        self.score_fn, self.corrector_fn = score_fn, corrector_fn
         process_of(sde)
 
     @property
@@ -243,6 +241,52 @@ class ClassCondEulerMaruyamaSampler(Sampler):
         # The codebase trains the classifier on forward times and asks it at the sampler's time.
         at = t if self.mode == "exact" else self.sde.T - t
         return super()._network(u, t), log_probability_gradient(self.clf_fn, u, at, self.y)
+
+
+class BBODESampler(Sampler):
+    """Registered as `bb_ode`: SciPy's ODE solvers on the probability flow, through torchdiffeq.
+
+    `config.evaluation.sampler` has rtol, atol and solver (a method of `scipy.integrate.solve_ivp`).
+    `sample` leads from T to eps (or 0, `denoise`) whatever its times are; it raises ImportError
+    without torchdiffeq, ValueError for noise: a flow has none.
+    """
+
+    solver = "ode"
+    _runs = 0
+
+    @property
+    def n_steps(self) -> int:
+        """Network evaluations so far."""
+        return self.nfe
+
+    @property
+    def mean_nfe(self) -> float:
+        """Network evaluations per call of `sample`; ValueError before the first."""
+        if self._runs == 0:
+            raise ValueError("mean_nfe needs a call of sample() first")
+        return self.nfe / self._runs
+
+    def _run(self, asked: Request) -> torch.Tensor:
+        if asked.noise is not None:
+            raise ValueError("the probability flow takes no noise")
+        process, options = process_of(self.sde), self.config.evaluation.sampler
+        output_map = output_map_of(self.sde, training_mode(self.config), self.mode)
+        flow = Flow(self._network, process, output_map)
+
+        def rate(s: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+            return -flow(process.T - s.to(torch.float64), u)
+
+        with torch.no_grad():
+            u: torch.Tensor = odeint(
+                rate, asked.batch, (0.0, process.T - asked.eps), rtol=options.rtol,
+                atol=options.atol, method="scipy_solver", options={"solver": options.solver},
+            )  # fmt: skip
+            if asked.denoise:
+                u = u if self.mode == "exact" else u.to(torch.float64)
+                u = u - asked.eps * flow(torch.tensor(asked.eps, device=u.device).double(), u)
+        self._runs += 1
+        self.nfe += flow.evaluations
+        return u
 
 
 def _rounded(value: float) -> float:

@@ -28,9 +28,7 @@ class loss_hsm:
     """
 
     def __init__(self, score_theta: Score, sde: Any, eps: float) -> None:
-        self.score_theta = score_theta
-        self.sde = sde
-        self.eps = eps
+        self.score_theta, self.sde, self.eps = score_theta, sde, eps
         process_of(sde)
 
     def __call__(

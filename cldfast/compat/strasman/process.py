@@ -68,16 +68,11 @@ class CriticallyDampedLangevin:
 
     def __init__(self, config: Any, mode: str | None = None) -> None:
         self.mode = check_mode(mode or self.mode)
-        self.a = config.a
-        self.epsilon = config.epsilon
-        self.sigma = config.sigma
-        self.device = config.device
-        self.final_time = config.T
-        self.beta_min = config.beta_min
-        self.beta_max = config.beta_max
+        self.a, self.epsilon, self.sigma = config.a, config.epsilon, config.sigma
+        self.device, self.final_time = config.device, config.T
+        self.beta_min, self.beta_max = config.beta_min, config.beta_max
         self.beta = beta_parametric(0, self.final_time, self.beta_min, self.beta_max, self.mode)
-        self.v0_var = config.v0_var
-        self.jitter = config.numerical_eps
+        self.v0_var, self.jitter = config.v0_var, config.numerical_eps
         process_of(self)
 
     @property

@@ -31,18 +31,11 @@ class beta_parametric:
     mode = "exact"
 
     def __init__(
-        self,
-        a: float,
-        final_time: float,
-        beta_min: float,
-        beta_max: float,
-        mode: str | None = None,
+        self, a: float, final_time: float, beta_min: float, beta_max: float, mode: str | None = None
     ) -> None:
         self.mode = check_mode(mode or self.mode)
-        self.final_time = final_time
-        self.beta_min = beta_min
-        self.beta_max = beta_max
-        self.a = a
+        self.a, self.final_time = a, final_time
+        self.beta_min, self.beta_max = beta_min, beta_max
         self.delta = self._delta(linear=a == 0)
 
     def _delta(self, linear: bool) -> float:

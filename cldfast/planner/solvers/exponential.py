@@ -55,12 +55,9 @@ class Exponential:
         churn: float = 0.0,
         variable: str = "t",
     ) -> None:
-        if form not in FORMS:
-            raise ValueError(f"unknown form {form!r}; expected one of {', '.join(FORMS)}")
-        if variable not in VARIABLES:
-            raise ValueError(
-                f"unknown variable {variable!r}; expected one of {', '.join(VARIABLES)}"
-            )
+        for what, name, known in (("form", form, FORMS), ("variable", variable, VARIABLES)):
+            if name not in known:
+                raise ValueError(f"unknown {what} {name!r}; expected one of {', '.join(known)}")
         if churn != 0.0 and form != "x0":
             raise ValueError(f"churn needs the form 'x0', got churn = {churn} and form {form!r}")
         self.sde, self.parameterization, self.form = sde, parameterization, form

@@ -22,9 +22,7 @@ def adams_order(order: int, correct: bool, **_: object) -> int:
 
 # The last step of a logistic grid is a leap, which the "L" form does not survive.
 @solver(
-    "multistep",
-    order=adams_order,
-    quadratic_from=lambda form, **_: 0 if form == "L" else math.inf,
+    "multistep", order=adams_order, quadratic_from=lambda form, **_: 0 if form == "L" else math.inf
 )
 def multistep(
     sde: LinearPhaseSDE,
@@ -117,3 +115,76 @@ def _weights(
         nodes = np.stack([grid[rest + ahead - j] for j in range(order)], axis=1)
         result.extend(rule.weights(s[rest], t[rest], nodes))
     return result
+
+
+@solver("ancestral", order=1)
+def ancestral(
+    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: Parameterization
+) -> tuple[Stage, ...]:
+    """Draw u_s from `p(u_s | u_t, x0 = E[x0 | u_t])`, the phase-space form of DDPM.
+
+    The posterior of u_s is normal, with mean `m_s x0 + Sigma_s Phi^T Sigma_t^-1 (u_t - m_t x0)` and
+    covariance `(Sigma_s^-1 + Phi^T Q^-1 Phi)^-1`; a grid may end at 0, where x is x0.
+
+    Order 1 in law, one evaluation per step.
+    Source: Ho, Jain, Abbeel (2020), eq. 6, with 2x2 blocks for numbers.
+    """
+    return adams(Exponential(sde, grid, parameterization, churn=1.0), grid, 1, False)
+
+
+def _order(churn: float, order: int, correct: bool, **_: object) -> int:
+    claimed = adams_order(order, correct)
+    return min(claimed, 2) if churn > 0.0 else claimed
+
+
+@solver("stochastic_multistep", order=_order)
+def stochastic_multistep(
+    sde: LinearPhaseSDE,
+    grid: np.ndarray,
+    parameterization: Parameterization,
+    *,
+    churn: float = 1.0,
+    order: int = 2,
+    correct: bool = False,
+    variable: str = "t",
+) -> tuple[Stage, ...]:
+    """`multistep` in the x0 form with noise: churn 0 is the probability flow, 1 the reverse SDE.
+
+    The law is exact for data that are a point at every churn. order, correct, variable: see
+    `multistep`.
+
+    Order as `multistep`, but at most 2 for churn > 0: what the noise of a step does to the
+    prediction within that step arrives with the next one, in the right amount for order 2. One
+    evaluation per step.
+    Sources: Xue et al. (2023), SA-Solver, on a single noise level; the family is in
+        `cldfast.planner.reverse`.
+    """
+    rule = Exponential(sde, grid, parameterization, "x0", churn, variable)
+    return adams(rule, grid, order, correct)
+
+
+@solver(
+    "unipc",
+    order=lambda order, **_: adams_order(order, correct=True),
+    quadratic_from=lambda form, **_: 0 if form == "L" else 25,
+)
+def unipc(
+    sde: LinearPhaseSDE,
+    grid: np.ndarray,
+    parameterization: Parameterization,
+    *,
+    order: int = 2,
+    form: str = "x0",
+    variable: str = "t",
+) -> tuple[Stage, ...]:
+    """`multistep` whose states are corrected by the evaluation made there, before it is used on.
+
+    order: 1 to 3. form, variable: see `multistep`; the corrector has one node more.
+
+    Order `order + 1` in law (3 by default), one evaluation per step: the correction of a step and
+    the next prediction are one row of coefficients.
+    Source: Zhao et al. (2023), UniPC, on a single noise level.
+    """
+    return multistep(
+        sde, grid, parameterization, order=order, form=form, correct=True, variable=variable
+    )

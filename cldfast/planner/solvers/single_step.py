@@ -8,6 +8,7 @@ import numpy as np
 
 from cldfast.planner.parameterization import Parameterization
 from cldfast.planner.solvers.exponential import Exponential, interpolation
+from cldfast.planner.solvers.registry import solver
 from cldfast.planner.stage import Stage
 from cldfast.process.sde import LinearPhaseSDE
 
@@ -57,3 +58,42 @@ def runge_kutta(
                 interpolation(asked[m], i, span, F, newest_first, np.zeros((2, 2)), m + 1 < count)
             )
     return tuple(stages)
+
+
+@solver("heun", order=2, evaluations_per_step=2)
+def heun(
+    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: Parameterization
+) -> tuple[Stage, ...]:
+    """To the end of the step with x0 of its start, again with the line through both predictions.
+
+    Order 2 in law, two evaluations per step (one for a last step that ends at t = 0).
+    Sources: Karras et al. (2022), algorithm 1; exponential: Hochbruck and Ostermann (2010).
+    """
+    return runge_kutta(sde, grid, parameterization, [(1.0, (0,)), (1.0, (1, 0))])
+
+
+@solver("dpm2", order=2, evaluations_per_step=2)
+def dpm2(
+    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: Parameterization
+) -> tuple[Stage, ...]:
+    """The exponential midpoint rule: x0 of the middle of the step for all of it.
+
+    Order 2 in law, two evaluations per step.
+    Source: Lu et al. (2022), DPM-Solver-2 and its x0 form in DPM-Solver++ (2S).
+    """
+    return runge_kutta(sde, grid, parameterization, [(0.5, (0,)), (1.0, (1,))])
+
+
+@solver("dpm3", order=3, evaluations_per_step=3)
+def dpm3(
+    sde: LinearPhaseSDE, grid: np.ndarray, parameterization: Parameterization
+) -> tuple[Stage, ...]:
+    """Heun's third-order rule: to 1/3 with x0 of the start, to 2/3 with a line, to the end with the
+    line through the start and 2/3 (Radau's rule, exact for parabolas).
+
+    Order 3 in law, three evaluations per step.
+    Source: Lu et al. (2022), DPM-Solver-3; the tableau is Heun (1900).
+    """
+    third = 1.0 / 3.0
+    tableau = [(third, (0,)), (2.0 * third, (1, 0)), (1.0, (2, 0))]
+    return runge_kutta(sde, grid, parameterization, tableau)

@@ -26,11 +26,16 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+import torch._dynamo  # which wrapping a network imports, at two seconds a process
+import torch.distributed.checkpoint.state_dict
+import torch.distributed.fsdp
+import torch.onnx
+from accelerate import Accelerator, InitProcessGroupKwargs
 from scale_launchers import launchers
 
 from cldfast import CLD
@@ -99,13 +104,17 @@ def train(folder: Path, config: TrainConfig = CONFIG, pause: float = 0.0) -> Non
     torch.manual_seed(0)
     net = MLPScore(2, width=64, depth=2)
     data = torch.randn(1_000, 2, generator=torch.Generator().manual_seed(1))
-    accelerator = Accelerator(cpu=True) if int(os.environ["WORLD_SIZE"]) > 1 else None
+    accelerator = together() if int(os.environ["WORLD_SIZE"]) > 1 else None
     trainer = Trainer(net, CLD(), data, config, folder=folder, resume=True, accelerator=accelerator)
-    losses = []
     while trainer.step < config.steps:
         trainer.fit(steps=trainer.step + 10)
-        losses.append(trainer.step)
         time.sleep(pause)
+
+
+def together() -> Accelerator:
+    """Processes without a GPU, which wait for each other for a minute."""
+    patience = InitProcessGroupKwargs(timeout=timedelta(minutes=1))
+    return Accelerator(cpu=True, kwargs_handlers=[patience])
 
 
 def losses_of(folder: Path, processes: int) -> torch.Tensor:
@@ -113,7 +122,7 @@ def losses_of(folder: Path, processes: int) -> torch.Tensor:
         torch.manual_seed(0)
         net = MLPScore(2, width=64, depth=2)
         data = torch.randn(1_000, 2, generator=torch.Generator().manual_seed(1))
-        accelerator = Accelerator(cpu=True) if processes > 1 else None
+        accelerator = together() if processes > 1 else None
         trainer = Trainer(net, CLD(), data, CONFIG, accelerator=accelerator)
         values = torch.tensor([trainer.train_step() for _ in range(CONFIG.steps)])
         if os.environ["RANK"] == "0":
@@ -144,16 +153,19 @@ def step_of(checkpoint: Path) -> int:
 
 def kills_in_training(folder: Path, count: int) -> None:
     """Kills at moments that lie all over the run."""
-    config = replace(CONFIG, steps=260, checkpoint_every=5)
+    config = replace(CONFIG, steps=300, checkpoint_every=5)
     assert wait(start(lambda: train(folder / "whole", config), 2)) == [0, 0], said(0)
     path, moment, slowest, clear = folder / "killed" / CHECKPOINT, random.Random(0), 0.0, 0
     steps = []
     for number in range(count):
-        least, end = (number + 1) * config.steps // (count + 1), time.monotonic() + 120
+        # Not the last steps, so that nobody is done; and a step that was not made before, so that
+        # the two have found each other.
+        least = max((number + 1) * (config.steps - 40) // count, step_of(path) + 1)
+        end = time.monotonic() + 120
         children = start(lambda: train(folder / "killed", config, pause=0.05), 2)
         while step_of(path) < least:
             assert time.monotonic() < end, said(0) + said(1)
-            time.sleep(0.02)
+            time.sleep(0.05)
         time.sleep(moment.uniform(0.0, 0.1))
         victim = number % 2
         os.kill(children[victim], signal.SIGKILL)

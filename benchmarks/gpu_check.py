@@ -35,7 +35,7 @@ DEVICE = "cuda"
 LONG, REPEATS = [(65, 70_000), (3, 2**20), (5000, 1028)], 20
 # Under a sanitizer, which slows kernels down by a lot.
 SHORT, FEW = [(65, 5000), (70, 1028)], 2
-STEPS = 50
+STEPS, MANY = 50, 2**22  # of a loop; normals whose distance is measured
 # Seconds: of a check, of a test file, of a sanitizer, and of all of them together, which leaves
 # four and a half minutes of eight to the build and to `make gpu-bench`.
 _CHECK, _TEST, _SANITIZER, _ALL = 100, 100, 80, 210
@@ -236,6 +236,29 @@ def _loss(sde, x0, count, parameterization, backend):  # type: ignore[no-untyped
     )  # fmt: skip
 
 
+def fast_normals() -> None:
+    """How far the normals by the hardware's functions are from the exact ones, and the bound."""
+    import torch
+
+    from cldfast import NoiseAddress, kernels
+    from cldfast.kernels.backends.reference import ReferenceBackend
+
+    backend = kernels.get_backend("cuda-fast-normals", DEVICE)
+    weights = torch.tensor([[[0.0, 0, 1, 0], [0, 0, 0, 1]]], dtype=torch.float64)
+    for shape in ((16, 2 * (MANY // 32)), (7, 2 * 35)):  # quads, and one by one
+        u, address = torch.zeros(shape), NoiseAddress(11, 4)
+        exact = ReferenceBackend().stage(u.double(), [], [], weights, address).state
+        made = backend.stage(u.to(DEVICE), [], [], weights, address).state.cpu()
+        error = (made - exact).abs()
+        radius = torch.hypot(*exact.chunk(2, 1)).repeat(1, 2)
+        print(
+            f"  fast normals: at most {float(error.max()):.2g} from the exact ones, "
+            f"{float((error / radius).quantile(0.5)):.2g} of the radius in the median"
+        )
+        # csrc/cuda/fast_normals.h, and our own roundings on top.
+        assert float((error / (radius * 2.0**-20 + 2.0**-22 / radius)).max()) <= 1.0
+
+
 def loops() -> None:
     """CPU against GPU over many steps, and captured loops against those step by step."""
     import copy
@@ -268,7 +291,7 @@ def loops() -> None:
 
 
 CHECKS: tuple[Callable[[], None], ...] = (
-    words, stages, beyond_32_bits, residuals, sums, tables, loops,
+    words, stages, beyond_32_bits, residuals, sums, tables, fast_normals, loops,
 )  # fmt: skip
 
 
@@ -295,7 +318,8 @@ def jobs() -> list[gpu_jobs.Job]:
     here = [sys.executable, str(Path(__file__).resolve()), "--check"]
     made = []
     for backend in BACKENDS:
-        for check in (check.__name__ for check in CHECKS):
+        own = [check.__name__ for check in CHECKS if backend == "cuda" or check != fast_normals]
+        for check in own:
             count = SHARES.get((backend, check), 1)
             for number in range(count):
                 name = check if count == 1 else f"{check} {number + 1}/{count}"

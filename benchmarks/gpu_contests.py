@@ -110,6 +110,8 @@ def stage_contests(pairs: int) -> Iterator[Contest]:
             yield stage(f"{name}, {said} output", make=make, bytes_of_pair=half, note=goal)
         make = partial(fused, name, kind="noise-free")
         yield stage(f"{name}, noise-free", make=make, bytes_of_pair=STAGE_BYTES, note=goal)
+    make = partial(fused, "cuda-fast-normals")
+    yield stage("cuda, fast normals", make=make, bytes_of_pair=STAGE_BYTES)
     for name, make, note in [
         ("merged, eager", lambda: sets.calls(merged), ""),
         ("merged, torch.compile", compiled, "at least the time of cuda"),

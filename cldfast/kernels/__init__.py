@@ -8,7 +8,13 @@ import torch
 import cldfast.kernels.backends  # noqa: F401, registers the backends
 from cldfast.kernels import philox
 from cldfast.kernels.address import NoiseAddress, Stream, check_seed
-from cldfast.kernels.backends.protocol import ALL_COLUMNS, Backend, Noise, StageResult
+from cldfast.kernels.backends.protocol import (
+    ALL_COLUMNS,
+    Backend,
+    Noise,
+    StageResult,
+    recorded_step,
+)
 from cldfast.kernels.backends.reference import noise_planes
 from cldfast.kernels.backends.registry import (
     BackendWarning,
@@ -55,6 +61,7 @@ def uniforms(address: NoiseAddress, count: int, device: torch.device | str = "cp
 
 __all__ = [
     "ALL_COLUMNS",
+    "recorded_step",
     "OUTPUT_DTYPES",
     "REDUCTIONS",
     "STATE_DTYPES",

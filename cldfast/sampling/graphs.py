@@ -2,12 +2,12 @@
 
 What a captured step reads and writes stays where it is: the state, the network's time, the history
 rows as a ring, and the number of the stage, which the device counts itself and by which the stage
-finds its matrix and its noise. So a replay costs one launch, whatever the network is made of.
+finds its matrix and its noise. So a replay costs one launch, whatever the network is made of. The
+seed and the first sample lie on the device too: one recording serves all batches and runs alike.
 """
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -17,27 +17,27 @@ import numpy as np
 import torch
 
 from cldfast.caller import caller_level
-from cldfast.kernels import Backend, NoiseAddress
+from cldfast.kernels import Backend, NoiseAddress, recorded_step
 from cldfast.kernels.limits import LAUNCH_OUTPUTS
 from cldfast.planner.plan import Plan
 from cldfast.planner.stage import Stage
-from cldfast.sampling.steps import look, network_arguments, planes_seen, stage_times
+from cldfast.sampling.recorders import Body, CaptureError, Recorder
+from cldfast.sampling.steps import (
+    look,
+    network_arguments,
+    planes_seen,
+    stage_times,
+    used_columns,
+)
 
 # The network's outputs at (stage, u, t, what it sees, its argument).
 Evaluate = Callable[
     [Stage, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], Sequence[torch.Tensor]
 ]
-Body = Callable[[], None]
-# Turns a step into something that repeats it; CaptureError where that cannot be.
-Recorder = Callable[[Body], Body]
 
 
 class GraphWarning(UserWarning):
     """A loop that was asked for as a graph runs step by step instead."""
-
-
-class CaptureError(RuntimeError):
-    """A step could not be captured."""
 
 
 @dataclass(frozen=True)
@@ -64,32 +64,33 @@ class Kind:
             stage.history_planes,
             seen,
             stage.seen is not None,
-            sum(1 << int(j) for j in np.flatnonzero(np.any(matrix != 0.0, axis=0))),
+            used_columns(matrix),
         )
 
 
 class Recording:
-    """A run with its state in fixed memory; `run` gives the final state.
+    """A plan's steps with all that they read and write in fixed memory, for any number of runs.
 
-    evaluate: the network, see `Evaluate`. address: of the run's noise; the device adds the stage.
-    backend: one that counts steps. record: makes a replay of a step that has run once already.
+    u: a state like those to come. address: of the noise of the first run; later ones may have
+    another seed and another first index, of which `recorded_step` says which. backend: one that
+    counts steps. recorder: makes a replay of a step that has run once already.
     dtype: of the planes that the network sees.
     """
 
     def __init__(
         self,
         plan: Plan,
-        evaluate: Evaluate,
         u: torch.Tensor,
         address: NoiseAddress,
         backend: Backend,
-        record: Recorder,
+        recorder: Recorder,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.plan, self.evaluate, self.address = plan, evaluate, address
-        self.backend, self.record = backend, record
-        self.u = u.clone()
-        self.step = torch.zeros((), dtype=torch.int64, device=u.device)
+        self.plan, self.backend, self.recorder = plan, backend, recorder
+        self.address, _ = recorded_step(address)
+        self.evaluate: Evaluate | None = None
+        self.u = torch.empty_like(u)
+        self.step = torch.zeros(3, dtype=torch.int64, device=u.device)
         self.arguments = network_arguments(plan, u)
         self.argument = self.arguments[0].clone()
         # A guidance term asks for the time where the network asks for something else.
@@ -97,12 +98,9 @@ class Recording:
         if plan.guidance_term and any(stage.argument is not None for stage in plan.stages):
             self.times = stage_times(plan, u)
             self.time = self.times[0].clone()
-        first = plan.stages[0]
         self.dtype = u.dtype if dtype is None else dtype
         # What the next network sees; the first stage's is made of the state that a run begins with.
         self.seen: torch.Tensor | None = None
-        if first.seen is not None:
-            self.seen = look(first.seen, self.u, self.dtype)
         planes = max(stage.history_planes for stage in plan.stages)
         shape = (u.shape[0], planes * (u.shape[1] // 2), *u.shape[2:])
         images = u.dim() == 4 and not u.is_contiguous()
@@ -115,6 +113,16 @@ class Recording:
         seen = planes_seen(plan.stages)
         self.kinds = [Kind.of(*each) for each in zip(plan.stages, matrices, seen, strict=True)]
         self.tables = {kind: self._table(kind, matrices) for kind in set(self.kinds)}
+        # The steps by their kind and place in the ring: those that have run, and their replays.
+        self.seen_keys: set[tuple[Kind, int]] = set()
+        self.replays: dict[tuple[Kind, int], Body] = {}
+        self.runs, self.possible = 0, True
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the device that the recording holds."""
+        own = [self.u, *self.ring, *self.tables.values()]
+        return sum(tensor.nbytes for tensor in own) + self.recorder.bytes
 
     def _table(self, kind: Kind, matrices: Sequence[np.ndarray]) -> torch.Tensor:
         """The matrices of the stages of one kind in their places, zeros in those of the others."""
@@ -139,6 +147,7 @@ class Recording:
             if kind.outputs is not None:
                 seen = self.seen if kind.looks else u
                 assert seen is not None  # made by the stage before
+                assert self.evaluate is not None
                 for output in self.evaluate(stage, u, t, seen, argument):
                     outputs.append(output.clone() if shares_memory(output, u) else output)
             made = self.backend.stage(
@@ -152,35 +161,61 @@ class Recording:
                     self.seen.copy_(made.seen)
             self.backend.advance(self.step, self.arguments, self.argument)
             if self.times is not self.arguments:
-                last = self.step.clamp(max=len(self.times) - 1)
-                self.time.copy_(self.times.index_select(0, last.reshape(1))[0])
+                last = self.step[:1].clamp(max=len(self.times) - 1)
+                self.time.copy_(self.times.index_select(0, last)[0])
 
         return run
 
-    def run(self, stages: Iterable[Stage]) -> torch.Tensor:
-        """The final state; `stages` are the plan's, perhaps by way of a progress bar."""
+    def begin(self, u: torch.Tensor, address: NoiseAddress) -> None:
+        """Put a run's state, noise address and first times into the fixed memory."""
+        _, numbers = recorded_step(address)
+        self.u.copy_(u)
+        self.step.copy_(torch.tensor(numbers, dtype=torch.int64, device="cpu"), non_blocking=True)
+        self.argument.copy_(self.arguments[0])
+        if self.times is not self.arguments:
+            self.time.copy_(self.times[0])
+        first = self.plan.stages[0]
+        if first.seen is not None:
+            made = look(first.seen, self.u, self.dtype)
+            self.seen = made if self.seen is None else self.seen.copy_(made)
+
+    def run(
+        self, stages: Iterable[Stage], evaluate: Evaluate, u: torch.Tensor, address: NoiseAddress
+    ) -> torch.Tensor:
+        """The final state of a run from the state u, which is not changed.
+
+        stages: the plan's, perhaps by way of a progress bar. evaluate: the network, see `Evaluate`;
+        it is not kept, but its parameters must stay where they are while the recording is in use.
+        """
         keys, made = [], 0
         for kind in self.kinds:
             keys.append((kind, made % len(self.ring) if self.ring else 0))
             made += bool(kind.rows)
         left = Counter(keys)
-        seen: Counter[tuple[Kind, int]] = Counter()
-        replays: dict[tuple[Kind, int], Body] = {}
-        possible = True
+        self.recorder.begin()
+        self.begin(u, address)
+        self.evaluate = evaluate
         for stage, key in zip(stages, keys, strict=True):
-            if key not in replays:
+            body = self.replays.get(key)
+            if body is None:
                 body = self.body(stage, *key)
-                # The first step of a kind runs as it is and so warms up; one alone is no gain.
-                if possible and seen[key] and left[key] > 1:
+                # The first step of a kind runs as it is and so warms up; one alone is no gain, but
+                # where runs come again.
+                again = left[key] > 1 or self.runs > 0
+                if self.possible and key in self.seen_keys and again:
                     try:
-                        body = replays[key] = self.record(body)
+                        body = self.replays[key] = self.recorder(body)
                     except CaptureError as error:
-                        possible = False
+                        self.possible = False
                         warn(f"the network cannot be captured ({error})")
-            replays.get(key, body)()
-            seen[key] += 1
+            body()
+            self.seen_keys.add(key)
             left[key] -= 1
-        return self.u
+        self.evaluate = None
+        self.runs += 1
+        result = self.u.clone()
+        self.recorder.end()
+        return result
 
 
 def warn(reason: str) -> None:
@@ -214,37 +249,3 @@ def obstacle(plan: Plan, u: torch.Tensor, backend: Backend, refused: dict[str, b
     if len(sizes) > 1 or 2 + max(sizes, default=0) + seen > LAUNCH_OUTPUTS:
         return f"the solver keeps history rows of {sorted(sizes)} planes, the network sees {seen}"
     return ""
-
-
-class CudaGraphs:
-    """Records steps as CUDA graphs that share one memory pool.
-
-    Like `torch.cuda.graph`, but without its collection of garbage and emptying of caches, which
-    cost more than the steps of a small network.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)
-        self.pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, body: Body) -> Body:
-        graph = torch.cuda.CUDAGraph()
-        current = torch.cuda.current_stream(self.stream.device)
-        self.stream.wait_stream(current)
-        collecting = gc.isenabled()
-        gc.disable()  # what a collection frees could end the capture
-        try:
-            with torch.cuda.stream(self.stream):
-                graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-                try:
-                    body()
-                finally:
-                    graph.capture_end()
-        except RuntimeError as error:
-            cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
-            raise CaptureError(str(cause).splitlines()[0]) from error
-        finally:
-            if collecting:
-                gc.enable()
-        current.wait_stream(self.stream)
-        return graph.replay

@@ -25,10 +25,10 @@ def check_choice(nonfinite: object) -> None:
 
 
 def finite(u: torch.Tensor) -> bool:
-    """Whether all is finite; True where nobody can look, in a traced graph or a transform."""
+    """Whether all is finite; True where nobody can look: in a graph, a transform, on `meta`."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return True
-    if u.numel() == 0:
+    if u.numel() == 0 or u.is_meta:
         return True
     # NaN and infinity are the smallest or the largest number; nothing of the size of u is made.
     low, high = u.detach().aminmax()

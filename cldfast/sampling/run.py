@@ -19,10 +19,11 @@ from cldfast.planner.make_plan import make_plan, prediction_stage
 from cldfast.planner.plan import Plan
 from cldfast.planner.stage import Stage
 from cldfast.process.path import Path, Process
-from cldfast.sampling import graphs
+from cldfast.sampling import graphs, recorders
 from cldfast.sampling.brownian import BrownianNoise
 from cldfast.sampling.callbacks import Callback, StepInfo, as_info_callback
 from cldfast.sampling.inpainting import Inpainting
+from cldfast.sampling.kept_graphs import key_of, recordings
 from cldfast.sampling.nonfinite import FiniteWatch, check_choice, finite
 from cldfast.sampling.packing import Packing
 from cldfast.sampling.steps import (
@@ -91,7 +92,8 @@ def run(
     progress: a tqdm bar over the stages. differentiable: keep the autograd graph through the run.
     graph: capture steps (network and stage) as CUDA graphs and replay them; the network must do the
         same at every step, without looking at values. Where that cannot be, a
-        `cldfast.GraphWarning` says why and the run goes step by step.
+        `cldfast.GraphWarning` says why and the run goes step by step. The captures of a module are
+        kept for later runs of the same plan and shape, see `cldfast.sampling.kept_graphs`.
     nonfinite: "raise" a ValueError for final states that are not finite, which says in what stage
         they ceased to be, or "return" them. To say so the network is called again, without the
         callback; with a callback every state is looked at, and on the CPU it sees finite ones only.
@@ -123,6 +125,7 @@ def run(
         )
     if guidance is not None and not plan.guidance_term:
         raise ValueError("guidance needs a plan made with guidance_term=True")
+    given = net
     net = conditioned(net, conditions, null, plan.pair)
     if inpaint is not None:
         inpaint.check(plan.sde, u)
@@ -140,12 +143,14 @@ def run(
         refused = {name: value is not None for name, value in host.items()}
         reason = graphs.obstacle(plan, u, found, {**refused, "differentiable runs": differentiable})
         if not reason:
+            own = given is net and guidance is None
+            key = key_of(plan, net, u, address, found) if own else None
             with torch.no_grad():
-                record = graphs.CudaGraphs(u.device)
-                recording = graphs.Recording(
-                    plan, loop.outputs, u, address, found, record, loop.dtype
-                )
-                loop.u = recording.run(stages)
+                record = recorders.CudaGraphs(u.device)
+                make = partial(graphs.Recording, plan, u, address, found, record, loop.dtype)
+                recording = recordings.take(key, make)
+                loop.u = recording.run(stages, loop.outputs, u, address)
+            recordings.give(key, net, recording)
             stages = ()
         else:
             graphs.warn(reason)

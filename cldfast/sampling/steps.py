@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -43,6 +44,26 @@ def plan_tables(plan: Plan) -> list[torch.Tensor]:
         with torch.inference_mode(False):
             known = _of_plan.setdefault(plan, stage_tables(plan.matrices()))
     return known
+
+
+def placed_tables(
+    tables: Sequence[torch.Tensor], device: torch.device
+) -> list[tuple[torch.Tensor, int]]:
+    """Each stage's table on a device, with a bit for each of its columns that is not all zeros.
+
+    One copy serves all stages, so that none waits for a copy of its own.
+    """
+    flat = torch.cat([table.flatten() for table in tables]).to(device)
+    parts = flat.split([table.numel() for table in tables])
+    return [
+        (part.view(table.shape), used_columns(table[0].numpy()))
+        for part, table in zip(parts, tables, strict=True)
+    ]
+
+
+def used_columns(matrix: np.ndarray) -> int:
+    """A bit for each column of a matrix (rows, n) that is not all zeros."""
+    return sum(1 << int(j) for j in np.flatnonzero(np.any(matrix != 0.0, axis=0)))
 
 
 def stage_times(plan: Plan, u: torch.Tensor) -> torch.Tensor:
@@ -183,6 +204,8 @@ class Steps:
     ) -> None:
         self.backend = backend
         self.tables, self.seen, self.dtype = tables, seen, dtype
+        # Where the backend wants them there: the tables on the device, and what they use.
+        self.placed: list[tuple[torch.Tensor, int]] = []
         self._history: deque[torch.Tensor] = deque(maxlen=max(history, 1))
 
     def take(
@@ -210,9 +233,14 @@ class Steps:
             )  # fmt: skip
         else:
             assert isinstance(self.backend, Backend)
+            options: dict[str, Any] = {}
+            if self.backend.keeps_matrices:
+                self.placed = self.placed or placed_tables(self.tables, u.device)
+                table, options["used"] = self.placed[index]
             made = self.backend.stage(
-                u, outputs, history, table, noise, out=out, seen_planes=seen, seen_dtype=self.dtype
-            )
+                u, outputs, history, table, noise, out=out, seen_planes=seen,
+                seen_dtype=self.dtype, **options,
+            )  # fmt: skip
         if made.history is not None:
             self._history.appendleft(made.history)
         return made

@@ -18,14 +18,15 @@ Queue read_queue(const py::tuple& queue) {
 
 void stage(const py::tuple& shape, const py::tuple& inputs, const py::tuple& outputs,
            const py::tuple& weights, bool on_device, uintptr_t step, uint64_t used, const py::object& noise,
-           const py::tuple& queue) {
+           const py::tuple& queue, bool fast) {
   const MatrixShape matrices(weights);
   StageArgs args = read_stage(shape, inputs, outputs, matrices, noise);
   require(matrices.count == 1 || (on_device && matrices.count == args.rows),
           "weights must hold 1 matrix, or one for each row on the device");
   if (!on_device) matrices.check_finite();
   args.used = on_device ? used : matrices.used_columns();
-  run_stage(args, on_device, reinterpret_cast<const int64_t*>(step), read_queue(queue));
+  const auto run = fast ? run_stage_fast : run_stage;
+  run(args, on_device, reinterpret_cast<const int64_t*>(step), read_queue(queue));
 }
 
 void residual(const py::tuple& shape, const py::tuple& outputs, const py::tuple& offsets,
@@ -51,7 +52,8 @@ PYBIND11_MODULE(_cuda, module) {
              "Architecture of the kernels on a device, 90 for 9.0; CudaError where none runs.");
   module.def("stage", &stage,
              "One stage on a stream. As `_core.stage`, with weights on the host or the device, a step "
-             "counter on the device or 0, and a mask of the columns that weights on the device use.");
+             "counter on the device or 0, a mask of the columns that weights on the device use, and whether the "
+             "hardware's functions make the normals.");
   module.def("residual", &residual,
              "Losses of the pieces of rows, float64 (rows, pieces), and gradients on a stream. As "
              "`_core.residual`, all memory on the device.");

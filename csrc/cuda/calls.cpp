@@ -19,15 +19,17 @@ int device_count() {
   return count;
 }
 
-unsigned blocks_for(int64_t work, int64_t per_block, int device) {
-  // With so many blocks the last ones to finish leave little of the device idle. Each block still has
-  // several tiles, which share the cost of copying the matrix to shared memory.
-  constexpr int64_t BLOCKS_PER_PROCESSOR = 32;
-  int processors = 0;
+unsigned blocks_for(const void* kernel, unsigned threads, int64_t work, int64_t per_block, int device) {
+  // With so many rounds of blocks the last ones to finish leave little of the device idle. Each block still
+  // has several tiles, which share the cost of copying the matrix to shared memory.
+  constexpr int64_t ROUNDS = 16;
+  int processors = 0, together = 0;
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
         "cudaDeviceGetAttribute");
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&together, kernel, static_cast<int>(threads), 0),
+        "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
   const int64_t blocks = (work + per_block - 1) / per_block;
-  const int64_t most = processors * BLOCKS_PER_PROCESSOR;
+  const int64_t most = processors * together * ROUNDS;
   return static_cast<unsigned>(blocks < 1 ? 1 : blocks < most ? blocks : most);
 }
 

@@ -5,8 +5,16 @@ if(NOT CMAKE_CUDA_COMPILER)
   message(FATAL_ERROR "no CUDA compiler that works was found")
 endif()
 
-# Machine code for the two generations that the kernels are written for, and PTX for what comes after.
-set(CLDFAST_CUDA_ARCHITECTURES "80;90" CACHE STRING "CUDA architectures; the last one's PTX is kept too")
+# Machine code for the generations that this nvcc knows, and PTX for what comes after.
+execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-arch OUTPUT_VARIABLE known)
+set(architectures "")
+foreach(number 80 90 100 120)
+  if(known MATCHES "compute_${number}[^0-9]")
+    list(APPEND architectures ${number})
+  endif()
+endforeach()
+set(CLDFAST_CUDA_ARCHITECTURES "${architectures}" CACHE STRING
+    "CUDA architectures; the last one's PTX is kept too")
 list(TRANSFORM CLDFAST_CUDA_ARCHITECTURES APPEND "-real" OUTPUT_VARIABLE CMAKE_CUDA_ARCHITECTURES)
 list(GET CLDFAST_CUDA_ARCHITECTURES -1 newest)
 list(APPEND CMAKE_CUDA_ARCHITECTURES "${newest}-virtual")
@@ -18,7 +26,7 @@ set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 
 pybind11_add_module(_cuda MODULE NO_EXTRAS
-  bind/cuda.cpp cuda/calls.cpp cuda/stage.cu cuda/residual.cu cuda/table.cu)
+  bind/cuda.cpp cuda/calls.cpp cuda/stage.cu cuda/stage_fast.cu cuda/residual.cu cuda/table.cu)
 string(REPLACE ";" " " names "${CLDFAST_CUDA_ARCHITECTURES}")
 target_compile_definitions(_cuda PRIVATE "CLDFAST_ARCHITECTURES=\"${names}\"")
 target_include_directories(_cuda PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})

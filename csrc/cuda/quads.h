@@ -77,6 +77,15 @@ CLDFAST_DEVICE void load_quads(const Plane& plane, const Quads& quads, const boo
   }
 }
 
+// A plane of 16-bit numbers, if `half`, or of float32: what a network under autocast returns, beside a state.
+CLDFAST_DEVICE void load_halves(const Plane& plane, const Quads& quads, bool half, float x[2][QUAD]) {
+  const bool wanted[2] = {true, true};
+  if (!half) return load_quads<true>(plane, quads, wanted, x);
+  CLDFAST_UNROLL for (int g = 0; g < 2; ++g) {
+    widen(*reinterpret_cast<const Half4*>(quads.at<uint16_t>(plane, g)), plane.dtype, x[g]);
+  }
+}
+
 template <bool PLAIN>
 CLDFAST_DEVICE void store_quads(const Plane& plane, const Quads& quads, const float y[2][QUAD]) {
   CLDFAST_UNROLL for (int g = 0; g < 2; ++g) {

@@ -69,8 +69,8 @@ void run_residual(ResidualArgs& args, const Queue& queue) {
   use(queue.device);
   walk_by_pixel(args);
   const ResidualLaunch launch(args);
-  const unsigned blocks = blocks_for(launch.rows * launch.pieces, THREADS / launch.team, queue.device);
-  start("the launch of a residual", kernel_for(launch), blocks, THREADS, queue, launch);
+  start_looping("the launch of a residual", kernel_for(launch), launch.rows * launch.pieces,
+                THREADS / launch.team, THREADS, queue, launch);
 }
 
 }  // namespace cldfast

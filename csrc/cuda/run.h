@@ -8,9 +8,13 @@
 namespace cldfast {
 
 // on_device: whether the matrices are on the device; if not, one matrix for all rows is on the host. step:
-// null, or the address of a number that is added to the stage index and, with one matrix for all rows,
-// picks the matrix among several on the device. The first LAUNCH_OUTPUTS outputs may be inputs.
+// null, or of a recorded step three numbers: the first is added to the stage index and picks the matrix
+// among several on the device, the second is the seed, the third, a multiple of 4, is the number of samples
+// before those of `args.noise`. The first LAUNCH_OUTPUTS outputs may be inputs.
 void run_stage(const StageArgs& args, bool on_device, const int64_t* step, const Queue& queue);
+
+// The same with normals of float32 by the hardware's functions, see cuda/fast_normals.h.
+void run_stage_fast(const StageArgs& args, bool on_device, const int64_t* step, const Queue& queue);
 
 // One launch. `args.sums` receives the losses of the pieces of rows, (rows, pieces_of(width)). A gradient of
 // at most MOST_OVERWRITTEN planes may lie in memory of the input.

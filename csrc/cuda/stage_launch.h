@@ -5,7 +5,11 @@
 #include "shared/operations.h"
 #include "shared/philox.h"
 
-namespace cldfast {
+namespace cldfast::CLDFAST_LEVEL {
+namespace {
+
+// Whose matrix: of all rows, of each row, or of all rows in a step that is recorded.
+constexpr int SHARED = 0, OWN = 1, RECORDED = 2;
 
 struct StageLaunch : LaunchShape {
   bool pixels;     // the channel changes fastest, so that neighbouring threads meet neighbouring memory
@@ -24,11 +28,14 @@ struct StageLaunch : LaunchShape {
   const double* table;
   int table_rows, table_columns, first_row;
   int column[STAGE_COLUMNS];  // which column of the table stands for a column of `weights`
-  bool own_matrix;
-  const int64_t* step;  // added to the stage index, in device memory; may be null
+  int matrix;  // SHARED, OWN or RECORDED
+  // Of a recorded step, in device memory: a number that is added to the stage index, the seed, and how many
+  // samples come before those of `noise`, a multiple of QUAD.
+  const int64_t* step;
+  bool half;  // a sampler's usual step, whose network output has 16 bits
 
   bool noisy;  // whether normals are made
-  CLDFAST_LEVEL::RoundKeys keys;
+  RoundKeys keys;
   NoiseAddress noise;
 
   // The launch of the outputs from `first` on, at most LAUNCH_OUTPUTS. Columns of zeros are left out, so
@@ -40,9 +47,9 @@ struct StageLaunch : LaunchShape {
     table_rows = args.results;
     table_columns = args.columns();
     first_row = first;
-    own_matrix = on_device && args.matrices > 1;
+    matrix = step_counter ? RECORDED : on_device && args.matrices > 1 ? OWN : SHARED;
     step = step_counter;
-    keys = CLDFAST_LEVEL::round_keys(args.noise.seed);
+    keys = round_keys(args.noise.seed);
     noise = args.noise;
 
     vector = vector && noise.first_pair % QUAD == 0;
@@ -51,7 +58,7 @@ struct StageLaunch : LaunchShape {
       output[k] = take(args.result[first + k]);
       pixels = pixels && output[k].channel_stride == 1;
     }
-    const auto is_used = [&](int number) { return own_matrix || (args.used >> number & 1) != 0; };
+    const auto is_used = [&](int number) { return matrix == OWN || (args.used >> number & 1) != 0; };
     const auto take_column = [&](int place, int number) {
       column[place] = number;
       for (int k = 0; k < outputs && !on_device; ++k) {
@@ -65,6 +72,11 @@ struct StageLaunch : LaunchShape {
     }
     noisy = args.addressed_noise && (is_used(args.inputs) || is_used(args.inputs + 1));
     for (int z = 0; noisy && z < 2; ++z) take_column(inputs + z, args.inputs + z);
+
+    half = vector && inputs == 3 && outputs == 2 && size_of(input[2].dtype) == 2;
+    for (int i = 0; i < 2 && half; ++i) {
+      half = input[i].dtype == Dtype::float32 && output[i].dtype == Dtype::float32;
+    }
 
     const int64_t pairs = args.pairs();
     if (vector) {
@@ -85,4 +97,5 @@ struct StageLaunch : LaunchShape {
 };
 static_assert(sizeof(StageLaunch) <= 4096, "kernel parameters of every CUDA version hold 4 KiB");
 
-}  // namespace cldfast
+}  // namespace
+}  // namespace cldfast::CLDFAST_LEVEL

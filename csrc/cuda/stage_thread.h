@@ -1,6 +1,7 @@
 // What one CUDA thread does of a stage.
 #pragma once
 
+#include "cuda/fast_normals.h"
 #include "cuda/quads.h"
 
 namespace cldfast::CLDFAST_LEVEL {
@@ -40,35 +41,69 @@ struct Twos {
   }
 
   // The noise address of a pair.
-  CLDFAST_DEVICE uint64_t address(const StageLaunch& launch, int i) const {
-    return launch.noise.first_pair + static_cast<uint64_t>(row[i] * launch.width +
-                                                           channel[i] * launch.inner + position[i]);
+  CLDFAST_DEVICE uint64_t address(const StageLaunch& launch, uint64_t first_pair, int i) const {
+    return first_pair + static_cast<uint64_t>(row[i] * launch.width + channel[i] * launch.inner +
+                                              position[i]);
   }
 };
 
+// Where the normals of a launch are addressed. What a recorded step finds in device memory is the same for
+// all threads; any other launch has it among its parameters.
+template <bool IN_MEMORY>
+struct Source {
+  const StageLaunch& launch;
+
+  CLDFAST_DEVICE explicit Source(const StageLaunch& of) : launch(of) {}
+  CLDFAST_DEVICE uint64_t first_pair() const { return launch.noise.first_pair; }
+  CLDFAST_DEVICE uint32_t stage_index() const { return launch.noise.stage_index; }
+  CLDFAST_DEVICE const RoundKeys& keys() const { return launch.keys; }
+};
+
+template <>
+struct Source<true> {
+  const StageLaunch& launch;
+  uint64_t before;
+  uint32_t number;
+  SeedKeys seed;
+
+  CLDFAST_DEVICE explicit Source(const StageLaunch& of)
+      : launch(of),
+        before(static_cast<uint64_t>(of.step[2] * of.width)),
+        number(static_cast<uint32_t>(of.step[0])),
+        seed{static_cast<uint32_t>(of.step[1]), static_cast<uint32_t>(of.step[1] >> 32)} {}
+  CLDFAST_DEVICE uint64_t first_pair() const { return launch.noise.first_pair + before; }
+  CLDFAST_DEVICE uint32_t stage_index() const { return launch.noise.stage_index + number; }
+  CLDFAST_DEVICE SeedKeys keys() const { return seed; }
+};
+
 // The normals of two pairs from the even address `pair` on, from the four words of one call.
-template <class T>
-CLDFAST_DEVICE void make_normals(const StageLaunch& launch, uint32_t stage_index, uint64_t pair, T z_x[2],
-                                 T z_v[2]) {
+template <class T, class Source>
+CLDFAST_DEVICE void make_normals(const Source& source, uint64_t pair, T z_x[2], T z_v[2]) {
   using Word = Bits<T>;
-  const Words<uint64_t> w =
-      philox4x32(pair_counter<uint64_t>(pair >> 1, stage_index, launch.noise.stream), launch.keys);
+  const Words<uint64_t> w = philox4x32(
+      pair_counter<uint64_t>(pair >> 1, source.stage_index(), source.launch.noise.stream), source.keys());
   const auto word = [](uint64_t wide) { return Word(static_cast<uint32_t>(wide)); };
+#if defined(CLDFAST_FAST_NORMALS)
+  if constexpr (sizeof(T) == 4) {
+    fast_box_muller(word(w.w0), word(w.w1), z_x[0], z_v[0]);
+    fast_box_muller(word(w.w2), word(w.w3), z_x[1], z_v[1]);
+    return;
+  }
+#endif
   box_muller<T>(word(w.w0), word(w.w1), z_x[0], z_v[0]);
   box_muller<T>(word(w.w2), word(w.w3), z_x[1], z_v[1]);
 }
 
 // The normals of any two pairs. Only where a channel begins at an odd pair are two calls needed.
-template <class T>
-CLDFAST_DEVICE void make_normals(const StageLaunch& launch, uint32_t stage_index, const Twos& twos,
-                                 T z_x[2], T z_v[2]) {
-  const uint64_t first = twos.address(launch, 0);
-  const uint64_t last = twos.valid[1] ? twos.address(launch, 1) : first;
+template <class T, class Source>
+CLDFAST_DEVICE void make_normals(const Source& source, const Twos& twos, T z_x[2], T z_v[2]) {
+  const uint64_t first = twos.address(source.launch, source.first_pair(), 0);
+  const uint64_t last = twos.valid[1] ? twos.address(source.launch, source.first_pair(), 1) : first;
   T x[2], v[2];
-  make_normals(launch, stage_index, last & ~uint64_t(1), x, v);
+  make_normals(source, last & ~uint64_t(1), x, v);
   z_x[1] = last & 1 ? x[1] : x[0];
   z_v[1] = last & 1 ? v[1] : v[0];
-  if ((first ^ last) > 1) make_normals(launch, stage_index, first & ~uint64_t(1), x, v);
+  if ((first ^ last) > 1) make_normals(source, first & ~uint64_t(1), x, v);
   z_x[0] = first & 1 ? x[1] : x[0];
   z_v[0] = first & 1 ? v[1] : v[0];
 }
@@ -83,27 +118,23 @@ CLDFAST_DEVICE T matrix_entry(const StageLaunch& launch, int64_t step, int i) {
   return static_cast<T>(launch.table[row * launch.table_columns + launch.column[column]]);
 }
 
-CLDFAST_DEVICE uint32_t stage_index_of(const StageLaunch& launch) {
-  return launch.noise.stage_index + (launch.step ? static_cast<uint32_t>(*launch.step) : 0u);
-}
-
 // Entry (k, column) of the matrix of a row; `shared` holds the matrix of all rows.
-template <class T, bool OWN>
+template <class T, int MATRIX>
 CLDFAST_DEVICE T weight(const StageLaunch& launch, const T* shared, int64_t row, int k, int column) {
-  if (!OWN) return shared[k * STAGE_COLUMNS + column];
+  if (MATRIX != OWN) return shared[k * STAGE_COLUMNS + column];
   const int64_t matrix = row * launch.table_rows + launch.first_row + k;
   return static_cast<T>(launch.table[matrix * launch.table_columns + column]);
 }
 
 // y[k] = weight(g, k, 0) z_x + weight(g, k, 1) z_v for every output k; g is the number of the quad.
-template <int OUTS, class Weight>
-CLDFAST_DEVICE void begin_with_noise(const StageLaunch& launch, uint32_t stage_index, const Quads& quads,
-                                     float y[OUTS][2][QUAD], const Weight& weight) {
+template <int OUTS, class Source, class Weight>
+CLDFAST_DEVICE void begin_with_noise(const Source& source, const Quads& quads, float y[OUTS][2][QUAD],
+                                     const Weight& weight) {
   CLDFAST_UNROLL for (int g = 0; g < 2; ++g) {
-    const uint64_t pair = quads.address(launch.noise.first_pair, g);
+    const uint64_t pair = quads.address(source.first_pair(), g);
     CLDFAST_UNROLL for (int i = 0; i < QUAD; i += 2) {
       float z_x[2], z_v[2];
-      make_normals(launch, stage_index, pair + i, z_x, z_v);
+      make_normals(source, pair + i, z_x, z_v);
       CLDFAST_UNROLL for (int k = 0; k < OUTS; ++k) {
         const float w_x = weight(g, k, 0), w_v = weight(g, k, 1);
         CLDFAST_UNROLL for (int j = 0; j < 2; ++j) {
@@ -115,24 +146,30 @@ CLDFAST_DEVICE void begin_with_noise(const StageLaunch& launch, uint32_t stage_i
 }
 
 // One lane's part of a warp's tile of 2 x 32 quads. The first inputs, all that most stages have, are
-// loaded while the noise is made. PLAIN: all planes are float32. There are INS inputs and OUTS outputs,
-// or, where INS is 0, any number of inputs and at most OUTS outputs.
-template <int OUTS, int INS, bool OWN, bool PLAIN>
-CLDFAST_DEVICE void stage_quads(const StageLaunch& launch, const float* shared, uint32_t stage_index,
-                                int64_t tile, int lane) {
+// loaded while the noise is made. PLAIN: all planes are float32, but for a network's output of 16 bits
+// where there are INS inputs. There are INS inputs and OUTS outputs, or, where INS is 0, any number of
+// inputs and at most OUTS outputs.
+template <int OUTS, int INS, int MATRIX, bool PLAIN>
+CLDFAST_DEVICE void stage_quads(const StageLaunch& launch, const float* shared,
+                                const Source<MATRIX == RECORDED>& source, int64_t tile, int lane) {
+  constexpr bool OF_EACH = MATRIX == OWN;
   const int inputs = INS ? INS : launch.inputs, outputs = INS ? OUTS : launch.outputs;
   const Quads quads(launch, tile, lane);
   float y[OUTS][2][QUAD] = {};
   const auto entry = [&](int g, int k, int column) {
-    if (OWN && k >= outputs) return 0.0f;
-    return weight<float, OWN>(launch, shared, quads.row[g], k, column);
+    if (OF_EACH && k >= outputs) return 0.0f;
+    return weight<float, MATRIX>(launch, shared, quads.row[g], k, column);
   };
   const auto load = [&](int m, float x[2][QUAD]) {
-    bool wanted[2] = {!OWN, !OWN};
-    CLDFAST_UNROLL for (int g = 0; OWN && g < 2; ++g) {
+    bool wanted[2] = {!OF_EACH, !OF_EACH};
+    CLDFAST_UNROLL for (int g = 0; OF_EACH && g < 2; ++g) {
       CLDFAST_UNROLL for (int k = 0; k < OUTS; ++k) wanted[g] = wanted[g] || entry(g, k, m) != 0.0f;
     }
-    load_quads<PLAIN>(launch.input[m], quads, wanted, x);
+    if (INS && !PLAIN) {
+      load_halves(launch.input[m], quads, m == INS - 1, x);
+    } else {
+      load_quads<PLAIN>(launch.input[m], quads, wanted, x);
+    }
   };
   const auto add = [&](int m, const float x[2][QUAD]) {
     add_plane<OUTS>(y, x, [&](int g, int k) { return entry(g, k, m); });
@@ -144,7 +181,7 @@ CLDFAST_DEVICE void stage_quads(const StageLaunch& launch, const float* shared, 
     if (m < inputs) load(m, x[m]);
   }
   if (launch.noisy) {
-    begin_with_noise<OUTS>(launch, stage_index, quads, y,
+    begin_with_noise<OUTS>(source, quads, y,
                            [&](int g, int k, int z) { return entry(g, k, inputs + z); });
   }
   CLDFAST_UNROLL for (int m = 0; m < AHEAD; ++m) {
@@ -155,19 +192,19 @@ CLDFAST_DEVICE void stage_quads(const StageLaunch& launch, const float* shared, 
     add(m, x[0]);
   }
   CLDFAST_UNROLL for (int k = 0; k < OUTS; ++k) {
-    if (k < outputs) store_quads<PLAIN>(launch.output[k], quads, y[k]);
+    if (k < outputs) store_quads<(PLAIN || INS > 0)>(launch.output[k], quads, y[k]);
   }
 }
 
 // One lane's share of a piece of a row that has a matrix of its own, which the lane keeps: the perturbation
 // of data makes OUTS planes of one plane and noise, all float32.
 template <int OUTS>
-CLDFAST_DEVICE void stage_piece(const StageLaunch& launch, uint32_t stage_index, int64_t row,
-                                int64_t piece, int lane) {
+CLDFAST_DEVICE void stage_piece(const StageLaunch& launch, int64_t row, int64_t piece, int lane) {
+  const Source<false> source(launch);
   float w[OUTS][3];
   bool used = false;
   CLDFAST_UNROLL for (int k = 0; k < OUTS; ++k) {
-    CLDFAST_UNROLL for (int m = 0; m < 3; ++m) w[k][m] = weight<float, true>(launch, nullptr, row, k, m);
+    CLDFAST_UNROLL for (int m = 0; m < 3; ++m) w[k][m] = weight<float, OWN>(launch, nullptr, row, k, m);
     used = used || w[k][0] != 0.0f;
   }
   const bool wanted[2] = {used, used};
@@ -177,24 +214,25 @@ CLDFAST_DEVICE void stage_piece(const StageLaunch& launch, uint32_t stage_index,
     const Quads quads(row, quads_of_row, quad, units.end, lane);
     float x[2][QUAD], y[OUTS][2][QUAD];
     load_quads<true>(launch.input[0], quads, wanted, x);
-    begin_with_noise<OUTS>(launch, stage_index, quads, y, [&](int, int k, int z) { return w[k][1 + z]; });
+    begin_with_noise<OUTS>(source, quads, y, [&](int, int k, int z) { return w[k][1 + z]; });
     add_plane<OUTS>(y, x, [&](int, int k) { return w[k][0]; });
     CLDFAST_UNROLL for (int k = 0; k < OUTS; ++k) store_quads<true>(launch.output[k], quads, y[k]);
   }
 }
 
-template <class T, bool OWN>
-CLDFAST_DEVICE void stage_twos(const StageLaunch& launch, const T* shared, uint32_t stage_index,
-                          int64_t unit) {
+template <class T, int MATRIX>
+CLDFAST_DEVICE void stage_twos(const StageLaunch& launch, const T* shared,
+                               const Source<MATRIX == RECORDED>& source, int64_t unit) {
+  constexpr bool OF_EACH = MATRIX == OWN;
   const Twos twos(launch, unit);
   T y[LAUNCH_OUTPUTS][2] = {};
   const auto entry = [&](int i, int k, int column) {
-    return k < launch.outputs ? weight<T, OWN>(launch, shared, twos.row[i], k, column) : T(0);
+    return k < launch.outputs ? weight<T, MATRIX>(launch, shared, twos.row[i], k, column) : T(0);
   };
   const auto load = [&](int m, T x[2]) {
     CLDFAST_UNROLL for (int i = 0; i < 2; ++i) {
-      bool used = !OWN;
-      CLDFAST_UNROLL for (int k = 0; OWN && k < LAUNCH_OUTPUTS; ++k) {
+      bool used = !OF_EACH;
+      CLDFAST_UNROLL for (int k = 0; OF_EACH && k < LAUNCH_OUTPUTS; ++k) {
         used = used || entry(i, k, m) != T(0);
       }
       const Plane& plane = launch.input[m];
@@ -211,7 +249,7 @@ CLDFAST_DEVICE void stage_twos(const StageLaunch& launch, const T* shared, uint3
 
   if (launch.noisy) {
     T z_x[2], z_v[2];
-    make_normals(launch, stage_index, twos, z_x, z_v);
+    make_normals(source, twos, z_x, z_v);
     add(launch.inputs, z_x);
     add(launch.inputs + 1, z_v);
   }

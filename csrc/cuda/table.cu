@@ -33,9 +33,8 @@ __global__ void __launch_bounds__(THREADS)
 void run_matrices(const Table& table, const double* times, int64_t rows, int64_t entries, double* to,
                   const Queue& queue) {
   use(queue.device);
-  const unsigned blocks = blocks_for(rows * entries, THREADS, queue.device);
-  start("the launch of a table's matrices", matrices, blocks, THREADS, queue, table, times, rows, entries,
-        to);
+  start_looping("the launch of a table's matrices", matrices, rows * entries, THREADS, THREADS, queue, table,
+                times, rows, entries, to);
 }
 
 }  // namespace cldfast

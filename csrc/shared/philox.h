@@ -54,6 +54,21 @@ CLDFAST_HD Words<Wide> philox4x32(Words<Wide> c, const RoundKeys& keys) {
   return c;
 }
 
+// The keys of the rounds of a seed that is found in device memory, one made of the last.
+struct SeedKeys {
+  uint32_t k0, k1;
+};
+
+template <class Wide>
+CLDFAST_HD Words<Wide> philox4x32(Words<Wide> c, SeedKeys key) {
+  for (int round = 0; round < PHILOX_ROUNDS; ++round) {
+    c = philox_round(c, key.k0, key.k1);
+    key.k0 += WEYL_0;
+    key.k1 += WEYL_1;
+  }
+  return c;
+}
+
 // Counter of the pairs 2 half and 2 half + 1.
 template <class Wide>
 CLDFAST_HD Words<Wide> pair_counter(Wide half, uint32_t stage_index, uint32_t stream) {

@@ -94,7 +94,9 @@ def test_every_check_of_every_backend_is_a_job() -> None:
     jobs = [job for job in gpu_check.jobs() if not job.sanitized]
     for backend in gpu_check.BACKENDS:
         names = {job.name.split()[0] for job in jobs if job.backend == backend}
-        assert names == {check.__name__ for check in gpu_check.CHECKS} | set(gpu_check.TESTS)
+        checks = {check.__name__ for check in gpu_check.CHECKS}
+        left_out = {"fast_normals"} if backend == "triton" else set()
+        assert names == checks - left_out | set(gpu_check.TESTS)
     stages = [job.command[-4:] for job in jobs if job.name.startswith("stages ")]
     count = gpu_check.SHARES["triton", "stages"]
     assert stages == [["triton", "stages", str(i), str(count)] for i in range(count)]

@@ -14,7 +14,7 @@ from backend_calls import REFERENCE, Calls
 from seen_planes import SEEN_DTYPES, SEEN_SHAPES, check_seen_planes
 from test_core import SHAPES, assert_close, channels_last, matrix, planes, swapped
 
-from cldfast.kernels import NoiseAddress
+from cldfast.kernels import NoiseAddress, recorded_step
 from cldfast.kernels.backends.reference import ReferenceBackend
 from cldfast.kernels.philox import pair_words
 from cldfast.kernels.time_tables import make_table
@@ -115,6 +115,42 @@ def test_dtypes(cuda: Calls, shape: tuple[int, ...], half: torch.dtype) -> None:
         assert torch.equal(copy, state.to(half))
 
 
+@pytest.mark.parametrize("half", [BFLOAT16, FLOAT16])
+@pytest.mark.parametrize("noise", ["both", "none"])
+def test_a_samplers_step_under_autocast(cuda: Calls, noise: str, half: torch.dtype) -> None:
+    """State in float32, a velocity score of 16 bits: rows of quads, in and out of a recorded step."""
+    for shape in ((1, 8), (5, 2 * 20), (2, 2 * 512), (3, 6, 8, 8)):
+        u, output = planes(shape, 2, FLOAT32), planes(shape, 1, half)
+        weights, address = matrix(1, 2, 3, noise), NoiseAddress(5, 6, 1, 2)
+        expected = REFERENCE.backend.stage(u, [output], [], weights, address).state
+        made = cuda.backend.stage(u, [output], [], weights, address, out=u.clone()).state
+        assert_close(made, expected)
+        recorded, numbers = recorded_step(address)
+        step = torch.tensor(numbers)
+        again = cuda.backend.stage(u, [output], [], weights, recorded, step=step).state
+        assert torch.equal(again, made)
+
+
+# What NVIDIA says of the hardware's functions is in csrc/cuda/fast_normals.h; the host's own, which stand
+# for them here, err by 2^-24. So this is the part of the distance that is ours: the rounding of the angle,
+# up to pi, by 2^-25 pi, of the root by 2^-24, and of the logarithm before it. Radii go up to 6.8.
+def test_fast_normals(cuda: Calls) -> None:
+    fast = cuda_on_host.OnHost(cuda.backend.kernels, fast_normals=True)
+    weights = torch.tensor([[[0.0, 0, 1, 0], [0, 0, 0, 1]]], dtype=FLOAT64)
+    for shape in ((40, 2 * 1000), (3, 2 * 35)):  # quads, and one by one
+        u, address = torch.zeros(shape), NoiseAddress(11, 4)
+        exact = REFERENCE.backend.stage(u.double(), [], [], weights, address).state
+        made = fast.stage(u, [], [], weights, address).state
+        x, v = exact.chunk(2, 1)
+        radius = torch.hypot(x, v).repeat(1, 2)
+        error = (made - exact).abs()
+        assert float((error / (radius * 2.0**-21 + 2.0**-23 / radius)).max()) <= 1.0
+        assert not torch.equal(made, cuda.backend.stage(u, [], [], weights, address).state)
+        # float64 has no such functions.
+        same = fast.stage(u.double(), [], [], weights, address).state
+        assert_close(same, exact)
+
+
 def test_half_precision_conversions_are_torchs(cuda: Calls) -> None:
     weights = torch.tensor([[[0.0, 0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0]]], dtype=FLOAT64)
     for half in (BFLOAT16, FLOAT16):
@@ -183,7 +219,7 @@ def test_a_column_of_zeros_is_not_read(cuda: Calls, shape: tuple[int, ...]) -> N
     finite = torch.isfinite(cuda.stage(u, [output], [bad], weights)[0]).all(dim=1)
     assert torch.equal(finite, torch.arange(shape[0]) != 2)
     table = weights[3:5].contiguous()
-    step = torch.tensor(1)
+    step = torch.tensor([1, 0, 0])
     assert torch.isfinite(cuda.stage(u, [output], [bad], table, step=step, used=0b110111)[0]).all()
 
 
@@ -191,17 +227,19 @@ def test_a_column_of_zeros_is_not_read(cuda: Calls, shape: tuple[int, ...]) -> N
 def test_a_table_and_its_step(cuda: Calls, shape: tuple[int, ...]) -> None:
     u, output, table = planes(shape, 2, FLOAT32), planes(shape, 1, FLOAT32), matrix(5, 3, 3)
     for dtype in (FLOAT32, FLOAT64):
-        step, times = torch.tensor(2), torch.rand(4, dtype=dtype)
+        address = NoiseAddress(2**64 - 3, 2**40 + 7, 6, 1)
+        recorded, (_, *more) = recorded_step(address)
+        step, times = torch.tensor([2, *more]), torch.rand(4, dtype=dtype)
         time = torch.zeros((), dtype=dtype)
         for number in (2, 3, 4):
-            made = cuda.stage(u, [output], [], table, step=step, stage_index=6, seed=3)
-            expected = REFERENCE.stage(
-                u, [output], [], table[number : number + 1], stage_index=6 + number, seed=3
+            made = cuda.backend.stage(u, [output], [], table, recorded, step=step)
+            expected = REFERENCE.backend.stage(
+                u, [output], [], table[number : number + 1], address.at_stage(6 + number)
             )
             assert_close(made[0], expected[0])
             assert_close(made[1], expected[1])
             cuda.backend.advance(step, times, time)
-            assert int(step) == number + 1 and time == times[min(number + 1, 3)]
+            assert int(step[0]) == number + 1 and time == times[min(number + 1, 3)]
 
 
 def test_a_history_row_may_be_written_over_the_oldest(cuda: Calls) -> None:

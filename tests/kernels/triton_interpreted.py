@@ -10,7 +10,7 @@ from backend_calls import REFERENCE, Calls
 from test_core import assert_close, channels_last, matrix, planes, swapped
 
 from cldfast import CLD, make_plan
-from cldfast.kernels import NoiseAddress
+from cldfast.kernels import NoiseAddress, recorded_step
 from cldfast.kernels.backends.reference import ReferenceBackend
 from cldfast.kernels.backends.triton.backend import TritonBackend
 from cldfast.kernels.philox import pair_normals, pair_words
@@ -154,16 +154,18 @@ def test_a_column_of_zeros_is_not_read() -> None:
 
 def test_a_table_and_its_step() -> None:
     u, output, table = torch.randn(7, 2 * 37), torch.randn(7, 37), matrix(5, 3, 3)
-    step, times, time = torch.tensor(2), torch.rand(4), torch.zeros(())
+    address = NoiseAddress(2**64 - 3, 2**40 + 7, 6, 1)
+    recorded, (_, *more) = recorded_step(address)
+    step, times, time = torch.tensor([2, *more]), torch.rand(4), torch.zeros(())
     for number in (2, 3, 4):
-        made = triton.stage(u, [output], [], table, step=step, stage_index=6, seed=3)
-        expected = REFERENCE.stage(
-            u, [output], [], table[number : number + 1], stage_index=6 + number, seed=3
+        made = BACKEND.stage(u, [output], [], table, recorded, step=step)
+        expected = REFERENCE.backend.stage(
+            u, [output], [], table[number : number + 1], address.at_stage(6 + number)
         )
         assert_close(made[0], expected[0])
         assert_close(made[1], expected[1])
         BACKEND.advance(step, times, time)
-        assert int(step) == number + 1 and float(time) == float(times[min(number + 1, 3)])
+        assert int(step[0]) == number + 1 and float(time) == float(times[min(number + 1, 3)])
 
 
 def test_given_noise() -> None:

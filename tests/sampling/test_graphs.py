@@ -5,6 +5,8 @@ What a GPU would capture is run again instead; all else is the code that runs th
 
 from __future__ import annotations
 
+import gc
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +17,10 @@ import torch
 import cldfast
 from cldfast import CLD, GraphWarning, LinearBeta, NoiseAddress, kernels, make_plan, run, sample
 from cldfast.planner.solvers import SOLVERS
-from cldfast.sampling.graphs import CaptureError, Recording
+from cldfast.sampling import recorders
+from cldfast.sampling.graphs import Recording
+from cldfast.sampling.kept_graphs import KeptRecordings
+from cldfast.sampling.recorders import CaptureError, Recorder
 
 D = 3
 
@@ -48,11 +53,12 @@ class Stepping(type(kernels.automatic_backend("cpu"))):  # type: ignore[misc]
         seen_planes,
         seen_dtype,
     ):
-        index = int(step)
+        index, seed, before = step.tolist()
         columns = torch.any(weights[index] != 0, dim=0)
         assert used == sum(1 << j for j in range(len(columns)) if columns[j])
         made = super().stage(
-            u, outputs, history, weights[index : index + 1], noise.at_stage(index),
+            u, outputs, history, weights[index : index + 1],
+            NoiseAddress(seed % 2**64, noise.first_index + before, index, noise.stream),
             seen_planes=seen_planes, seen_dtype=seen_dtype,
         )  # fmt: skip
         assert (made.history is None) == (row_out is None)
@@ -61,9 +67,9 @@ class Stepping(type(kernels.automatic_backend("cpu"))):  # type: ignore[misc]
         return kernels.StageResult(out.copy_(made.state), row_out, made.seen)
 
     def advance(self, step: torch.Tensor, times: torch.Tensor, time: torch.Tensor) -> None:
-        step += 1
-        if int(step) < len(times):
-            time.copy_(times[int(step)])
+        step[0] += 1
+        if int(step[0]) < len(times):
+            time.copy_(times[int(step[0])])
 
 
 def recorded(
@@ -72,12 +78,22 @@ def recorded(
     plan: cldfast.Plan,
     net: Any,
     u: torch.Tensor,
+    kept: KeptRecordings | None = None,
     **arguments: Any,
 ) -> torch.Tensor:
-    """`run(..., graph=True)` as on a GPU, with `record` for the capture."""
+    """`run(..., graph=True)` as on a GPU, with `record` for the capture; nothing is kept, or `kept`."""
     monkeypatch.setattr(kernels, "resolve_backend", lambda name, device: Stepping())
-    monkeypatch.setattr(cldfast.sampling.graphs, "CudaGraphs", lambda device: record)
+
+    class Fake(Recorder):
+        bytes = 1000
+
+        def __call__(self, body: Callable[[], None]) -> Callable[[], None]:
+            return record(body)
+
+    monkeypatch.setattr(recorders, "CudaGraphs", lambda device: Fake())
     monkeypatch.setattr(cldfast.sampling.graphs, "obstacle", lambda *arguments: "")
+    kept = KeptRecordings(bytes=0) if kept is None else kept
+    monkeypatch.setattr(sys.modules["cldfast.sampling.run"], "recordings", kept)
     try:
         return run(plan, net, u, graph=True, **arguments)
     finally:
@@ -259,12 +275,86 @@ def test_loop_body_compiles_without_graph_breaks() -> None:
 
 def test_a_recording_runs_from_its_own_copy() -> None:
     plan, u = make_plan(CLD(), "em", 2), torch.randn(2, 2 * D)
-    made = Recording(
-        plan,
-        lambda stage, u, t, seen, argument: (Network()(seen, argument),),
-        u,
-        NoiseAddress(),
-        Stepping(),
-        lambda body: body,
-    ).run(plan.stages)
-    assert made.data_ptr() != u.data_ptr()
+    recording = Recording(plan, u, NoiseAddress(), Stepping(), Recorder())
+
+    def evaluate(stage: Any, u: Any, t: Any, seen: Any, argument: Any) -> tuple[torch.Tensor, ...]:
+        return (Network()(seen, argument),)
+
+    made = recording.run(plan.stages, evaluate, u, NoiseAddress())
+    assert made.data_ptr() not in (u.data_ptr(), recording.u.data_ptr())
+
+
+class Trained(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.full((), 0.5))
+
+    def forward(self, u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.scale * Network()(u, t)
+
+
+def test_one_capture_serves_batches_and_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of plans that are alike, whatever the seed, the samples and the values of the parameters."""
+    captured, kept, nets = [], KeptRecordings(bytes=10**9), [Trained()]
+
+    def record(body: Callable[[], None]) -> Callable[[], None]:
+        captured.append(1)
+        return body
+
+    def captures(solver: str = "multistep", rows: int = 5, **address: int) -> int:
+        """How many a run makes, whose samples are those of a run step by step."""
+        before, u, plan = len(captured), torch.randn(rows, 2 * D), make_plan(CLD(), solver, 12)
+        made = recorded(monkeypatch, record, plan, nets[0], u, kept, **address)
+        assert torch.equal(made, run(plan, nets[0], u, **address))
+        return len(captured) - before
+
+    assert captures(seed=1) > 0
+    captures(seed=2**64 - 1, first_index=8)  # also of kinds that come once in a run
+    assert captures(seed=3, first_index=2**40) == 0
+    with torch.no_grad():
+        nets[0].scale.mul_(2.0)  # in place
+    assert captures(seed=3) == 0
+    # Another remainder of the first sample, another shape, another solver: recordings of their own.
+    assert captures(seed=1, first_index=3) > 0
+    assert captures(seed=1, rows=6) > 0
+    assert captures("em", seed=1) == 1
+    # Where parameters or modes are others, what is kept does not serve.
+    nets[0].scale = torch.nn.Parameter(torch.full((), 0.25))
+    assert captures("em", seed=1) == 1
+    nets[0].eval()
+    assert captures("em", seed=1) == 1
+    assert captures("em", seed=2) == 0
+    assert len(kept) == 6
+    nets.clear()
+    gc.collect()
+    assert len(kept) == 0
+
+
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, net = make_plan(CLD(), "em", 6), Trained()
+    sizes = []
+
+    def fill(kept: KeptRecordings, rows: int) -> None:
+        recorded(monkeypatch, lambda body: body, plan, net, torch.randn(rows, 2 * D), kept, seed=1)
+        sizes.append([recording.u.shape[0] for recording in kept._kept.values()])
+
+    by_number = KeptRecordings(most=2, bytes=10**9)
+    for rows in (1, 2, 1, 3):
+        fill(by_number, rows)
+    assert sizes[-1] == [1, 3]  # that of 2 rows was used least lately
+    one = next(iter(by_number._kept.values())).bytes
+    by_memory = KeptRecordings(bytes=2 * one + 100)
+    for rows in (1, 1, 2, 3):
+        fill(by_memory, rows)
+    assert sizes[-1] == [2, 3] or sizes[-1] == [3]
+    fill(by_memory, 10_000)  # alone too large
+    assert sizes[-1] == []
+
+
+def test_a_function_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, u = KeptRecordings(bytes=10**9), torch.randn(4, 2 * D)
+    net = Network()
+    recorded(
+        monkeypatch, lambda body: body, make_plan(CLD(), "em", 6), lambda u, t: net(u, t), u, kept
+    )
+    assert len(kept) == 0

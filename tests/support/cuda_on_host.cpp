@@ -15,7 +15,7 @@ namespace {
 constexpr unsigned MOST_THREADS = 1024;
 constexpr size_t STACK = 128 * 1024;
 // So few that loops over a grid go round more than once at sizes that tests can afford.
-constexpr int PROCESSORS = 1;
+constexpr int PROCESSORS = 1, TOGETHER = 2;
 
 struct Warp {
   uint64_t bits[2][LANES];
@@ -155,6 +155,10 @@ cudaError_t cudaGetDeviceCount(int* count) {
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = emulated::PROCESSORS;
+  return cudaSuccess;
+}
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t) {
+  *blocks = emulated::TOGETHER;
   return cudaSuccess;
 }
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return cudaSuccess; }

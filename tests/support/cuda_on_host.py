@@ -30,6 +30,7 @@ SOURCES = (
     "cuda/calls.cpp",
     "cuda/residual.cu",
     "cuda/stage.cu",
+    "cuda/stage_fast.cu",
     "cuda/table.cu",
 )
 

@@ -65,7 +65,8 @@ def install() -> None:
     cuda = cuda_on_host.backend()
     native.cuda = cuda.kernels
     cuda.kernels = Watched(cuda.kernels)
-    for backend in (cuda, TritonBackend()):
+    fast = cuda_on_host.OnHost(cuda.kernels, fast_normals=True)
+    for backend in (cuda, fast, TritonBackend()):
         kernels.unregister_backend(backend.name)
         kernels.register_backend(backend.name, lambda found=backend: found, ("cuda",))
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.utils._device
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
@@ -202,7 +203,7 @@ def install() -> None:
     cuda.device_count = lambda: 1
     cuda.current_device = lambda: 0
     cuda.synchronize = lambda device=None: None
-    cuda.mem_get_info = lambda device=None: (0, 0)
+    cuda.mem_get_info = lambda device=None: (0, 2**34)
     cuda.empty_cache = lambda: None
     cuda.get_device_name = lambda device=None: "Fake (host)"
     # Modes belong to a thread, and a device's gradients are made in a thread of its own.

@@ -18,11 +18,11 @@ from emulated_gpu import WrongMemoryError
 from fake_device import HostWaitError
 
 import cldfast
-import cldfast.sampling.graphs
 from cldfast import NoiseAddress, kernels
 from cldfast.kernels.backends.cuda import CudaBackend
 from cldfast.lab.models import MLPScore
 from cldfast.planner.solvers import SOLVERS
+from cldfast.sampling import recorders
 from cldfast.training import TrainConfig, Trainer
 from cldfast.training.row_weights import WEIGHTINGS
 from cldfast.training.times import TIME_SAMPLING
@@ -169,11 +169,12 @@ def test_samplers(solver: str) -> None:
     same(sampler(solver), uploads=False)
 
 
-def test_no_copy_to_the_device_for_each_step() -> None:
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_no_copy_to_the_device_for_each_step(backend: str) -> None:
     counts = []
-    for steps in (3, 9):
+    for steps in (3, 6):
         before = len(fake_device.copies)
-        sampler("sscs", steps=steps)("cuda")
+        sampler("sscs", steps=steps, backend=backend)("cuda")
         counts.append(len(fake_device.copies) - before)
     assert counts[0] == counts[1]
 
@@ -208,7 +209,7 @@ def rehearsal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What would be captured is run again, what would be compiled is run as it is."""
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    monkeypatch.setattr(cldfast.sampling.graphs, "CudaGraphs", lambda device: lambda body: body)
+    monkeypatch.setattr(recorders, "CudaGraphs", lambda device: recorders.Recorder())
     yield
     torch.set_default_device(None)
 
@@ -221,6 +222,7 @@ def test_the_check_is_rehearsed(
     monkeypatch.setattr(gpu_check, "LONG", [(2, 3000), (70, 1028)])
     monkeypatch.setattr(gpu_check, "REPEATS", 2)
     monkeypatch.setattr(gpu_check, "STEPS", 4)
+    monkeypatch.setattr(gpu_check, "MANY", 2**10)
     monkeypatch.setattr(gpu_check, "SHARE", (1, 3))
     gpu_check.run_checks()
     told = capsys.readouterr().out

@@ -18,12 +18,13 @@ from cldfast.kernels.time_tables import AtTimes
 class CudaBackend(CompiledBackend):
     """The kernels of `cldfast._cuda`. The same inputs give the same bits: sums are in fixed order.
 
-    kernels: the compiled module.
+    kernels: the compiled module. fast_normals: make normals of float32 by the hardware's logarithm,
+    sine and cosine, which differ from those of other backends by more than a rounding.
     """
 
-    def __init__(self, kernels: Any) -> None:
-        super().__init__("cuda", counts_steps=True)
-        self.kernels = kernels
+    def __init__(self, kernels: Any, fast_normals: bool = False) -> None:
+        super().__init__("cuda-fast-normals" if fast_normals else "cuda", counts_steps=True)
+        self.kernels, self.fast_normals = kernels, fast_normals
 
     def queue(self, device: torch.device) -> tuple[int, int]:
         """Device number and stream handle of PyTorch's current stream."""
@@ -48,6 +49,7 @@ class CudaBackend(CompiledBackend):
             self.kernels.stage(
                 layout, *planes, (weights.data_ptr(), count, rows, columns), on_device,
                 0 if step is None else step.data_ptr(), used, noise, self.queue(device),
+                self.fast_normals,
             )  # fmt: skip
 
     def _launch_residual(
@@ -110,7 +112,7 @@ class CudaBackend(CompiledBackend):
             )  # fmt: skip
 
 
-def load() -> CudaBackend:
+def load(fast_normals: bool = False) -> CudaBackend:
     """The backend; ImportError where the kernels were not built or no device runs them."""
     if native.cuda is None:
         raise ImportError(native.cuda_missing)
@@ -121,7 +123,7 @@ def load() -> CudaBackend:
             native.cuda.check_device(0)
     except native.cuda.CudaError as error:
         raise ImportError(f"no CUDA device: {error}") from error
-    return CudaBackend(native.cuda)
+    return CudaBackend(native.cuda, fast_normals)
 
 
 register_backend(
@@ -130,3 +132,4 @@ register_backend(
     ("cuda",),
     "Reinstall with nvcc at hand to build the CUDA kernels, or install Triton.",
 )
+register_backend("cuda-fast-normals", lambda: load(fast_normals=True), ("cuda",))

@@ -22,6 +22,23 @@ Noise = NoiseAddress | torch.Tensor
 ALL_COLUMNS = 2**64 - 1
 
 
+# Samples before a recorded step's are a multiple of so many: kernels take pairs together.
+STEP_SAMPLES = 4
+
+
+def recorded_step(address: NoiseAddress) -> tuple[NoiseAddress, list[int]]:
+    """What a step is recorded with, and what it reads from the device: the numbers of `step`.
+
+    The numbers are the stage, 0 at first, the seed as an int64, and a multiple of `STEP_SAMPLES`:
+    they are added to the recorded address. So one recording serves all seeds and, but for the
+    remainder, all samples.
+    """
+    rest = address.first_index % STEP_SAMPLES
+    seed = address.seed - 2**64 if address.seed >= 2**63 else address.seed
+    recorded = NoiseAddress(0, rest, address.stage_index, address.stream)
+    return recorded, [0, seed, address.first_index - rest]
+
+
 class StageResult(NamedTuple):
     """What a stage makes.
 
@@ -44,6 +61,8 @@ class Backend(ABC):
         does not is plain PyTorch, differentiable by autograd in all of its arguments.
     reads_tables: whether `stage` and `residual` read the matrices of rows from a table (`AtTimes`)
         themselves. For other backends `matrices` is called first.
+    keeps_matrices: whether `stage` copies a matrix of all rows to the device, so that a caller who
+        has it there already spares that copy.
     counts_steps: whether `stage` takes `step`, `used` and `row_out`, and `advance` is there: what a
         run needs to be captured as a graph.
     """
@@ -55,12 +74,14 @@ class Backend(ABC):
         fuses_gradients: bool = True,
         reads_tables: bool = False,
         counts_steps: bool = False,
+        keeps_matrices: bool = False,
     ) -> None:
         # Attributes of the object, not of its class, which a graph compiler cannot read.
         self.name = name
         self.fuses_gradients = fuses_gradients
         self.reads_tables = reads_tables
         self.counts_steps = counts_steps
+        self.keeps_matrices = keeps_matrices
 
     @abstractmethod
     def stage(
@@ -90,10 +111,13 @@ class Backend(ABC):
         seen_planes: s, the number of planes y that the network sees, the matrix's last rows;
         seen_dtype: theirs, the state's if None. They are rounded as `Tensor.to` rounds.
 
-        Where `counts_steps`: step is an int64 () on the device; weights are then a table (N, 2 + q
-        + s, n) on the device, of which the matrix number `step` is taken, and `step` is added to
-        the stage index. used: a bit for each column of such a table that is not all zeros. row_out:
-        receives the history row, and may be a history row itself.
+        Where `counts_steps`: step is an int64 (3,) on the device, see `recorded_step`; weights are
+        then a table (N, 2 + q + s, n) on the device, of which the matrix number `step[0]` is
+        taken, and the address of the noise is that of the step. used: a bit for each column of
+        such a table that is not all zeros. row_out: receives the history row, and may be a history
+        row itself.
+
+        Where `keeps_matrices`: a matrix of all rows may lie on the device, with its `used`.
         """
 
     @abstractmethod
@@ -132,7 +156,7 @@ class Backend(ABC):
         return philox.pair_words(address, count, device)
 
     def advance(self, step: torch.Tensor, times: torch.Tensor, time: torch.Tensor) -> None:
-        """`step += 1`, then `time = times[step]` while there is one; int64 (), (N,) and ().
+        """`step[0] += 1`, then `time = times[step[0]]` while there is one; int64 (3,), (N,) and ().
 
         Only where `counts_steps`.
         """

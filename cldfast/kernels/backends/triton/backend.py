@@ -20,7 +20,7 @@ class TritonBackend(Backend):
     advance = staticmethod(advance)
 
     def __init__(self) -> None:
-        super().__init__("triton", counts_steps=True)
+        super().__init__("triton", counts_steps=True, keeps_matrices=True)
 
     def matrices(self, weights: AtTimes) -> torch.Tensor | None:
         return matrices(weights) if self.covers(weights) else None

@@ -113,10 +113,13 @@ def stage_kernel(
     inside = (pair >= 0) & (pair < pairs)
     row, column = pair // width, pair % width
     matrix = tl.full([], 0, tl.int64)
+    first_half = (first_pair >> 1) + start // 2
     if TABLE:
         number = tl.load(step)
         matrix = number
         stage_index += number.to(tl.uint32)
+        seed = tl.load(step + 1).to(tl.uint64, bitcast=True)
+        first_half += (tl.load(step + 2) >> 1) * width
     if OWN:
         matrix = tl.where(inside, row, 0).to(tl.int64)
 
@@ -131,7 +134,6 @@ def stage_kernel(
             y0, y1 = tl.fma(x, w0, y0), tl.fma(x, w1, y1)
             y2, y3 = tl.fma(x, w2, y2), tl.fma(x, w3, y3)
     if NOISY:
-        first_half = (first_pair >> 1) + start // 2
         z_x, z_v = normals(seed, first_half, stage_index, stream, BLOCK, WIDE)
         for c in tl.static_range(2):
             z = z_v if c else z_x
@@ -277,7 +279,7 @@ def _pointers(planes: Sequence[Plane]) -> tuple[tuple[Any, ...], tuple[Any, ...]
 
 
 def advance(step: torch.Tensor, times: torch.Tensor, time: torch.Tensor) -> None:
-    """`step += 1`, then `time = times[step]` while there is one; int64 (), (N,) and ()."""
+    """See `cldfast.kernels.backends.protocol.Backend.advance`."""
     with current(step.device):
         _advance_kernel[(1,)](step, times, time, len(times))
 

@@ -44,7 +44,6 @@ from cldfast.training.data_scale import DataScale
 
 NETWORKS = RESULTS.parents[1] / "runs" / "one_network"
 EVALUATIONS = (5, 8, 10, 15, 20, 30, 50)
-SEEDS = (0, 1)
 # Samples end at this noise level, 1 % of the standard deviation of the data.
 LAST_SIGMA = 0.01
 # The process of training: its noise levels, 1e-3 to 300, hold those of all others.
@@ -86,6 +85,7 @@ def main() -> None:
     parser = new_parser(__doc__, RESULTS / "one_network_study.csv")
     parser.add_argument("--data", nargs="+", default=["funnel", "digits"], choices=list(DATA))
     parser.add_argument("--trainings", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=2, help="of sampling")
     parser.add_argument("--steps", type=int, help="training steps, for a trial")
     args = parser.parse_args()
     table: list[dict[str, Any]] = []
@@ -106,7 +106,7 @@ def main() -> None:
                 first = float(np.exp(noise_level(process).log_sigma(process.T)))
                 for kind, (solver, options) in SOLVERS.items():
                     for evaluations in EVALUATIONS:
-                        for seed in SEEDS:
+                        for seed in range(args.seeds):
                             with torch.no_grad():
                                 x = cldfast.sample(
                                     net, process, (drawn, *rows.shape[1:]), solver, evaluations,

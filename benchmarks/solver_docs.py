@@ -141,6 +141,20 @@ def speed(rows: Rows) -> str:
     return table(["problem", "solver", "evaluations", "s", "times faster"], lines)
 
 
+def one_network(rows: Rows) -> str:
+    """A row for each data set, kind of solver and process, a column for each number of calls."""
+    counts = list(dict.fromkeys(row["evaluations"] for row in rows))
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for key in dict.fromkeys((row["data"], row["kind"], row["process"]) for row in rows):
+        own = [row for row in rows if (row["data"], row["kind"], row["process"]) == key]
+        for count in counts:
+            found = [float(row["sliced_w2"]) for row in own if row["evaluations"] == count]
+            lines.setdefault(key, []).append(f"{sum(found) / len(found):.4f}")
+    return table(
+        ["data", "kind", "process", *counts], [[*key, *cells] for key, cells in lines.items()]
+    )
+
+
 def sections(results: Path = RESULTS) -> dict[str, str]:
     """Marker -> table."""
     study, nets = read("solver_study", results), read("learned_study", results)
@@ -153,6 +167,7 @@ def sections(results: Path = RESULTS) -> dict[str, str]:
         "digits": learned(nets, "digits"),
         "speed": speed(read("learned_speed", results)),
         "position": position(read("position_noise_study", results)),
+        "one_network": one_network(read("one_network_study", results)),
     }
 
 

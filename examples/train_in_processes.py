@@ -41,12 +41,7 @@ class UNet(torch.nn.Module):
 torch.manual_seed(0)
 config = TrainConfig(steps=60, batch_size=64, parameterization="noise", checkpoint_every=20)
 loader, accelerator = DataLoader(Spots(), batch_size=64), Accelerator()
-net = Trainer(
-    UNet(),
-    cldfast.CLD(),
-    loader,
-    config,
-    accelerator=accelerator,
-    folder=sys.argv[1] if len(sys.argv) > 1 else None,
-).fit()
+folder = sys.argv[1] if len(sys.argv) > 1 else None
+trainer = Trainer(UNet(), cldfast.CLD(), loader, config, accelerator=accelerator, folder=folder)
+net = trainer.fit()
 accelerator.print(accelerator.num_processes, "processes trained", type(net).__name__)

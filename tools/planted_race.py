@@ -10,8 +10,14 @@ u = torch.ones(30_000, 2)
 w = torch.eye(2, 4, dtype=torch.float64)[None]
 
 
+# One call can be over before the other thread begins; of many that begin together some overlap.
+together = threading.Barrier(2)
+
+
 def overwrite() -> None:
-    kernels.stage(u, weights=w, noise=NoiseAddress(1), backend="cpu", out=u)
+    together.wait()
+    for _ in range(100):
+        kernels.stage(u, weights=w, noise=NoiseAddress(1), backend="cpu", out=u)
 
 
 threads = [threading.Thread(target=overwrite) for _ in range(2)]

@@ -79,7 +79,7 @@ def _run(job: Job, folder: Path, deadline: float, environment: Mapping[str, str]
 
 def _outcome(job: Job, log: Path, limit: float, environment: Mapping[str, str]) -> tuple[str, str]:
     with log.open("w") as file:
-        # A session of its own, so that what the command has started ends with it.
+        # A process group of its own, so that all that the command has started ends with it.
         process = subprocess.Popen(
             job.command, env=dict(environment), stdout=file, stderr=subprocess.STDOUT,
             start_new_session=True,
